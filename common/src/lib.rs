@@ -1,0 +1,17 @@
+//! What the Heartwatch agent and controller must agree on.
+//!
+//! Read in this order: [`id`] (who), [`time`] (when), [`load`] (how busy), [`wire`] (the datagrams
+//! that carry them), [`auth`] (why to believe one), [`backoff`] (when to try again), [`config`] (how
+//! a file becomes settings), [`daemon`] (how a process lives under systemd or a shell).
+//!
+//! `id`, `load`, `wire` and `backoff` are values: they open nothing, read no clock and draw no ambient
+//! randomness. Only [`time::SystemClock`] reads the operating system's clocks.
+
+pub mod auth;
+pub mod backoff;
+pub mod config;
+pub mod daemon;
+pub mod id;
+pub mod load;
+pub mod time;
+pub mod wire;

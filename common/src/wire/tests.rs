@@ -1,0 +1,172 @@
+use super::*;
+use crate::auth::FleetSecret;
+use proptest::prelude::*;
+
+const HOST: HostId = HostId([0x11; 16]);
+
+fn header() -> Header {
+    Header { host: HOST, key_id: KeyId(3), generation: Generation(0x0102), flags: FLAG_ACK_WANTED }
+}
+
+fn stamp() -> Stamp {
+    Stamp {
+        boot: Boot(7),
+        seq: Seq(0x01020304),
+        sent: Instant::from_micros(0x1122_3344_5566),
+        gap: Duration::from_micros(1_000_000),
+        epoch: Epoch(0xdead_beef),
+    }
+}
+
+fn beat() -> Beat {
+    Beat {
+        stamp: stamp(),
+        late_ms: 12,
+        checks: 0b101,
+        load: LoadSample {
+            cpu_busy: Share::from_ratio(0.5),
+            run_queue_centi: 150,
+            network_kib_per_s: 9,
+            ..LoadSample::UNKNOWN
+        },
+    }
+}
+
+fn kinds() -> Vec<Vec<u8>> {
+    let h = header();
+    let nonce = [9; 16];
+    let controller = ControllerId(5);
+    let fields = [Field::Name("db-1"), Field::Label("zone", "a"), Field::AgentVersion("0.1.0")];
+    vec![
+        beat().encode(&h).to_vec(),
+        encode_hello(&h, &stamp(), 0, Duration::from_secs(1), &fields).unwrap(),
+        Leave { stamp: stamp(), reason: LeaveReason::Reboot, expected: Duration::from_secs(90) }
+            .encode(&h)
+            .to_vec(),
+        ProbeReply { stamp: stamp(), nonce }.encode(&h).to_vec(),
+        Probe { boot: Boot(7), number: 2, controller, epoch: Epoch(4), nonce }.encode(&h).to_vec(),
+        Ack {
+            boot: Boot(7),
+            seq: Seq(1),
+            echoed_sent: Instant::from_micros(99),
+            interval: Duration::from_millis(250),
+            epoch: Epoch(4),
+            controller,
+            cadence: 10,
+            lease: Duration::ZERO,
+        }
+        .encode(&h)
+        .to_vec(),
+    ]
+}
+
+#[test]
+fn what_is_encoded_is_what_is_decoded() {
+    let bytes = beat().encode(&header());
+    let got = decode(&bytes).unwrap();
+    assert_eq!((got.header, got.message), (header(), Message::Beat(beat())));
+    let hello = kinds().swap_remove(1);
+    let Message::Hello(hello) = decode(&hello).unwrap().message else { panic!("not a hello") };
+    let fields: Vec<_> = hello.fields().collect();
+    assert_eq!(
+        fields,
+        [Field::Name("db-1"), Field::Label("zone", "a"), Field::AgentVersion("0.1.0")]
+    );
+    let leave = kinds().swap_remove(2);
+    let Message::Leave(leave) = decode(&leave).unwrap().message else { panic!("not a leave") };
+    assert_eq!((leave.reason, leave.expected), (LeaveReason::Reboot, Duration::from_secs(90)));
+}
+
+#[test]
+fn fields_stand_at_the_offsets_of_the_byte_table() {
+    let b = beat().encode(&header());
+    assert_eq!(b[..8], [1, 1, 1, 3, 1, 2, 0, 0b101]);
+    assert_eq!(b[HOST_ID_OFFSET..24], HOST.0);
+    assert_eq!(b[24..32], [0, 0, 0, 7, 1, 2, 3, 4]);
+    assert_eq!(b[32..40], [0, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66]);
+    assert_eq!(b[40..48], [0, 0x0f, 0x42, 0x40, 0xde, 0xad, 0xbe, 0xef]);
+    assert_eq!(b[48..64], [0, 12, 125, 255, 255, 255, 0, 150, 0, 0, 0, 9, 255, 255, 255, 0]);
+}
+
+#[test]
+fn truncated_and_oversized_datagrams_are_refused() {
+    for bytes in kinds() {
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes[..len]).is_err(), "kind {} cut to {len}", bytes[1]);
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(decode(&longer).is_err(), "kind {} with a byte more", bytes[1]);
+        longer.resize(DATAGRAM_LEN_MAX + 1, 0);
+        assert_eq!(decode(&longer).unwrap_err(), DecodeError::TooLong);
+    }
+}
+
+#[test]
+fn unknown_versions_kinds_and_gaps_are_refused() {
+    let good = beat().encode(&header());
+    let with = |at: usize, byte: u8| {
+        let mut b = good;
+        b[at] = byte;
+        decode(&b).map(|d| d.header).unwrap_err()
+    };
+    assert_eq!(with(0, 2), DecodeError::Version);
+    assert_eq!(with(1, 7), DecodeError::Kind);
+    assert_eq!(with(40, 0xff), DecodeError::Gap);
+    let mut zero = good;
+    zero[40..44].fill(0);
+    assert_eq!(decode(&zero).unwrap_err(), DecodeError::Gap);
+}
+
+#[test]
+fn a_hello_beyond_the_limit_is_refused_where_it_is_made() {
+    let long = "x".repeat(200);
+    let fields = vec![Field::Label("k", &long); 6];
+    let error = encode_hello(&header(), &stamp(), 0, Duration::from_secs(1), &fields).unwrap_err();
+    assert_eq!(error.limit, DATAGRAM_LEN_MAX);
+    let field = [Field::Name(&"n".repeat(256))];
+    let error = encode_hello(&header(), &stamp(), 0, Duration::from_secs(1), &field).unwrap_err();
+    assert_eq!(error.limit, 255);
+}
+
+#[test]
+fn a_flipped_bit_anywhere_breaks_the_tag() {
+    let key = FleetSecret::new(KeyId(3), [5; 32]).host_key(HOST, Generation(0x0102));
+    for mut bytes in kinds() {
+        key.seal(&mut bytes);
+        assert!(key.verify(&decode(&bytes).unwrap()));
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(d) = decode(&bytes) {
+                assert!(!key.verify(&d), "bit {bit}");
+            }
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_decode_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1_300)) {
+        if let Ok(Datagram { message: Message::Hello(h), .. }) = decode(&bytes) {
+            prop_assert!(h.fields().count() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn mutated_datagrams_never_panic(
+        which in 0..6usize,
+        edits in proptest::collection::vec((0..1_200usize, any::<u8>()), 0..8),
+        cut in 0..1_300usize,
+    ) {
+        let mut bytes = kinds().swap_remove(which);
+        let len = bytes.len();
+        for (at, byte) in edits {
+            bytes[at % len] = byte;
+        }
+        bytes.truncate(cut.max(60));
+        if let Ok(Datagram { message: Message::Hello(h), .. }) = decode(&bytes) {
+            prop_assert!(h.fields().count() <= bytes.len());
+        }
+    }
+}
