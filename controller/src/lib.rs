@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The Heartwatch controller: from a beat to a failover.
+
+pub mod config;
+pub mod event;
+pub mod store;

@@ -1,0 +1,538 @@
+//! The controller's settings: every field with its unit, default and bound.
+//!
+//! [`RawConfig`] is what was typed; [`Config`] is what is true, checked once. `heartwatch-controller
+//! check-config` prints the effective settings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use heartwatch_common::config::{ConfigError, Span, bounded};
+use serde::{Deserialize, Serialize};
+
+use crate::event::EventKind;
+
+const fn ms(n: u64) -> Span {
+    Span(Duration::from_millis(n))
+}
+
+const fn secs(n: u64) -> Span {
+    Span(Duration::from_secs(n))
+}
+
+const HOUR: u64 = 3_600;
+const DAY: u64 = 24 * HOUR;
+
+/// The file as typed. Defaults are filled in by serde; bounds are checked by [`RawConfig::check`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// Name of this controller in events and logs. Default: `controller`.
+    pub name: String,
+    /// UDP addresses on which beats are received. Default: `["[::]:2328"]`, which takes IPv4 too.
+    pub listen: Vec<SocketAddr>,
+    /// TCP address of the HTTP API. Default: loopback only.
+    pub api_listen: SocketAddr,
+    /// Where the store, secrets made at first start, and backups live.
+    pub state_dir: PathBuf,
+    /// Fleet secrets, mode 0600. Default: `fleet-secret` in `state_dir`, made at first start.
+    pub fleet_secret_file: Option<PathBuf>,
+    /// Bearer token of the API, mode 0600. Default: `api-token` in `state_dir`, made at first start.
+    pub api_token_file: Option<PathBuf>,
+    /// Threads that receive and judge, 1 to 64; 0 = one per core. Default: 0.
+    pub shards: u16,
+    /// error, warn, info or debug. Default: info.
+    pub log_level: String,
+    /// When a host is suspect, and when it is down.
+    pub detector: RawDetector,
+    /// How long things are kept.
+    pub retention: RawRetention,
+    /// Who is told, by name.
+    pub receivers: BTreeMap<String, RawReceiver>,
+    /// Which events go to whom, in order; every rule that matches counts.
+    pub rules: Vec<RawRule>,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            name: "controller".to_owned(),
+            listen: vec![SocketAddr::from(([0u16; 8], heartwatch_common::wire::PORT))],
+            api_listen: SocketAddr::from(([127, 0, 0, 1], heartwatch_common::wire::PORT)),
+            state_dir: PathBuf::from("/var/lib/heartwatch-controller"),
+            fleet_secret_file: None,
+            api_token_file: None,
+            shards: 0,
+            log_level: "info".to_owned(),
+            detector: RawDetector::default(),
+            retention: RawRetention::default(),
+            receivers: BTreeMap::new(),
+            rules: Vec::new(),
+        }
+    }
+}
+
+/// When a host is suspect, and when it is down.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDetector {
+    /// Interval assigned to agents; `0s` lets each keep its own. 0, or 100ms to 1h. Default: 0s.
+    pub interval: Span,
+    /// Longest gap that a beat may announce, 1s to 1h. Default: 1m. Longer ones are clamped.
+    pub gap_max: Span,
+    /// Beats between two acks that an agent asks for, 1 to 1000. Default: 10.
+    pub ack_every: u16,
+    /// Least margin beyond the expected arrival, 10ms to 1m. Default: 50ms.
+    pub timeout_min: Span,
+    /// Greatest margin beyond the expected arrival, 100ms to 10m. Default: 30s.
+    pub timeout_max: Span,
+    /// How many seconds of later detection one false suspicion per beat is worth (C), 1s to 1000000000s.
+    /// Default: 100000s. Raise it for fewer suspicions and slower detection.
+    pub false_suspicion_cost: Span,
+    /// Probes of a suspect before it is down, 1 to 20. Default: 3.
+    pub probes: u8,
+    /// Time between probes, and after the last, 20ms to 10s. Default: 200ms.
+    pub probe_spacing: Span,
+    /// Probes per second and shard, 10 to 1000000: bounds a storm of suspects. Default: 20000.
+    pub probe_rate_max: u32,
+    /// How long the controller's own losses may excuse a host, 1s to 10m. Default: 30s.
+    pub doubt_max: Span,
+    /// Known hosts must be heard within this after a restart of the controller, 1s to 10m; each gets
+    /// its own moment in the second half of it. Default: 10s.
+    pub restart_grace: Span,
+    /// An expected host never heard is missing after this, 1s to 30d. Default: 10m.
+    pub missing_after: Span,
+    /// Hosts that left, or have been down, this long are forgotten; 1m to 3650d. Default: 30d.
+    pub forget_after: Span,
+}
+
+impl Default for RawDetector {
+    fn default() -> Self {
+        Self {
+            interval: secs(0),
+            gap_max: secs(60),
+            ack_every: 10,
+            timeout_min: ms(50),
+            timeout_max: secs(30),
+            false_suspicion_cost: secs(100_000),
+            probes: 3,
+            probe_spacing: ms(200),
+            probe_rate_max: 20_000,
+            doubt_max: secs(30),
+            restart_grace: secs(10),
+            missing_after: secs(600),
+            forget_after: secs(30 * DAY),
+        }
+    }
+}
+
+/// How long things are kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRetention {
+    /// Events and finished deliveries, 1h to 3650d. Default: 30d.
+    pub events: Span,
+    /// Dead letters, 1h to 3650d. Default: 90d.
+    pub dead_letters: Span,
+    /// Most events kept, 1000 to 100000000. Default: 1000000.
+    pub events_max: u64,
+}
+
+impl Default for RawRetention {
+    fn default() -> Self {
+        Self { events: secs(30 * DAY), dead_letters: secs(90 * DAY), events_max: 1_000_000 }
+    }
+}
+
+/// A webhook endpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawReceiver {
+    /// Where to POST: http:// or https://.
+    pub url: String,
+    /// Signing secrets as Standard Webhooks writes them (`whsec_` and base64, 24 to 64 bytes), one a
+    /// line, at most two, mode 0600; every live one signs. Without a file nothing is signed, and the
+    /// controller says so at start.
+    pub secret_file: Option<PathBuf>,
+    /// Bearer token to send, mode 0600.
+    pub bearer_token_file: Option<PathBuf>,
+    /// Time to connect, 100ms to 1m. Default: 3s.
+    #[serde(default = "receiver::connect_timeout")]
+    pub connect_timeout: Span,
+    /// Time for the whole attempt, 100ms to 5m. Default: 15s.
+    #[serde(default = "receiver::timeout")]
+    pub timeout: Span,
+    /// Attempts under way at once, 1 to 1000. Default: 16.
+    #[serde(default = "receiver::concurrency")]
+    pub concurrency: u16,
+    /// Bound of the first wait between attempts, 10ms to 1m; it doubles. Default: 1s.
+    #[serde(default = "receiver::retry_base")]
+    pub retry_base: Span,
+    /// Bound of any wait, 1s to 1h. Default: 5m.
+    #[serde(default = "receiver::retry_cap")]
+    pub retry_cap: Span,
+    /// Time waited in all before a delivery becomes a dead letter, 1m to 30d. Default: 25h.
+    #[serde(default = "receiver::give_up_after")]
+    pub give_up_after: Span,
+}
+
+mod receiver {
+    use super::{HOUR, Span, secs};
+
+    pub(super) const fn connect_timeout() -> Span {
+        secs(3)
+    }
+    pub(super) const fn timeout() -> Span {
+        secs(15)
+    }
+    pub(super) const fn concurrency() -> u16 {
+        16
+    }
+    pub(super) const fn retry_base() -> Span {
+        secs(1)
+    }
+    pub(super) const fn retry_cap() -> Span {
+        secs(300)
+    }
+    pub(super) const fn give_up_after() -> Span {
+        secs(25 * HOUR)
+    }
+}
+
+/// Which events go to whom.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRule {
+    /// For people and for `why`.
+    pub name: String,
+    /// Labels that a host must have, all of them. Empty: every host, and the controller's own events.
+    #[serde(default, rename = "match")]
+    pub labels: BTreeMap<String, String>,
+    /// Event kinds, such as `host.down`.
+    pub events: Vec<String>,
+    /// Names of receivers.
+    pub receivers: Vec<String>,
+    /// Labels in which candidates for taking over must equal the failed host. Default: none.
+    #[serde(default)]
+    pub candidates_same: Vec<String>,
+    /// Decide and record, but send nothing. Default: false.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Settings that have been checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// See [`RawConfig::name`].
+    pub name: String,
+    /// See [`RawConfig::listen`]; never empty.
+    pub listen: Vec<SocketAddr>,
+    /// See [`RawConfig::api_listen`].
+    pub api_listen: SocketAddr,
+    /// See [`RawConfig::state_dir`].
+    pub state_dir: PathBuf,
+    /// See [`RawConfig::fleet_secret_file`].
+    pub fleet_secret_file: PathBuf,
+    /// See [`RawConfig::api_token_file`].
+    pub api_token_file: PathBuf,
+    /// See [`RawConfig::shards`]; 0 = one per core.
+    pub shards: u16,
+    /// See [`RawConfig::log_level`].
+    pub log_level: log::LevelFilter,
+    /// See [`RawDetector`].
+    pub detector: DetectorConfig,
+    /// See [`RawRetention`].
+    pub retention: crate::store::Retention,
+    /// See [`RawReceiver`].
+    pub receivers: BTreeMap<String, Receiver>,
+    /// See [`RawRule`].
+    pub rules: Vec<Rule>,
+}
+
+/// See [`RawDetector`], field by field.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is documented in RawDetector under the same name")]
+pub struct DetectorConfig {
+    pub interval: Duration,
+    pub gap_max: Duration,
+    pub ack_every: u16,
+    pub timeout_min: Duration,
+    pub timeout_max: Duration,
+    pub false_suspicion_cost: Duration,
+    pub probes: u8,
+    pub probe_spacing: Duration,
+    pub probe_rate_max: u32,
+    pub doubt_max: Duration,
+    pub restart_grace: Duration,
+    pub missing_after: Duration,
+    pub forget_after: Duration,
+}
+
+/// See [`RawReceiver`], field by field.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is documented in RawReceiver under the same name")]
+pub struct Receiver {
+    pub name: String,
+    pub url: String,
+    pub secret_file: Option<PathBuf>,
+    pub bearer_token_file: Option<PathBuf>,
+    pub connect_timeout: Duration,
+    pub timeout: Duration,
+    pub concurrency: u16,
+    pub retry_base: Duration,
+    pub retry_cap: Duration,
+    pub give_up_after: Duration,
+}
+
+/// See [`RawRule`], field by field.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is documented in RawRule under the same name")]
+pub struct Rule {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub events: BTreeSet<EventKind>,
+    pub receivers: Vec<String>,
+    pub candidates_same: Vec<String>,
+    pub dry_run: bool,
+}
+
+impl RawConfig {
+    /// Reads a file; without one, the defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        path.map_or_else(|| Ok(Self::default()), heartwatch_common::config::load)
+    }
+
+    /// Checks every bound and every reference between settings.
+    pub fn check(&self) -> Result<Config, ConfigError> {
+        let refuse = |key: &str, message: &str| Err(ConfigError::value(key, message));
+        if self.name.is_empty() || self.name.len() > 63 {
+            return refuse("name", "1 to 63 characters are needed");
+        }
+        if self.listen.is_empty() || self.listen.len() > 16 {
+            return refuse("listen", "1 to 16 addresses are needed, such as \"[::]:2328\"");
+        }
+        if self.shards > 64 {
+            return refuse("shards", "at most 64 are allowed; 0 takes one per core");
+        }
+        let log_level = match self.log_level.as_str() {
+            "error" => log::LevelFilter::Error,
+            "warn" => log::LevelFilter::Warn,
+            "info" => log::LevelFilter::Info,
+            "debug" => log::LevelFilter::Debug,
+            _ => return refuse("log_level", "use error, warn, info or debug"),
+        };
+        let mut receivers = BTreeMap::new();
+        for (name, raw) in &self.receivers {
+            receivers.insert(name.clone(), raw.check(name)?);
+        }
+        let mut rules = Vec::new();
+        for (i, raw) in self.rules.iter().enumerate() {
+            rules.push(raw.check(i, &receivers)?);
+        }
+        let in_state = |file: &Option<PathBuf>, name: &str| {
+            file.clone().unwrap_or_else(|| self.state_dir.join(name))
+        };
+        Ok(Config {
+            name: self.name.clone(),
+            listen: self.listen.clone(),
+            api_listen: self.api_listen,
+            state_dir: self.state_dir.clone(),
+            fleet_secret_file: in_state(&self.fleet_secret_file, "fleet-secret"),
+            api_token_file: in_state(&self.api_token_file, "api-token"),
+            shards: self.shards,
+            log_level,
+            detector: self.detector.check()?,
+            retention: self.retention.check()?,
+            receivers,
+            rules,
+        })
+    }
+}
+
+impl RawDetector {
+    fn check(&self) -> Result<DetectorConfig, ConfigError> {
+        let b = |key: &str, span: Span, min: Span, max: Span| {
+            bounded(&format!("detector.{key}"), span, min.0, max.0)
+        };
+        let interval = if self.interval.0.is_zero() {
+            Duration::ZERO
+        } else {
+            b("interval", self.interval, ms(100), secs(HOUR))?
+        };
+        let c = DetectorConfig {
+            interval,
+            gap_max: b("gap_max", self.gap_max, secs(1), secs(HOUR))?,
+            ack_every: self.ack_every,
+            timeout_min: b("timeout_min", self.timeout_min, ms(10), secs(60))?,
+            timeout_max: b("timeout_max", self.timeout_max, ms(100), secs(600))?,
+            false_suspicion_cost: b(
+                "false_suspicion_cost",
+                self.false_suspicion_cost,
+                secs(1),
+                secs(1_000_000_000),
+            )?,
+            probes: self.probes,
+            probe_spacing: b("probe_spacing", self.probe_spacing, ms(20), secs(10))?,
+            probe_rate_max: self.probe_rate_max,
+            doubt_max: b("doubt_max", self.doubt_max, secs(1), secs(600))?,
+            restart_grace: b("restart_grace", self.restart_grace, secs(1), secs(600))?,
+            missing_after: b("missing_after", self.missing_after, secs(1), secs(30 * DAY))?,
+            forget_after: b("forget_after", self.forget_after, secs(60), secs(3_650 * DAY))?,
+        };
+        let value = |key: &str, message: &str| Err(ConfigError::value(key, message));
+        if !(1..=1000).contains(&c.ack_every) {
+            return value("detector.ack_every", "1 to 1000 are allowed");
+        }
+        if !(1..=20).contains(&c.probes) {
+            return value("detector.probes", "1 to 20 are allowed");
+        }
+        if !(10..=1_000_000).contains(&c.probe_rate_max) {
+            return value("detector.probe_rate_max", "10 to 1000000 are allowed");
+        }
+        if c.timeout_min > c.timeout_max {
+            return value("detector.timeout_min", "it must not exceed detector.timeout_max");
+        }
+        if c.interval > c.gap_max {
+            return value("detector.interval", "it must not exceed detector.gap_max");
+        }
+        Ok(c)
+    }
+}
+
+impl RawRetention {
+    fn check(&self) -> Result<crate::store::Retention, ConfigError> {
+        let (min, max) = (Duration::from_secs(HOUR), Duration::from_secs(3_650 * DAY));
+        if !(1_000..=100_000_000).contains(&self.events_max) {
+            return Err(ConfigError::value(
+                "retention.events_max",
+                "1000 to 100000000 are allowed",
+            ));
+        }
+        Ok(crate::store::Retention {
+            events: bounded("retention.events", self.events, min, max)?,
+            dead: bounded("retention.dead_letters", self.dead_letters, min, max)?,
+            events_max: self.events_max,
+        })
+    }
+}
+
+impl RawReceiver {
+    fn check(&self, name: &str) -> Result<Receiver, ConfigError> {
+        let key = |field: &str| format!("receivers.{name}.{field}");
+        let usable = !name.is_empty()
+            && name.len() <= 63
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if !usable {
+            return Err(ConfigError::value(
+                &format!("receivers.{name}"),
+                "a receiver's name has 1 to 63 letters, digits, `-`, `_` or `.`",
+            ));
+        }
+        let url_ok = reqwest::Url::parse(&self.url)
+            .is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.host().is_some());
+        if !url_ok {
+            return Err(ConfigError::value(&key("url"), "an http:// or https:// URL is needed"));
+        }
+        if !(1..=1000).contains(&self.concurrency) {
+            return Err(ConfigError::value(&key("concurrency"), "1 to 1000 are allowed"));
+        }
+        let b = |field: &str, span: Span, min: Span, max: Span| {
+            bounded(&key(field), span, min.0, max.0)
+        };
+        Ok(Receiver {
+            name: name.to_owned(),
+            url: self.url.clone(),
+            secret_file: self.secret_file.clone(),
+            bearer_token_file: self.bearer_token_file.clone(),
+            connect_timeout: b("connect_timeout", self.connect_timeout, ms(100), secs(60))?,
+            timeout: b("timeout", self.timeout, ms(100), secs(300))?,
+            concurrency: self.concurrency,
+            retry_base: b("retry_base", self.retry_base, ms(10), secs(60))?,
+            retry_cap: b("retry_cap", self.retry_cap, secs(1), secs(HOUR))?,
+            give_up_after: b("give_up_after", self.give_up_after, secs(60), secs(30 * DAY))?,
+        })
+    }
+}
+
+impl RawRule {
+    fn check(
+        &self,
+        index: usize,
+        receivers: &BTreeMap<String, Receiver>,
+    ) -> Result<Rule, ConfigError> {
+        let key = |field: &str| format!("rules[{index}] ({}).{field}", self.name);
+        if self.events.is_empty() {
+            return Err(ConfigError::value(&key("events"), "at least one event is needed"));
+        }
+        let events = self
+            .events
+            .iter()
+            .map(|e| e.parse())
+            .collect::<Result<BTreeSet<EventKind>, String>>()
+            .map_err(|message| ConfigError::value(&key("events"), message))?;
+        if self.receivers.is_empty() {
+            return Err(ConfigError::value(&key("receivers"), "at least one receiver is needed"));
+        }
+        if let Some(unknown) = self.receivers.iter().find(|r| !receivers.contains_key(*r)) {
+            let message = format!("`{unknown}` is not among the receivers of this file");
+            return Err(ConfigError::value(&key("receivers"), message));
+        }
+        Ok(Rule {
+            name: self.name.clone(),
+            labels: self.labels.clone(),
+            events,
+            receivers: self.receivers.clone(),
+            candidates_same: self.candidates_same.clone(),
+            dry_run: self.dry_run,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, String> {
+        let raw: RawConfig = toml::from_str(text).map_err(|e| e.to_string())?;
+        raw.check().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_good() {
+        let config = check("").unwrap();
+        assert_eq!(config.api_listen.to_string(), "127.0.0.1:2328");
+        assert!(config.rules.is_empty());
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_the_key_that_is_wrong() {
+        let receiver = "[receivers.r]\nurl = \"http://127.0.0.1:1/\"\n";
+        let cases = [
+            ("[detector]\nprobes = 0", "detector.probes"),
+            ("[detector]\ntimeout_max = \"1ms\"", "detector.timeout_max"),
+            ("[detector]\ntimeout_min = \"40s\"", "detector.timeout_min"),
+            ("[detector]\ninterval = \"2m\"", "detector.interval"),
+            ("listen = []", "listen"),
+            ("log_level = \"loud\"", "log_level"),
+            ("nmae = \"x\"", "nmae"),
+            ("[receivers.r]\nurl = \"ftp://x/\"", "receivers.r.url"),
+            ("[receivers.\"a b\"]\nurl = \"http://x/\"", "receivers.a b"),
+            (&format!("{receiver}timeout = \"1h\""), "receivers.r.timeout"),
+            (
+                "[[rules]]\nname = \"n\"\nevents = [\"host.down\"]\nreceivers = [\"x\"]",
+                "`x` is not",
+            ),
+            (
+                &format!(
+                    "{receiver}[[rules]]\nname=\"n\"\nevents=[\"host.dwon\"]\nreceivers=[\"r\"]"
+                ),
+                "host.dwon",
+            ),
+        ];
+        for (text, wanted) in cases {
+            let error = check(text).unwrap_err();
+            assert!(error.contains(wanted), "{text}\n{error}");
+        }
+    }
+}

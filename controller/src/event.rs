@@ -1,0 +1,274 @@
+//! What the controller says: states, events and the words in them.
+//!
+//! An [`EventKind`] is journaled when a host's story takes a turn; a *delivery* carries it to a
+//! receiver. The JSON body of a webhook is [`payload`]'s; its `data` object is built by the policy and
+//! completed (token, superseded deliveries) by the store in the transaction that journals it, so that
+//! every retry sends the same bytes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use heartwatch_common::time::Wall;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// Where a host stands. `Pending` is expected but never heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Registered or imported, no proof of life yet.
+    Pending,
+    /// Beats arrive.
+    Alive,
+    /// Overdue beyond its timeout; being probed.
+    Suspect,
+    /// Overdue, and no probe was answered by its agent.
+    Down,
+    /// Said goodbye.
+    Left,
+}
+
+impl State {
+    /// Every state, in display order.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Alive, Self::Suspect, Self::Down, Self::Left];
+
+    /// As it stands in JSON, labels and tables.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+            Self::Left => "left",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for State {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| {
+            format!("`{text}` is not a state: use pending, alive, suspect, down or left")
+        })
+    }
+}
+
+/// Why a host is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Nothing answered: neither its agent nor its kernel.
+    Silent,
+    /// Its kernel says that nobody listens: the host is up, its agent is gone.
+    AgentLost,
+}
+
+impl Cause {
+    /// As it stands in JSON, labels and tables.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::AgentLost => "agent-lost",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventKind {
+    /// First proof of life of a host.
+    HostJoined,
+    /// Overdue; probes are on their way. May be a mistake.
+    HostSuspect,
+    /// Down, cause silent: fail its work over.
+    HostDown,
+    /// Down, cause agent-lost: the host is up but its agent is gone. An alert, unless a rule acts on it.
+    HostAgentLost,
+    /// Back from suspect, down or left. `same_boot: true` means that we were wrong.
+    HostRecovered,
+    /// A new life of the agent without an outage in between.
+    HostRestarted,
+    /// Said goodbye.
+    HostLeft,
+    /// Expected, but not heard within `missing_after`.
+    HostMissing,
+    /// Two boots answer under one identity.
+    HostDuplicate,
+    /// Removed from the registry, by an operator or by `forget_after`.
+    HostForgotten,
+    /// The controller can't trust its own eyes: actions are held.
+    ControllerBlind,
+    /// It can again: what was held has been judged again.
+    ControllerSighted,
+    /// An operator paused all actions.
+    ControllerPaused,
+    /// The pause ended.
+    ControllerResumed,
+}
+
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 14] = [
+        Self::HostJoined,
+        Self::HostSuspect,
+        Self::HostDown,
+        Self::HostAgentLost,
+        Self::HostRecovered,
+        Self::HostRestarted,
+        Self::HostLeft,
+        Self::HostMissing,
+        Self::HostDuplicate,
+        Self::HostForgotten,
+        Self::ControllerBlind,
+        Self::ControllerSighted,
+        Self::ControllerPaused,
+        Self::ControllerResumed,
+    ];
+
+    /// As it stands in config, JSON and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HostJoined => "host.joined",
+            Self::HostSuspect => "host.suspect",
+            Self::HostDown => "host.down",
+            Self::HostAgentLost => "host.agent-lost",
+            Self::HostRecovered => "host.recovered",
+            Self::HostRestarted => "host.restarted",
+            Self::HostLeft => "host.left",
+            Self::HostMissing => "host.missing",
+            Self::HostDuplicate => "host.duplicate",
+            Self::HostForgotten => "host.forgotten",
+            Self::ControllerBlind => "controller.blind",
+            Self::ControllerSighted => "controller.sighted",
+            Self::ControllerPaused => "controller.paused",
+            Self::ControllerResumed => "controller.resumed",
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for EventKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|k| k.as_str() == text).ok_or_else(|| {
+            let known: Vec<_> = Self::ALL.iter().map(|k| k.as_str()).collect();
+            format!("`{text}` is not an event; known are {}", known.join(", "))
+        })
+    }
+}
+
+impl Serialize for EventKind {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for EventKind {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub uuid::Uuid);
+
+        impl $name {
+            /// A new id: version 7 of RFC 9562, from a time and randomness that are passed in.
+            pub fn new<R: Rng + ?Sized>(at: Wall, rng: &mut R) -> Self {
+                let mut random = [0; 10];
+                rng.fill_bytes(&mut random);
+                let ms = u64::try_from(at.0).unwrap_or(0);
+                Self(uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.0.as_hyphenated())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                uuid::Uuid::try_parse(text).map(Self).map_err(|e| format!("`{text}`: {e}"))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+uuid_id! {
+    /// Names one event for ever; the idempotency key of its deliveries.
+    EventId
+}
+uuid_id! {
+    /// Names one outage of one host, from its first suspicion to its end.
+    IncidentId
+}
+
+/// The body of a webhook: `{"type", "timestamp", "data"}` (Standard Webhooks' shape). `data` holds at
+/// least `event_id` and, for events of a host, `host`, `incident`, `token` and `supersedes`.
+pub fn payload(kind: EventKind, at: Wall, data: Map<String, Value>) -> Value {
+    json!({ "type": kind.as_str(), "timestamp": at.to_string(), "data": data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn kinds_and_states_survive_their_text_form() {
+        for kind in EventKind::ALL {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+        }
+        for state in State::ALL {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+        assert!("host.dwon".parse::<EventKind>().unwrap_err().contains("host.down"));
+    }
+
+    #[test]
+    fn ids_of_one_millisecond_differ_and_survive_their_text_form() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let a = EventId::new(Wall(1_700_000_000_000), &mut rng);
+        let b = EventId::new(Wall(1_700_000_000_000), &mut rng);
+        assert_ne!(a, b);
+        assert_eq!(a.to_string().parse(), Ok(a));
+    }
+}
