@@ -1,5 +1,9 @@
 //! The Heartwatch controller: from a beat to a failover.
 
 pub mod config;
+pub mod control;
+pub mod delivery;
 pub mod event;
+pub mod metrics;
 pub mod store;
+pub mod view;

@@ -1,0 +1,271 @@
+//! What the API may ask of the running controller: one trait, so that routes know nothing of shards.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use heartwatch_common::id::{Boot, ControllerId, Epoch, HostId, Seq};
+use heartwatch_common::time::Wall;
+use serde::{Deserialize, Serialize};
+
+use crate::event::State;
+use crate::store::{DeliveryId, StoreError};
+
+/// Most hosts in one import.
+pub const IMPORT_LEN_MAX: usize = 100_000;
+/// Longest pause.
+pub const PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// An expected host, to be registered as `pending`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportHost {
+    /// Who.
+    pub id: HostId,
+    /// Its name until it says its own.
+    #[serde(default)]
+    pub name: String,
+    /// Its labels until it says its own.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What an import did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// Registered as pending.
+    pub added: u64,
+    /// Known already; left as they are.
+    pub known: u64,
+}
+
+/// What a redrive did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedriveReport {
+    /// On their way again.
+    pub redriven: Vec<DeliveryId>,
+    /// Judged again and no longer true: cancelled, with the reason.
+    pub cancelled: Vec<(DeliveryId, String)>,
+    /// Not dead letters, so left alone.
+    pub skipped: Vec<DeliveryId>,
+}
+
+/// What to redrive.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Redrive {
+    /// These.
+    Ids(Vec<DeliveryId>),
+    /// All dead letters, or those of one receiver; the oldest 1,000.
+    Dead {
+        /// Only to this receiver.
+        receiver: Option<String>,
+    },
+}
+
+/// A pause of all actions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// When it ends, milliseconds since 1970.
+    pub until_ms: Wall,
+    /// Why, in the operator's words.
+    pub reason: String,
+}
+
+/// Why the controller distrusts its own eyes, or its hands are tied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+pub enum Doubt {
+    /// The kernel drops datagrams at a shard's sockets.
+    Drops {
+        /// Which shard.
+        shard: u16,
+        /// Share of datagrams lost in the last window, parts per million.
+        drop_ppm: u64,
+    },
+    /// A shard judges hosts as of more than a second ago.
+    Lagging {
+        /// Which shard.
+        shard: u16,
+        /// By how much, milliseconds.
+        lag_ms: u64,
+    },
+    /// Own losses have excused hosts for longer than `doubt_max`: actions are held.
+    Blind {
+        /// Which shard.
+        shard: u16,
+    },
+    /// Just started: not every known host has had its fair chance yet.
+    Restarted {
+        /// How long that goes on, milliseconds.
+        remaining_ms: u64,
+    },
+    /// The store can't be written: events wait in memory, deliveries rest.
+    Store {
+        /// What it said.
+        error: String,
+    },
+}
+
+/// One shard, for people.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Its number.
+    pub shard: u16,
+    /// Its hosts.
+    pub hosts: u64,
+    /// Datagrams read.
+    pub received: u64,
+    /// Beats that proved life.
+    pub beats: u64,
+    /// Datagrams dropped by the kernel at its sockets.
+    pub dropped: u64,
+    /// Datagrams rejected, by reason; zeroes are left out.
+    pub rejects: BTreeMap<String, u64>,
+    /// Hosts being probed.
+    pub probing: u64,
+    /// How far judging lags behind now, milliseconds.
+    pub lag_ms: u64,
+    /// Receive buffer as granted, bytes.
+    pub receive_buffer_bytes: u64,
+}
+
+/// The controller, for people.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its lasting identity.
+    pub controller: ControllerId,
+    /// Its epoch: drawn at this start.
+    pub epoch: Epoch,
+    /// UDP addresses on which beats are received.
+    pub listen: Vec<SocketAddr>,
+    /// When it started, milliseconds since 1970.
+    pub started_ms: Wall,
+    /// Hosts by state.
+    pub hosts: BTreeMap<String, u64>,
+    /// Its shards.
+    pub shards: Vec<ShardStatus>,
+    /// Why it distrusts itself; empty is good.
+    pub doubts: Vec<Doubt>,
+    /// A pause of all actions, if one is in force.
+    pub pause: Option<Pause>,
+    /// Deliveries by receiver and state, unfinished and dead ones.
+    pub deliveries: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Events that wait in memory for the store.
+    pub events_waiting: u64,
+}
+
+/// One bin of the overdue histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OverdueBin {
+    /// Beats in this bin were overdue by more than this, milliseconds.
+    pub above_ms: f64,
+    /// How many (decayed).
+    pub count: f64,
+}
+
+/// A suspect's probes so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeWhy {
+    /// Sent so far.
+    pub sent: u8,
+    /// Of how many.
+    pub of: u8,
+    /// How many its kernel answered with "nobody listens".
+    pub unreachable: u8,
+}
+
+/// What the detector knows of one host right now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostWhy {
+    /// Where it stands in its shard.
+    pub state: State,
+    /// Which shard.
+    pub shard: u16,
+    /// Life of its agent.
+    pub boot: Boot,
+    /// Number of its newest datagram.
+    pub seq: Seq,
+    /// Time since the last proof of life, milliseconds; `None` before the first.
+    pub silence_ms: Option<u64>,
+    /// When the next beat is expected, milliseconds from now (negative: it is overdue).
+    pub expected_in_ms: Option<i64>,
+    /// How much later than expected it may come, milliseconds.
+    pub margin_ms: f64,
+    /// What set the margin: `learned`, `prior`, `floor` or `ceiling`.
+    pub margin_source: String,
+    /// When it becomes suspect, milliseconds from now; `None` if it can't.
+    pub deadline_in_ms: Option<i64>,
+    /// The gap that its last beat announced, milliseconds.
+    pub gap_ms: u64,
+    /// Mean of recent inter-arrival times, milliseconds.
+    pub inter_arrival_mean_ms: f64,
+    /// Mean deviation of recent inter-arrival times, milliseconds.
+    pub inter_arrival_deviation_ms: f64,
+    /// How overdue its beats were.
+    pub overdue: Vec<OverdueBin>,
+    /// Beats learned from (decayed).
+    pub beats_learned: f64,
+    /// The newest arrivals' overdue times, milliseconds, newest first.
+    pub last_overdue_ms: Vec<f64>,
+    /// How late its own timer fired for its last beat, milliseconds.
+    pub late_ms: u16,
+    /// Suspicions that proved wrong (same boot came back).
+    pub mistakes: u32,
+    /// Probing, if it is.
+    pub probes: Option<ProbeWhy>,
+    /// This shard's drop share in the last window, parts per million.
+    pub shard_drop_ppm: u64,
+    /// How far this shard's judging lags, milliseconds.
+    pub shard_lag_ms: u64,
+}
+
+/// Why the controller could not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No such host.
+    #[error("no host {0} is registered")]
+    UnknownHost(HostId),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// A shard did not answer in time.
+    #[error("shard {0} did not answer in time")]
+    Busy(u16),
+    /// The store could not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The running controller.
+#[async_trait]
+pub trait Control: Send + Sync {
+    /// The controller, for people.
+    async fn status(&self) -> Status;
+
+    /// Why it distrusts itself right now; empty is good.
+    fn doubts(&self) -> Vec<Doubt>;
+
+    /// Whether it can do its work: `Err` says why not (store unwritable, a shard stuck, blind).
+    async fn ready(&self) -> Result<(), Vec<String>>;
+
+    /// What the detector knows of a host right now.
+    async fn why(&self, host: HostId) -> Result<HostWhy, ControlError>;
+
+    /// Registers expected hosts as pending.
+    async fn import(&self, hosts: Vec<ImportHost>) -> Result<ImportReport, ControlError>;
+
+    /// Removes a host from the registry; it comes back if it says hello again.
+    async fn forget(&self, host: HostId) -> Result<(), ControlError>;
+
+    /// Holds all actions for a time; state stays true and visible. Zero ends a pause.
+    async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError>;
+
+    /// Sends dead letters again, after judging each against the present state.
+    async fn redrive(&self, what: Redrive) -> Result<RedriveReport, ControlError>;
+}
