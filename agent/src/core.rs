@@ -1,0 +1,538 @@
+//! The whole protocol of the agent, as a value.
+//!
+//! The shell around a [`Core`] waits until [`Core::next_wake`] or a datagram, reads the clock once, calls
+//! [`Core::tick`] or [`Core::receive`], and sends what they put into `out`. There is one `Session` per
+//! configured controller; each beat goes to all of them, sealed separately, since seq and epoch differ.
+//!
+//! What comes in is believed only after its tag was checked under the host's own key. Of that:
+//! - an *ack* counts only if it answers something unacknowledged; recordings change nothing;
+//! - a *probe* is answered at once, by as many bytes as it had, at most [`PROBES_PER_SECOND`] in the long
+//!   run, to where it came from; it can teach an epoch but nothing else;
+//! - everything else is counted by its [`Reject`] and answered by silence.
+//!
+//! There is one schedule for all controllers, so two that assign different intervals get the shorter.
+//! A controller that was lost has no say as long as another one is heard; when none is, the default
+//! interval holds and every beat asks for an ack.
+//!
+//! Cost: a beat is one keyed hash and one 80-byte array per controller; nothing is allocated but for
+//! a hello. Memory is fixed: about 1.5 KiB per controller.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use heartwatch_common::auth::HostKey;
+use heartwatch_common::id::{Boot, HostId};
+use heartwatch_common::load::LoadSample;
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::{
+    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, Field, Fixed, Header,
+    HelloTooLong, Leave, LeaveReason, Message, Probe, ProbeReply, Stamp,
+};
+use rand::{Rng, RngExt};
+
+use crate::schedule::{Pace, Schedule};
+use limit::Bucket;
+use session::{AckVerdict, Sent, Session};
+pub use session::{
+    CADENCE_MAX, EPOCHS_LEFT_LEN, HELLO_GAP_MAX, HELLO_GAP_MIN, LOOKUP, UNANSWERED_AGE_MIN,
+    UNANSWERED_MAX, WINDOW_LEN,
+};
+pub use status::{ControllerStatus, CoreStatus};
+
+mod limit;
+mod session;
+mod status;
+
+/// Probes answered per second in the long run.
+pub const PROBES_PER_SECOND: u32 = 20;
+/// Probes answered at once after a quiet while.
+pub const PROBE_BURST: u32 = 40;
+
+/// Everything that an agent is told before it starts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Who this host is.
+    pub host: HostId,
+    /// Its key: seals what goes out and checks what comes in.
+    pub key: HostKey,
+    /// This life of the agent; higher than any before.
+    pub boot: Boot,
+    /// Time between beats when no controller assigns one.
+    pub interval: Duration,
+    /// Share of the interval by which a gap may differ from it, 0 to 0.5.
+    pub jitter: f64,
+    /// An assigned interval is never taken to be shorter.
+    pub interval_min: Duration,
+    /// An assigned interval is never taken to be longer.
+    pub interval_max: Duration,
+    /// Every so manieth beat asks for an ack, unless a controller says otherwise.
+    pub ack_every: u16,
+    /// The host's name, for people.
+    pub name: String,
+    /// Its operating system, for people.
+    pub os: String,
+    /// Labels, by which rules and failure domains are formed.
+    pub labels: BTreeMap<String, String>,
+    /// How many controllers are configured.
+    pub controllers: usize,
+}
+
+impl Settings {
+    fn pace(&self) -> Pace {
+        Pace {
+            interval: self.interval,
+            jitter: self.jitter,
+            interval_min: self.interval_min,
+            interval_max: self.interval_max,
+        }
+    }
+
+    /// The hello of these settings, unsealed.
+    fn hello(&self, flags: u8, stamp: &Stamp, late_ms: u16) -> Result<Vec<u8>, HelloTooLong> {
+        let mut fields = vec![
+            Field::Name(&self.name),
+            Field::AgentVersion(env!("CARGO_PKG_VERSION")),
+            Field::Os(&self.os),
+        ];
+        fields.extend(self.labels.iter().map(|(k, v)| Field::Label(k, v)));
+        wire::encode_hello(&self.header(flags), stamp, late_ms, self.interval, &fields)
+    }
+
+    fn header(&self, flags: u8) -> Header {
+        Header {
+            host: self.host,
+            key_id: self.key.key_id(),
+            generation: self.key.generation(),
+            flags,
+        }
+    }
+
+    /// Whether a hello with these settings fits the wire.
+    pub fn check_hello(&self) -> Result<(), HelloTooLong> {
+        let stamp = Stamp {
+            boot: self.boot,
+            seq: Default::default(),
+            sent: Instant(0),
+            gap: Duration::from_secs(1),
+            epoch: Default::default(),
+        };
+        self.hello(0, &stamp, 0).map(drop)
+    }
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// To the configured controller of that index.
+    Controller(usize),
+    /// To the address that a probe came from.
+    Addr(SocketAddr),
+}
+
+/// The bytes of a sealed datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// Any datagram but a hello.
+    Fixed(Fixed),
+    /// A hello, whose length varies.
+    Hello(Vec<u8>),
+}
+
+impl Packet {
+    /// The bytes to send.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Fixed(bytes) => bytes,
+            Self::Hello(bytes) => bytes,
+        }
+    }
+}
+
+/// One datagram to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub to: To,
+    /// What.
+    pub bytes: Packet,
+}
+
+/// Why a datagram that came in was ignored; each is a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reject {
+    /// Not a datagram of this protocol, or cut short.
+    Malformed,
+    /// Of a version or kind that this agent does not speak.
+    Unknown,
+    /// For another host.
+    WrongHost,
+    /// Not sealed with this host's key.
+    WrongTag,
+    /// Of a kind that only agents send.
+    WrongKind,
+    /// An ack for another boot.
+    OtherBoot,
+    /// An ack for nothing that is unacknowledged: a recording, a duplicate, or far too late.
+    Unmatched,
+    /// A probe beyond the limit on answers.
+    ProbeLimit,
+    /// It came after the agent had said goodbye.
+    Left,
+}
+
+impl Reject {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 9] = [
+        Self::Malformed,
+        Self::Unknown,
+        Self::WrongHost,
+        Self::WrongTag,
+        Self::WrongKind,
+        Self::OtherBoot,
+        Self::Unmatched,
+        Self::ProbeLimit,
+        Self::Left,
+    ];
+}
+
+/// The agent's protocol. See the module's doc.
+#[derive(Clone, Debug)]
+pub struct Core {
+    settings: Settings,
+    schedule: Schedule,
+    sessions: Vec<Session>,
+    probes: Bucket,
+    rejects: [u64; Reject::ALL.len()],
+    /// Numbers that a session closed by a reload has used: a later one continues after them.
+    seq_floor: u32,
+    has_left: bool,
+}
+
+impl Core {
+    /// An agent that has sent nothing yet. Fails if its hello would not fit the wire.
+    pub fn new<R: Rng>(
+        settings: Settings,
+        now: Instant,
+        rng: &mut R,
+    ) -> Result<Self, HelloTooLong> {
+        settings.check_hello()?;
+        let schedule = Schedule::new(settings.pace(), now, rng);
+        let sessions = (0..settings.controllers)
+            .map(|_| {
+                let mut session = Session::new(0, schedule.next());
+                session.draw = rng.random();
+                session
+            })
+            .collect();
+        let probes = Bucket::new(PROBES_PER_SECOND, PROBE_BURST, now);
+        let rejects = [0; Reject::ALL.len()];
+        Ok(Self { settings, schedule, sessions, probes, rejects, seq_floor: 0, has_left: false })
+    }
+
+    /// Takes changed settings; host, key and boot stay as they are, whatever `settings` says.
+    ///
+    /// `kept[i]` names the old index of the controller that now has index `i`; `None` = it is new. The
+    /// planned beat stays where it was announced, assignments hold, and every controller hears a new
+    /// hello. On an error nothing has changed.
+    pub fn reload(
+        &mut self,
+        settings: Settings,
+        kept: &[Option<usize>],
+        now: Instant,
+    ) -> Result<(), HelloTooLong> {
+        let settings = Settings {
+            host: self.settings.host,
+            key: self.settings.key.clone(),
+            boot: self.settings.boot,
+            controllers: kept.len(),
+            ..settings
+        };
+        settings.check_hello()?;
+        // A controller that was dropped and comes back must see no number twice.
+        let used = self.sessions.iter().map(Session::seq).max().unwrap_or(0);
+        self.seq_floor = self.seq_floor.max(used);
+        self.sessions = kept
+            .iter()
+            .map(|old| match old.and_then(|i| self.sessions.get(i)) {
+                Some(session) => session.clone(),
+                None => Session::new(self.seq_floor, now),
+            })
+            .collect();
+        for session in &mut self.sessions {
+            session.renew_hello(now);
+        }
+        self.schedule.set_pace(settings.pace());
+        self.settings = settings;
+        self.assign();
+        Ok(())
+    }
+
+    /// When [`Core::tick`] has something to do; [`Instant::FAR`] after a goodbye.
+    pub fn next_wake(&self) -> Instant {
+        if self.has_left {
+            return Instant::FAR;
+        }
+        let hello = self.sessions.iter().filter_map(|s| s.hello_due).min();
+        hello.map_or(self.schedule.next(), |due| due.min(self.schedule.next()))
+    }
+
+    /// The interval in force.
+    pub fn interval(&self) -> Duration {
+        self.schedule.interval()
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Sends what is due: hellos, and the beat. `checks` are the 16 check results, bit k set = check k
+    /// fails. Before [`Core::next_wake`] it does nothing.
+    pub fn tick<R: Rng>(
+        &mut self,
+        now: Instant,
+        load: &LoadSample,
+        checks: u16,
+        rng: &mut R,
+        out: &mut Vec<Outgoing>,
+    ) {
+        if self.has_left {
+            return;
+        }
+        let fired = self.schedule.fire(now, rng);
+        let late_ms = fired.map_or(0, |f| f.late_ms);
+        // After `fire`, so that a hello just before a beat announces the beat after it: if that beat
+        // gets lost, the hello must not have promised it for the next microsecond.
+        let gap = self.schedule.gap(now);
+        for index in 0..self.sessions.len() {
+            if self.sessions[index].hello_is_due(now) {
+                self.say_hello(index, now, late_ms, out);
+            }
+            if fired.is_some() {
+                self.sessions[index].draw = rng.random();
+                self.beat(index, now, late_ms, gap, checks, load, out);
+            }
+        }
+        if fired.is_some() {
+            self.assign();
+        }
+    }
+
+    /// Takes a datagram that came in. `controller` is the configured controller to whose address `from`
+    /// belongs, if any.
+    pub fn receive(
+        &mut self,
+        from: SocketAddr,
+        controller: Option<usize>,
+        bytes: &[u8],
+        now: Instant,
+        out: &mut Vec<Outgoing>,
+    ) {
+        let controller = controller.filter(|i| *i < self.sessions.len());
+        if let Err(reject) = self.admit(from, controller, bytes, now, out) {
+            let count = &mut self.rejects[reject as usize];
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Says goodbye to all controllers, after which nothing but further goodbyes is sent. `expected` is
+    /// how long the host will be away; zero = not known. Meant to be called twice, a moment apart.
+    pub fn leave(
+        &mut self,
+        reason: LeaveReason,
+        expected: Duration,
+        now: Instant,
+        out: &mut Vec<Outgoing>,
+    ) {
+        self.has_left = true;
+        let gap = self.schedule.interval();
+        for index in 0..self.sessions.len() {
+            let stamp = self.stamp(index, now, gap);
+            let leave = Leave { stamp, reason, expected };
+            let bytes = leave.encode(&self.settings.header(0));
+            self.seal(To::Controller(index), Packet::Fixed(bytes), out);
+        }
+    }
+
+    /// Whether a controller's name should be looked up again because it is not heard. Saying so sets
+    /// the time before it is said again: about 4 s, doubling up to two minutes until it is heard.
+    pub fn needs_lookup(&mut self, controller: usize, now: Instant) -> bool {
+        !self.has_left && self.sessions.get_mut(controller).is_some_and(|s| s.needs_lookup(now))
+    }
+
+    /// Whether that controller answers at present.
+    pub fn is_heard(&self, controller: usize) -> bool {
+        self.sessions.get(controller).is_some_and(Session::is_heard)
+    }
+
+    fn say_hello(&mut self, index: usize, now: Instant, late_ms: u16, out: &mut Vec<Outgoing>) {
+        let stamp = self.stamp(index, now, self.schedule.gap(now));
+        let session = &mut self.sessions[index];
+        let sent = session.hello_goes_out(now, self.settings.interval);
+        session.remember(stamp.seq, now, sent);
+        let hello = self
+            .settings
+            .hello(FLAG_ACK_WANTED, &stamp, late_ms)
+            .expect("`new` and `reload` refuse settings whose hello does not fit");
+        self.seal(To::Controller(index), Packet::Hello(hello), out);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a beat, each from elsewhere")]
+    fn beat(
+        &mut self,
+        index: usize,
+        now: Instant,
+        late_ms: u16,
+        gap: Duration,
+        checks: u16,
+        load: &LoadSample,
+        out: &mut Vec<Outgoing>,
+    ) {
+        let stamp = self.stamp(index, now, gap);
+        let interval = self.schedule.interval();
+        let session = &mut self.sessions[index];
+        let asks = session.ask(self.settings.ack_every, now, interval);
+        session.remember(stamp.seq, now, if asks { Sent::Asking } else { Sent::Silent });
+        session.counts.beats = session.counts.beats.saturating_add(1);
+        let flags = if asks { FLAG_ACK_WANTED } else { 0 };
+        let beat = Beat { stamp, late_ms, checks, load: *load };
+        let bytes = beat.encode(&self.settings.header(flags));
+        self.seal(To::Controller(index), Packet::Fixed(bytes), out);
+    }
+
+    /// The stamp of the next datagram of a session.
+    fn stamp(&mut self, index: usize, now: Instant, gap: Duration) -> Stamp {
+        let session = &mut self.sessions[index];
+        Stamp {
+            boot: self.settings.boot,
+            seq: session.take_seq(),
+            sent: now,
+            gap,
+            epoch: session.epoch,
+        }
+    }
+
+    fn seal(&self, to: To, mut bytes: Packet, out: &mut Vec<Outgoing>) {
+        self.settings.key.seal(match &mut bytes {
+            Packet::Fixed(b) => b,
+            Packet::Hello(b) => b,
+        });
+        out.push(Outgoing { to, bytes });
+    }
+
+    fn admit(
+        &mut self,
+        from: SocketAddr,
+        controller: Option<usize>,
+        bytes: &[u8],
+        now: Instant,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Reject> {
+        let datagram = wire::decode(bytes).map_err(|e| match e {
+            wire::DecodeError::Version | wire::DecodeError::Kind => Reject::Unknown,
+            _ => Reject::Malformed,
+        })?;
+        if datagram.header.host != self.settings.host {
+            return Err(Reject::WrongHost);
+        }
+        if !self.settings.key.verify(&datagram) {
+            return Err(Reject::WrongTag);
+        }
+        if self.has_left {
+            return Err(Reject::Left);
+        }
+        match datagram.message {
+            Message::Ack(ack) => {
+                let flags = datagram.header.flags;
+                let verdict = AckVerdict {
+                    say_hello: flags & FLAG_SAY_HELLO != 0,
+                    challenge: flags & FLAG_CHALLENGE != 0,
+                };
+                self.take_ack(controller, &ack, verdict, now, out)
+            }
+            Message::Probe(probe) => self.answer(from, controller, &probe, now, out),
+            Message::Beat(_) | Message::Hello(_) | Message::Leave(_) | Message::ProbeReply(_) => {
+                Err(Reject::WrongKind)
+            }
+        }
+    }
+
+    /// The session that an ack is about: the one of its sender's address unless another one is known
+    /// to be that controller's; for an unknown address and controller, one that awaits it.
+    fn session_of(&self, controller: Option<usize>, ack: &Ack) -> Option<usize> {
+        let id = ack.controller;
+        let is_or_may_be = |i: &usize| self.sessions[*i].id.is_none_or(|known| known == id);
+        controller
+            .filter(is_or_may_be)
+            .or_else(|| self.sessions.iter().position(|s| s.id == Some(id)))
+            .or(controller)
+            .or_else(|| self.sessions.iter().position(|s| s.id.is_none() && s.matches(ack)))
+    }
+
+    fn take_ack(
+        &mut self,
+        controller: Option<usize>,
+        ack: &Ack,
+        verdict: AckVerdict,
+        now: Instant,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Reject> {
+        if ack.boot != self.settings.boot {
+            return Err(Reject::OtherBoot);
+        }
+        let index = self.session_of(controller, ack).ok_or(Reject::Unmatched)?;
+        let assigned =
+            (!ack.interval.is_zero()).then(|| self.schedule.pace().bounded(ack.interval));
+        let session = &mut self.sessions[index];
+        if !session.take_ack(ack, assigned, verdict, now) {
+            return Err(Reject::Unmatched);
+        }
+        let answer = verdict.say_hello || verdict.challenge;
+        if answer && session.hello_is_due(now) {
+            self.say_hello(index, now, 0, out);
+        }
+        self.assign();
+        Ok(())
+    }
+
+    /// Works out the interval from what the controllers assign: the shortest of those that are heard,
+    /// where one that leaves it to the agent stands for the default.
+    fn assign(&mut self) {
+        let default = self.settings.interval;
+        let heard = self.sessions.iter().filter(|s| s.is_heard());
+        let shortest = heard.map(|s| s.assigned.unwrap_or(default)).min();
+        self.schedule.assign(shortest);
+    }
+
+    fn answer(
+        &mut self,
+        from: SocketAddr,
+        controller: Option<usize>,
+        probe: &Probe,
+        now: Instant,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Reject> {
+        let index = self
+            .sessions
+            .iter()
+            .position(|s| s.id == Some(probe.controller))
+            .or(controller)
+            .unwrap_or(0);
+        if self.sessions.is_empty() || !self.probes.take(now) {
+            return Err(Reject::ProbeLimit);
+        }
+        self.sessions[index].learn_epoch_from_probe(probe.epoch);
+        let stamp = Stamp { epoch: probe.epoch, ..self.stamp(index, now, self.schedule.gap(now)) };
+        let counts = &mut self.sessions[index].counts;
+        counts.probes_answered = counts.probes_answered.saturating_add(1);
+        let reply = ProbeReply { stamp, nonce: probe.nonce };
+        let bytes = reply.encode(&self.settings.header(0));
+        self.seal(To::Addr(from), Packet::Fixed(bytes), out);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
