@@ -1,0 +1,145 @@
+//! What this machine has: says at once what is missing, and where that is allowed installs it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The top of the checkout.
+pub(crate) fn root() -> PathBuf {
+    // This file is at tests/xtask/src/machine.rs, so the manifest is two levels below the top.
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+/// The cargo that started us.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// Whether a program can be started at all.
+pub(crate) fn has(program: &str, probe: &str) -> bool {
+    Command::new(program)
+        .arg(probe)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+/// Whether a cargo component, such as `clippy`, is there.
+pub(crate) fn has_component(name: &str) -> bool {
+    cargo()
+        .args([name, "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+/// Whether we may install Debian packages.
+fn may_install() -> bool {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    root && has("apt-get", "--version")
+}
+
+/// The C compiler is the one thing without which nothing can be built (SQLite, ring and BLAKE3 hold C).
+pub(crate) fn need_c_compiler() -> Result<(), String> {
+    if has("cc", "--version") {
+        return Ok(());
+    }
+    Err("a C compiler is missing (SQLite and the cryptography are C inside).\n       \
+         On Debian or Ubuntu: apt-get install -y build-essential"
+        .to_owned())
+}
+
+/// Makes sure of what only tests need; what can't be had is left out, and the tests that need it say so.
+pub(crate) fn provide_test_tools() {
+    let python = has("python3", "--version");
+    let promtool = promtool().is_some();
+    if python && promtool {
+        return;
+    }
+    if !may_install() {
+        if !python {
+            println!("note: python3 is missing, its test will be skipped: apt-get install -y python3");
+        }
+        if !promtool {
+            println!(
+                "note: promtool is missing, its test will be skipped: apt-get install -y prometheus"
+            );
+        }
+        return;
+    }
+    let update = apt(&["update", "-qq"], &root());
+    if !update {
+        println!("note: apt-get update failed; going on with the package lists that are there");
+    }
+    if !python && !apt(&["install", "-y", "-qq", "--no-install-recommends", "python3"], &root()) {
+        println!("note: python3 could not be installed; its test will be skipped");
+    }
+    if !promtool && !fetch_promtool() {
+        println!("note: promtool could not be fetched; its test will be skipped");
+    }
+}
+
+/// promtool on the path, or the copy that [`provide_test_tools`] unpacked.
+pub(crate) fn promtool() -> Option<PathBuf> {
+    if has("promtool", "--version") {
+        return Some(PathBuf::from("promtool"));
+    }
+    let unpacked = tools_dir().join("usr/bin/promtool");
+    unpacked.is_file().then_some(unpacked)
+}
+
+fn tools_dir() -> PathBuf {
+    target_dir().join("tools")
+}
+
+/// Unpacks promtool from Debian's package beside the build. Installing the package would also start a
+/// Prometheus server, which nobody asked for.
+fn fetch_promtool() -> bool {
+    let dir = tools_dir();
+    if let Err(e) = std::fs::create_dir_all(&dir) {
+        println!("note: cannot make {}: {e}", dir.display());
+        return false;
+    }
+    if !apt(&["download", "-qq", "prometheus"], &dir) {
+        return false;
+    }
+    let Ok(entries) = std::fs::read_dir(&dir) else { return false };
+    let package = entries.filter_map(Result::ok).map(|e| e.path()).find(|p| {
+        p.extension().is_some_and(|x| x == "deb")
+            && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("prometheus_"))
+    });
+    let Some(package) = package else { return false };
+    Command::new("dpkg-deb")
+        .arg("-x")
+        .args([&package, &dir])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+        && promtool().is_some()
+}
+
+fn apt(args: &[&str], dir: &Path) -> bool {
+    println!("$ apt-get {}", args.join(" "));
+    Command::new("apt-get")
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
