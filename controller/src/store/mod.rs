@@ -29,6 +29,8 @@ use serde_json::{Map, Value};
 
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 
+#[cfg(test)]
+mod oracle;
 pub mod sqlite;
 
 /// Most events in one append.

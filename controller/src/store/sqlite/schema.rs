@@ -1,0 +1,137 @@
+//! The tables, and how an older database becomes a newer one.
+//!
+//! | table | one row per | notes |
+//! | --- | --- | --- |
+//! | `meta` | `controller` (16 hex digits), `epoch` (decimal) | who wrote this, and the store epoch |
+//! | `kv` | small named value | [`Store::put`](crate::store::Store::put) |
+//! | `hosts` | host | the registry, columns as in [`HostRow`](crate::store::HostRow); `labels` is a JSON object |
+//! | `tokens` | host that ever had an event | `last` token handed out or learnt of; `pruned`: highest token whose event was thrown away. Survives `forget` |
+//! | `events` | event | `cursor` rises and is never used again; `body` is what is sent, and holds `data` |
+//! | `deliveries` | event and receiver | see below |
+//! | `attempts` | begun attempt | newest [`ATTEMPTS_LEN_MAX`](super::ATTEMPTS_LEN_MAX) of a delivery |
+//!
+//! Ids of events, incidents and hosts are 16-byte blobs; times are milliseconds since 1970; kinds and
+//! states stand as the words that the API uses, so that plain `sqlite3` can inspect a backup.
+//!
+//! Of a delivery, `attempts` counts all that were ever begun, `attempts_base` how many of them lie
+//! before the last redrive, `waited_ns` the waits since then, `renewals` how often its event was
+//! journaled again under a higher token, `settled_by` the cursor of the event that ended it.
+
+use rusqlite::Connection;
+
+use crate::store::StoreError;
+
+/// Marks a file as ours (`HWDB`).
+pub(super) const APPLICATION_ID: i64 = 0x4857_4442;
+
+/// What a database of each version lacks to become the next.
+const MIGRATIONS: [&str; 1] = [V1];
+
+/// The newest version that this code knows.
+pub(super) const VERSION: usize = MIGRATIONS.len();
+
+// The partial indexes keep the hot questions (what is unfinished?) independent of how much history is
+// kept. Queries must repeat their WHERE term word for word, or SQLite does not use them.
+const V1: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE hosts (
+    id BLOB PRIMARY KEY,
+    name TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    os TEXT NOT NULL,
+    agent_version TEXT NOT NULL,
+    state TEXT NOT NULL,
+    cause TEXT,
+    boot INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    address TEXT,
+    first_seen INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    incident BLOB,
+    duplicate INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE tokens (
+    host BLOB PRIMARY KEY,
+    last INTEGER NOT NULL,
+    pruned INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE TABLE events (
+    cursor INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    host BLOB,
+    incident BLOB,
+    token INTEGER,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_host ON events (host, cursor);
+CREATE INDEX events_at ON events (at);
+CREATE TABLE deliveries (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    cursor INTEGER NOT NULL REFERENCES events (cursor),
+    host BLOB,
+    incident BLOB,
+    receiver TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    attempts_base INTEGER NOT NULL DEFAULT 0,
+    waited_ns INTEGER NOT NULL DEFAULT 0,
+    renewals INTEGER NOT NULL DEFAULT 0,
+    created INTEGER NOT NULL,
+    changed INTEGER NOT NULL,
+    last_outcome TEXT,
+    settled_by INTEGER,
+    UNIQUE (cursor, receiver)
+) STRICT;
+CREATE INDEX deliveries_host ON deliveries (host, id);
+CREATE INDEX deliveries_incident ON deliveries (incident, receiver) WHERE incident IS NOT NULL;
+CREATE INDEX deliveries_unfinished ON deliveries (host, id) WHERE state IN ('held', 'pending');
+CREATE INDEX deliveries_backlog ON deliveries (receiver, state, id, created)
+    WHERE state IN ('held', 'pending', 'dead');
+CREATE TABLE attempts (
+    delivery INTEGER NOT NULL REFERENCES deliveries (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    began INTEGER NOT NULL,
+    ended INTEGER,
+    status INTEGER,
+    detail TEXT,
+    PRIMARY KEY (delivery, number)
+) STRICT, WITHOUT ROWID;
+";
+
+/// The schema version of a database; 0 is an empty one.
+pub(super) fn version(c: &Connection) -> Result<usize, StoreError> {
+    let n: i64 = c.pragma_query_value(None, "user_version", |r| r.get(0))?;
+    usize::try_from(n).map_err(|_| StoreError::Open(format!("{n} is not a schema version")))
+}
+
+/// Brings an older database up to [`VERSION`], one transaction a step; refuses a newer one, and one
+/// that something else wrote.
+pub(super) fn migrate(c: &Connection) -> Result<(), StoreError> {
+    let from = version(c)?;
+    let application: i64 = c.pragma_query_value(None, "application_id", |r| r.get(0))?;
+    if from > 0 && application != APPLICATION_ID {
+        return Err(StoreError::Open("the file is not a Heartwatch store".to_owned()));
+    }
+    if from > VERSION {
+        return Err(StoreError::Open(format!(
+            "the store was written by a newer controller (schema {from}, this one knows {VERSION}): \
+             install that version, or restore a backup made before the upgrade"
+        )));
+    }
+    for (done, sql) in MIGRATIONS.iter().enumerate().skip(from) {
+        let step = format!(
+            "BEGIN IMMEDIATE; {sql} PRAGMA application_id = {APPLICATION_ID}; \
+             PRAGMA user_version = {}; COMMIT;",
+            done + 1
+        );
+        if let Err(e) = c.execute_batch(&step) {
+            super::roll_back(c);
+            return Err(e.into());
+        }
+    }
+    Ok(())
+}
