@@ -1,0 +1,457 @@
+//! Every setting of the agent: its unit, default and bound.
+//!
+//! From weak to strong: the built-in default, the config file, the environment
+//! (`HEARTWATCH_AGENT_…`), the command line. [`RawConfig`] is what was typed, [`AgentConfig`] is what is
+//! true. `agent.example.toml` shows the file; a test holds it to the defaults.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use heartwatch_common::config::{ConfigError, Span, bounded, load};
+use heartwatch_common::id::{Boot, HostId};
+use heartwatch_common::wire::PORT;
+use serde::{Deserialize, Serialize};
+
+use crate::core::Settings;
+use crate::schedule::JITTER_MAX;
+
+/// Read when no other file is named; it may be missing.
+pub const CONFIG_PATH: &str = "/etc/heartwatch/agent.toml";
+/// A config file that shows every key with its default.
+pub const EXAMPLE: &str = include_str!("../agent.example.toml");
+
+/// An agent beats to at most this many controllers.
+pub const CONTROLLERS_MAX: usize = 8;
+/// No interval is set shorter.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(20);
+/// No interval is set longer.
+pub const INTERVAL_MAX: Duration = Duration::from_secs(600);
+/// Acks are asked for at least once every so many beats.
+pub const ACK_EVERY_MAX: u16 = 600;
+/// A host name has at most this many bytes.
+pub const NAME_LEN_MAX: usize = 190;
+/// A label's key has at most this many bytes.
+pub const LABEL_KEY_LEN_MAX: usize = 63;
+/// A label's value has at most this many bytes.
+pub const LABEL_VALUE_LEN_MAX: usize = 190;
+
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+const INTERVAL_MIN_DEFAULT: Duration = Duration::from_millis(100);
+const INTERVAL_MAX_DEFAULT: Duration = Duration::from_secs(60);
+const JITTER_DEFAULT: f64 = 0.2;
+const ACK_EVERY_DEFAULT: u16 = 10;
+const STATE_DIR: &str = "/var/lib/heartwatch-agent";
+const RUNTIME_DIR: &str = "/run/heartwatch-agent";
+
+/// A controller as it is written: `host`, `host:port`, `192.0.2.1:2328` or `[2001:db8::1]:2328`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// The UDP port.
+    pub port: u16,
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |what: &str| {
+            Err(format!(
+                "`{text}` is no controller ({what}): write \"host\", \"host:port\" or \"[ipv6]:port\""
+            ))
+        };
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let Some((host, after)) = rest.split_once(']') else {
+                return wrong("a bracket is not closed");
+            };
+            if host.parse::<std::net::Ipv6Addr>().is_err() {
+                return wrong("no IPv6 address in the brackets");
+            }
+            match after.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None if after.is_empty() => (host, None),
+                None => return wrong("unexpected text after the bracket"),
+            }
+        } else {
+            match text.split_once(':') {
+                Some((_, port)) if port.contains(':') => {
+                    return wrong("IPv6 addresses stand in brackets");
+                }
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            }
+        };
+        if host.is_empty() || host.len() > 253 {
+            return wrong("the host must have 1 to 253 characters");
+        }
+        if host.chars().any(|c| c.is_whitespace() || c.is_control() || "/[]=,".contains(c)) {
+            return wrong("the host holds a character that no name has");
+        }
+        let port = match port.map(str::parse::<u16>) {
+            None => PORT,
+            Some(Ok(port)) if port != 0 => port,
+            Some(_) => return wrong("the port must be 1 to 65535"),
+        };
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// How much the agent tells about itself in its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Only what stops it from working.
+    Error,
+    /// Also what may need somebody's attention.
+    Warn,
+    /// Also starts, stops, and controllers that come and go.
+    #[default]
+    Info,
+    /// Also what helps its developers.
+    Debug,
+}
+
+impl From<LogLevel> for log::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+        }
+    }
+}
+
+/// The config file, as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    controllers: Option<Vec<String>>,
+    key_file: Option<PathBuf>,
+    host_id: Option<HostId>,
+    name: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    interval: Option<Span>,
+    jitter: Option<f64>,
+    interval_min: Option<Span>,
+    interval_max: Option<Span>,
+    ack_every: Option<u16>,
+    state_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    log_level: Option<LogLevel>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err(format!("`{text}` is no label: write KEY=VALUE")),
+    }
+}
+
+/// What the environment and the command line say; each setting overrides the config file.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Settings (each overrides the config file)")]
+pub struct Overrides {
+    /// Config file in TOML [default: /etc/heartwatch/agent.toml, which may be missing]
+    #[arg(long, global = true, value_name = "FILE", env = "HEARTWATCH_AGENT_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Controllers to beat to, as HOST, HOST:PORT or [IPV6]:PORT; port 2328 if not given
+    #[arg(
+        long = "controller",
+        global = true,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        env = "HEARTWATCH_AGENT_CONTROLLERS"
+    )]
+    pub controllers: Option<Vec<String>>,
+
+    /// File with this host's key, mode 0600 [default: $CREDENTIALS_DIRECTORY/key, else STATE_DIR/key]
+    #[arg(long, global = true, value_name = "FILE", env = "HEARTWATCH_AGENT_KEY_FILE")]
+    pub key_file: Option<PathBuf>,
+
+    /// This host's id, 32 hexadecimal digits [default: derived from /etc/machine-id]
+    #[arg(long, global = true, value_name = "ID", env = "HEARTWATCH_AGENT_HOST_ID")]
+    pub host_id: Option<HostId>,
+
+    /// This host's name, for people [default: the system's host name]
+    #[arg(long, global = true, value_name = "NAME", env = "HEARTWATCH_AGENT_NAME")]
+    pub name: Option<String>,
+
+    /// Label of this host, on top of those in the file; may repeat
+    #[arg(
+        long = "label",
+        global = true,
+        value_name = "KEY=VALUE",
+        value_delimiter = ',',
+        value_parser = label,
+        env = "HEARTWATCH_AGENT_LABELS"
+    )]
+    pub labels: Option<Vec<(String, String)>>,
+
+    /// Time between beats when no controller assigns one, 20ms to 10m [default: 1s]
+    #[arg(long, global = true, value_name = "TIME", env = "HEARTWATCH_AGENT_INTERVAL")]
+    pub interval: Option<Span>,
+
+    /// Share of the interval by which a gap may differ from it, 0 to 0.5 [default: 0.2]
+    #[arg(long, global = true, value_name = "SHARE", env = "HEARTWATCH_AGENT_JITTER")]
+    pub jitter: Option<f64>,
+
+    /// Shortest interval that a controller may assign [default: 100ms, or the interval if shorter]
+    #[arg(long, global = true, value_name = "TIME", env = "HEARTWATCH_AGENT_INTERVAL_MIN")]
+    pub interval_min: Option<Span>,
+
+    /// Longest interval that a controller may assign [default: 1m, or the interval if longer]
+    #[arg(long, global = true, value_name = "TIME", env = "HEARTWATCH_AGENT_INTERVAL_MAX")]
+    pub interval_max: Option<Span>,
+
+    /// Ask for an ack every so many beats, 1 to 600 [default: 10]
+    #[arg(long, global = true, value_name = "BEATS", env = "HEARTWATCH_AGENT_ACK_EVERY")]
+    pub ack_every: Option<u16>,
+
+    /// Folder for what must survive a restart [default: /var/lib/heartwatch-agent]
+    #[arg(long, global = true, value_name = "DIR", env = "HEARTWATCH_AGENT_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Folder for the socket that `status` asks [default: /run/heartwatch-agent]
+    #[arg(long, global = true, value_name = "DIR", env = "HEARTWATCH_AGENT_RUNTIME_DIR")]
+    pub runtime_dir: Option<PathBuf>,
+
+    /// How much to log [default: info]
+    #[arg(long, global = true, value_name = "LEVEL", env = "HEARTWATCH_AGENT_LOG_LEVEL")]
+    pub log_level: Option<LogLevel>,
+}
+
+/// The settings in force, all checked. Serialised, it is the effective config file; it holds no secret.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AgentConfig {
+    /// Where to beat to, 1 to [`CONTROLLERS_MAX`], none twice. May be empty here: see
+    /// [`AgentConfig::check_controllers`].
+    #[serde(serialize_with = "as_text")]
+    pub controllers: Vec<Endpoint>,
+    /// The file with this host's key; `None` = where [`crate::identity::key_path`] finds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// This host's id; `None` = derived from the machine id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<HostId>,
+    /// This host's name, at most [`NAME_LEN_MAX`] bytes; default: the system's host name.
+    pub name: String,
+    /// Time between beats without an assignment, [`INTERVAL_MIN`] to [`INTERVAL_MAX`], default 1 s.
+    #[serde(serialize_with = "as_span")]
+    pub interval: Duration,
+    /// Share of the interval by which a gap may differ from it, 0 to 0.5, default 0.2.
+    pub jitter: f64,
+    /// Shortest interval that a controller may assign, default 100 ms or `interval` if shorter.
+    #[serde(serialize_with = "as_span")]
+    pub interval_min: Duration,
+    /// Longest interval that a controller may assign, default 1 min or `interval` if longer.
+    #[serde(serialize_with = "as_span")]
+    pub interval_max: Duration,
+    /// Every so manieth beat asks for an ack, 1 to [`ACK_EVERY_MAX`], default 10.
+    pub ack_every: u16,
+    /// What must survive a restart: boot number, key. Default `/var/lib/heartwatch-agent`.
+    pub state_dir: PathBuf,
+    /// The socket for `status`. Default `/run/heartwatch-agent`.
+    pub runtime_dir: PathBuf,
+    /// How much to log, default info.
+    pub log_level: LogLevel,
+    /// Labels, by which rules and failure domains are formed: keys of at most [`LABEL_KEY_LEN_MAX`] bytes,
+    /// values of at most [`LABEL_VALUE_LEN_MAX`], no `=` in either. All must fit one hello.
+    pub labels: BTreeMap<String, String>,
+}
+
+fn as_text<S: serde::Serializer>(list: &[Endpoint], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(list.iter().map(Endpoint::to_string))
+}
+
+fn as_span<S: serde::Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    Span(*d).serialize(s)
+}
+
+/// Reads the config file and lays `overrides` over it. `hostname` stands in for a missing name.
+pub fn read(overrides: &Overrides, hostname: &str) -> Result<AgentConfig, ConfigError> {
+    let raw = match &overrides.config {
+        Some(path) => load(path)?,
+        None => {
+            let path = Path::new(CONFIG_PATH);
+            match load(path) {
+                Err(ConfigError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    RawConfig::default()
+                }
+                other => other?,
+            }
+        }
+    };
+    AgentConfig::new(raw, overrides, hostname)
+}
+
+fn text(key: &str, text: &str, len_max: usize) -> Result<(), ConfigError> {
+    let wrong = |what: String| Err(ConfigError::value(key, what));
+    if text.is_empty() {
+        return wrong("must not be empty".to_owned());
+    }
+    if text.len() > len_max {
+        return wrong(format!("`{text}` has {} bytes, at most {len_max} are allowed", text.len()));
+    }
+    if text.chars().any(char::is_control) {
+        return wrong(format!("{text:?} holds a control character"));
+    }
+    Ok(())
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+    for (key, value) in labels {
+        let at = format!("labels.{key}");
+        text(if key.is_empty() { "labels" } else { &at }, key, LABEL_KEY_LEN_MAX)?;
+        text(&at, value, LABEL_VALUE_LEN_MAX)?;
+        if key.contains('=') || value.contains('=') {
+            return Err(ConfigError::value(&at, "neither key nor value may hold `=`"));
+        }
+    }
+    Ok(())
+}
+
+fn check_controllers(list: &[String]) -> Result<Vec<Endpoint>, ConfigError> {
+    let wrong = |what: String| Err(ConfigError::value("controllers", what));
+    if list.len() > CONTROLLERS_MAX {
+        return wrong(format!(
+            "{} are too many, at most {CONTROLLERS_MAX} are allowed",
+            list.len()
+        ));
+    }
+    let mut endpoints: Vec<Endpoint> = Vec::with_capacity(list.len());
+    for text in list {
+        let endpoint: Endpoint =
+            text.trim().parse().map_err(|e: String| ConfigError::value("controllers", e))?;
+        if endpoints.contains(&endpoint) {
+            return wrong(format!("`{endpoint}` is there twice"));
+        }
+        endpoints.push(endpoint);
+    }
+    Ok(endpoints)
+}
+
+impl AgentConfig {
+    /// Checks what the file and the overrides say together.
+    fn new(raw: RawConfig, o: &Overrides, hostname: &str) -> Result<Self, ConfigError> {
+        let wrong = |key: &str, what: String| Err(ConfigError::value(key, what));
+        let interval = bounded(
+            "interval",
+            o.interval.or(raw.interval).unwrap_or(Span(INTERVAL_DEFAULT)),
+            INTERVAL_MIN,
+            INTERVAL_MAX,
+        )?;
+        let least = Span(INTERVAL_MIN_DEFAULT.min(interval));
+        let least = o.interval_min.or(raw.interval_min).unwrap_or(least);
+        let most = Span(INTERVAL_MAX_DEFAULT.max(interval));
+        let most = o.interval_max.or(raw.interval_max).unwrap_or(most);
+        let interval_min = bounded("interval_min", least, INTERVAL_MIN, interval)?;
+        let interval_max = bounded("interval_max", most, interval, INTERVAL_MAX)?;
+
+        let jitter = o.jitter.or(raw.jitter).unwrap_or(JITTER_DEFAULT);
+        if !(0.0..=JITTER_MAX).contains(&jitter) {
+            return wrong("jitter", format!("{jitter} is out of bounds, 0 to 0.5 are allowed"));
+        }
+        let ack_every = o.ack_every.or(raw.ack_every).unwrap_or(ACK_EVERY_DEFAULT);
+        if !(1..=ACK_EVERY_MAX).contains(&ack_every) {
+            let what = format!("{ack_every} is out of bounds, 1 to {ACK_EVERY_MAX} are allowed");
+            return wrong("ack_every", what);
+        }
+        let name = o.name.clone().or(raw.name).unwrap_or_else(|| hostname.to_owned());
+        text("name", &name, NAME_LEN_MAX)?;
+        let mut labels = raw.labels.unwrap_or_default();
+        labels.extend(o.labels.iter().flatten().cloned());
+        check_labels(&labels)?;
+        let controllers = o.controllers.clone().or(raw.controllers).unwrap_or_default();
+        let config = Self {
+            controllers: check_controllers(&controllers)?,
+            key_file: o.key_file.clone().or(raw.key_file),
+            host_id: o.host_id.or(raw.host_id),
+            name,
+            interval,
+            jitter,
+            interval_min,
+            interval_max,
+            ack_every,
+            state_dir: o.state_dir.clone().or(raw.state_dir).unwrap_or_else(|| STATE_DIR.into()),
+            runtime_dir: o
+                .runtime_dir
+                .clone()
+                .or(raw.runtime_dir)
+                .unwrap_or_else(|| RUNTIME_DIR.into()),
+            log_level: o.log_level.or(raw.log_level).unwrap_or_default(),
+            labels,
+        };
+        config.check_hello()?;
+        Ok(config)
+    }
+
+    /// Name and labels must fit one hello, whatever the key.
+    fn check_hello(&self) -> Result<(), ConfigError> {
+        let key = format!("hwk1:0:0:{}", "0".repeat(64));
+        let key = key.parse().map_err(|e| ConfigError::value("key_file", format!("{e}")))?;
+        self.settings(HostId([0; 16]), key, Boot(0), crate::identity::OS_LEN_WORST.to_owned())
+            .check_hello()
+            .map_err(|e| ConfigError::value("labels", e.to_string()))
+    }
+
+    /// There must be a controller before the agent can run.
+    pub fn check_controllers(&self) -> Result<(), ConfigError> {
+        if self.controllers.is_empty() {
+            let what = "none is given: write `controllers = [\"HOST:2328\"]` into the config file, \
+                        or give --controller HOST:2328";
+            return Err(ConfigError::value("controllers", what));
+        }
+        Ok(())
+    }
+
+    /// What the protocol needs of this.
+    pub fn settings(
+        &self,
+        host: HostId,
+        key: heartwatch_common::auth::HostKey,
+        boot: Boot,
+        os: String,
+    ) -> Settings {
+        Settings {
+            host,
+            key,
+            boot,
+            interval: self.interval,
+            jitter: self.jitter,
+            interval_min: self.interval_min,
+            interval_max: self.interval_max,
+            ack_every: self.ack_every,
+            name: self.name.clone(),
+            os,
+            labels: self.labels.clone(),
+            controllers: self.controllers.len(),
+        }
+    }
+
+    /// The effective settings as a config file. It holds no secret: the key stands in its own file.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|e| ConfigError::value("config", e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
