@@ -1,0 +1,270 @@
+//! Routes about hosts: list, one, why, import, forget.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use heartwatch_common::id::HostId;
+
+use super::Api;
+use super::extract::{Body, Name, Operator, Params, shorten};
+use super::problem::Problem;
+use super::types::{
+    DeliveryJson, EventJson, HostJson, HostsPage, IncidentJson, WhyJson, cursor_text,
+};
+use crate::control::{IMPORT_LEN_MAX, ImportHost, ImportReport};
+use crate::event::State as HostState;
+use crate::store::{Cursor, DeliveryFilter, DeliveryRow, READ_LEN_MAX};
+use crate::view::{Filter, HostView};
+
+/// Events of a host that `why` shows.
+const WHY_EVENTS_MAX: usize = 200;
+/// Deliveries about a host that `why` shows.
+const WHY_DELIVERIES_MAX: usize = 50;
+/// Reads of deliveries that `why` makes to reach the newest ones.
+const WHY_READS_MAX: usize = 20;
+/// Longest name of an imported host, bytes: what a hello can carry.
+const NAME_LEN_MAX: usize = 255;
+/// Most labels of an imported host.
+const LABELS_LEN_MAX: usize = 64;
+
+/// Where a listing goes on: opaque to clients.
+struct PageToken {
+    slot: u64,
+    cursor: Cursor,
+    instance: u64,
+}
+
+impl PageToken {
+    fn to_text(&self) -> String {
+        format!("p{:x}.{:x}.{:x}", self.slot, self.cursor.0, self.instance)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.strip_prefix('p')?.splitn(3, '.').map(|t| u64::from_str_radix(t, 16));
+        let mut next = || parts.next()?.ok();
+        Some(Self { slot: next()?, cursor: Cursor(next()?), instance: next()? })
+    }
+}
+
+fn filter(params: &Params) -> Result<Filter, Problem> {
+    let mut states = Vec::new();
+    for text in params.all("state").iter().flat_map(|list| list.split(',')) {
+        let state: HostState = text.trim().parse().map_err(|_| {
+            Problem::bad_request(format!(
+                "`state={}`: use pending, alive, suspect, down or left",
+                shorten(text)
+            ))
+        })?;
+        states.push(state);
+    }
+    let mut labels = BTreeMap::new();
+    for text in params.all("label") {
+        let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            let detail = format!("`label={}`: write `label=key=value`", shorten(text));
+            return Err(Problem::bad_request(detail));
+        };
+        if labels.insert(key.to_owned(), value.to_owned()).is_some_and(|old| old != value) {
+            let detail = format!("the label `{}` cannot have two values", shorten(key));
+            return Err(Problem::bad_request(detail));
+        }
+    }
+    let name_contains = params.one("name")?.map(str::to_owned);
+    Ok(Filter { states, labels, name_contains })
+}
+
+/// `GET /v1/hosts`
+pub(super) async fn list(
+    State(api): State<Api>,
+    params: Params,
+) -> Result<Json<HostsPage>, Problem> {
+    let params = params.only(&["state", "label", "name", "limit", "page"])?;
+    let (filter, limit) = (filter(&params)?, params.limit()?);
+    let token = match params.one("page")? {
+        None => {
+            // Before the listing: what happens meanwhile is then told again by the events, not lost.
+            let cursor = api.store.head().await?;
+            PageToken { slot: 0, cursor, instance: api.instance }
+        }
+        Some(text) => {
+            let token = PageToken::parse(text).ok_or_else(|| {
+                let detail =
+                    format!("`page={}` is no page token: hand back `next_page`", shorten(text));
+                Problem::bad_request(detail)
+            })?;
+            if token.instance != api.instance {
+                let detail = "the page token is from before the controller's restart: start over";
+                let title = "the listing cannot be continued";
+                return Err(Problem::new(StatusCode::GONE, "page-gone", title, detail));
+            }
+            token
+        }
+    };
+    let (hosts, next) = api.view.list(&filter, token.slot, limit);
+    let now = api.clock.now();
+    Ok(Json(HostsPage {
+        hosts: hosts.iter().map(|h| HostJson::new(h, now)).collect(),
+        next_page: next.map(|slot| PageToken { slot, ..token }.to_text()),
+        cursor: cursor_text(token.cursor),
+        now_ms: api.clock.wall(),
+    }))
+}
+
+/// The one registered host of that id, or of that name if only one has it.
+pub(super) fn find(api: &Api, name: &str) -> Result<HostView, Problem> {
+    if let Some(host) = name.parse().ok().and_then(|id| api.view.get(id)) {
+        return Ok(host);
+    }
+    let mut named = api.view.by_name(name);
+    match (named.pop(), named.is_empty()) {
+        (Some(host), true) => Ok(host),
+        (Some(_), false) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "ambiguous-name",
+            "more than one host has this name",
+            format!("more than one host is named `{}`: use an id", shorten(name)),
+        )),
+        (None, _) => Err(Problem::unknown_host(&shorten(name))),
+    }
+}
+
+/// The id that a filter means: any id (the host may be forgotten by now), or a registered host's name.
+pub(super) fn find_id(api: &Api, name: &str) -> Result<HostId, Problem> {
+    name.parse().or_else(|_| find(api, name).map(|h| h.row.id))
+}
+
+/// `GET /v1/hosts/{host}`
+pub(super) async fn one(
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+) -> Result<Json<HostJson>, Problem> {
+    params.only(&[])?;
+    let host = find(&api, &name)?;
+    Ok(Json(HostJson::new(&host, api.clock.now())))
+}
+
+/// The newest deliveries about a host, newest first, and whether some are not among them.
+async fn newest_deliveries(api: &Api, host: HostId) -> Result<(Vec<DeliveryRow>, bool), Problem> {
+    let mut newest = VecDeque::with_capacity(WHY_DELIVERIES_MAX + 1);
+    let mut filter = DeliveryFilter { host: Some(host), ..DeliveryFilter::default() };
+    let mut truncated = false;
+    for _ in 0..WHY_READS_MAX {
+        let rows = api.store.deliveries(filter.clone(), READ_LEN_MAX).await?;
+        let full = rows.len() >= READ_LEN_MAX;
+        filter.after = rows.last().map(|r| r.id);
+        for row in rows {
+            newest.push_front(row);
+            truncated |= newest.len() > WHY_DELIVERIES_MAX;
+            newest.truncate(WHY_DELIVERIES_MAX);
+        }
+        if !full {
+            return Ok((newest.into(), truncated));
+        }
+    }
+    Ok((newest.into(), true))
+}
+
+/// `GET /v1/hosts/{host}/why`
+pub(super) async fn why(
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+) -> Result<Json<WhyJson>, Problem> {
+    params.only(&[])?;
+    let id = find(&api, &name)?.row.id;
+    // A busy shard must not hide the rest of the story: it is then told why that part is missing.
+    let (detector, detector_error) = match api.control.why(id).await {
+        Ok(why) => (Some(why), None),
+        Err(e) => (None, Some(e.to_string())),
+    };
+    let events = api.store.events_of(id, WHY_EVENTS_MAX).await?;
+    let (rows, deliveries_truncated) = newest_deliveries(&api, id).await?;
+    let mut deliveries = Vec::with_capacity(rows.len());
+    for delivery in rows {
+        let attempt_log = match delivery.attempts {
+            0 => Vec::new(),
+            _ => api.store.attempts(delivery.id).await?,
+        };
+        deliveries.push(DeliveryJson { delivery, attempt_log });
+    }
+    let status = api.control.status().await;
+    // Read last, so that the host is no older than its events.
+    let host = HostJson::new(&find(&api, &name)?, api.clock.now());
+    let incident = host.incident.map(|id| IncidentJson {
+        id,
+        opened_ms: events.iter().filter(|e| e.incident == Some(id)).map(|e| e.at_ms).min(),
+    });
+    Ok(Json(WhyJson {
+        now_ms: api.clock.wall(),
+        host,
+        detector,
+        detector_error,
+        incident,
+        events_truncated: events.len() == WHY_EVENTS_MAX,
+        events: events.into_iter().map(EventJson::from).collect(),
+        deliveries,
+        deliveries_truncated,
+        doubts: status.doubts,
+        pause: status.pause,
+    }))
+}
+
+/// `POST /v1/hosts/import`
+pub(super) async fn import(
+    _: Operator,
+    State(api): State<Api>,
+    params: Params,
+    Body(hosts): Body<Vec<ImportHost>>,
+) -> Result<Json<ImportReport>, Problem> {
+    params.only(&[])?;
+    if hosts.len() > IMPORT_LEN_MAX {
+        let detail =
+            format!("{} hosts in one import: at most {IMPORT_LEN_MAX} are allowed", hosts.len());
+        return Err(Problem::bad_request(detail));
+    }
+    for (i, host) in hosts.iter().enumerate() {
+        check_import(host)
+            .map_err(|e| Problem::bad_request(format!("host {i} ({}): {e}", host.id)))?;
+    }
+    Ok(Json(api.control.import(hosts).await?))
+}
+
+/// Whether a host can be imported: its texts are bounded and hold no control characters.
+pub(crate) fn check_import(host: &ImportHost) -> Result<(), String> {
+    let plain = |what: &str, text: &str| {
+        if text.len() > NAME_LEN_MAX {
+            return Err(format!("{what} is longer than {NAME_LEN_MAX} bytes"));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(format!("{what} holds a control character"));
+        }
+        Ok(())
+    };
+    plain("its name", &host.name)?;
+    if host.labels.len() > LABELS_LEN_MAX {
+        return Err(format!("it has more than {LABELS_LEN_MAX} labels"));
+    }
+    for (key, value) in &host.labels {
+        if key.is_empty() {
+            return Err("a label has no key".to_owned());
+        }
+        plain("a label's key", key)?;
+        plain("a label's value", value)?;
+    }
+    Ok(())
+}
+
+/// `DELETE /v1/hosts/{host}`
+pub(super) async fn forget(
+    _: Operator,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+) -> Result<StatusCode, Problem> {
+    params.only(&[])?;
+    let host = find(&api, &name)?;
+    api.control.forget(host.row.id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,192 @@
+//! The HTTP API: what people and programs may see of the controller, and the few things they may ask it
+//! to do.
+//!
+//! | Route | Answers |
+//! | --- | --- |
+//! | `GET /v1/hosts?state=&label=k=v&name=&limit=&page=` | a page of the registry, and the cursor from which `/v1/events` continues it |
+//! | `GET /v1/hosts/{id or name}` | one host |
+//! | `GET /v1/hosts/{id or name}/why` | everything known about why it stands where it stands |
+//! | `GET /v1/events?after=&host=&limit=&wait=` | the journal, oldest first; `wait=30s` waits for news; `tail=N` the newest N |
+//! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
+//! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
+//! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
+//! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
+//! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
+//! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
+//! | `POST /v1/backup` | ▲ a consistent copy of the store |
+//!
+//! ▲ = changes something (or hands out everything): needs `Authorization: Bearer TOKEN`.
+//!
+//! **Keeping a copy.** Read every page of `/v1/hosts`, remember the `cursor`, then follow
+//! `/v1/events?after=cursor`. The cursor is read before the first page is, and all pages of one listing
+//! carry the same, so what happens while the pages are read is seen twice rather than never. `410`
+//! says that a cursor or page token is from before a restore or restart: start over.
+//!
+//! Every error is a [`problem::Problem`]. Every request is bounded in time, size and number.
+
+use std::future::Future;
+use std::io;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::routing::{get, post};
+use heartwatch_common::time::Clock;
+use tokio::sync::{Semaphore, watch};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::control::Control;
+use crate::metrics::ShardMetrics;
+use crate::store::Store;
+use crate::view::View;
+
+mod controller;
+mod deliveries;
+mod events;
+mod extract;
+mod hosts;
+mod listener;
+pub mod metrics;
+pub mod problem;
+mod shield;
+mod token;
+pub mod types;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use metrics::{DeliveryMetricRow, DeliveryMetricsFn};
+pub use token::{ApiToken, ApiTokenError};
+
+use problem::Problem;
+
+/// Rows on a page that does not say how many it wants.
+pub const PAGE_LEN_DEFAULT: usize = 100;
+/// Longest body of an import: [`crate::control::IMPORT_LEN_MAX`] hosts with some labels.
+pub const IMPORT_BODY_LEN_MAX: usize = 32 * 1024 * 1024;
+/// Longest body of any other request.
+pub const BODY_LEN_MAX: usize = 64 * 1024;
+/// Requests under way at once; more are told to come back.
+const REQUESTS_MAX: usize = 512;
+/// Of these, requests that wait for news.
+const FOLLOWERS_MAX: usize = 64;
+/// How long answers under way may take once the controller stops.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(3);
+
+/// What the API needs of the rest of the controller.
+pub struct ApiState {
+    /// The running controller.
+    pub control: Arc<dyn Control>,
+    /// The journal and the outbox, for reading.
+    pub store: Arc<dyn Store>,
+    /// The registry.
+    pub view: Arc<View>,
+    /// One per shard, in their order.
+    pub shards: Vec<Arc<ShardMetrics>>,
+    /// The delivery's counters, read at every scrape.
+    pub delivery: DeliveryMetricsFn,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Who may change something.
+    pub token: ApiToken,
+    /// What everybody may know of the settings.
+    pub config: types::ConfigSummary,
+    /// Where a backup's copy stands while it is made: as big as the store, and only the controller's.
+    pub state_dir: PathBuf,
+}
+
+struct Inner {
+    state: ApiState,
+    /// Tells apart page tokens of different lives of this process.
+    instance: u64,
+    requests: Semaphore,
+    followers: Semaphore,
+    backups: Semaphore,
+}
+
+impl Deref for Inner {
+    type Target = ApiState;
+
+    fn deref(&self) -> &ApiState {
+        &self.state
+    }
+}
+
+/// [`ApiState`] with the bounds on what goes on at once, as routes see it.
+#[derive(Clone)]
+struct Api(Arc<Inner>);
+
+impl Deref for Api {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// All routes.
+pub fn router(state: ApiState) -> Router {
+    let api = Api(Arc::new(Inner {
+        instance: state.clock.now().0,
+        state,
+        requests: Semaphore::new(REQUESTS_MAX),
+        followers: Semaphore::new(FOLLOWERS_MAX),
+        backups: Semaphore::new(1),
+    }));
+    let import = post(hosts::import).layer(DefaultBodyLimit::max(IMPORT_BODY_LEN_MAX));
+    Router::new()
+        .route("/v1/hosts", get(hosts::list))
+        .route("/v1/hosts/import", import)
+        .route("/v1/hosts/{host}", get(hosts::one).delete(hosts::forget))
+        .route("/v1/hosts/{host}/why", get(hosts::why))
+        .route("/v1/events", get(events::list))
+        .route("/v1/deliveries", get(deliveries::list))
+        .route("/v1/deliveries/redrive", post(deliveries::redrive))
+        .route("/v1/deliveries/{id}", get(deliveries::one))
+        .route("/v1/status", get(controller::status))
+        .route("/v1/pause", post(controller::pause).delete(controller::resume))
+        .route("/v1/backup", post(controller::backup))
+        .route("/metrics", get(metrics::scrape))
+        .route("/healthz", get(controller::healthz))
+        .route("/readyz", get(controller::readyz))
+        .fallback(|| async { Problem::of_status(StatusCode::NOT_FOUND, "") })
+        .method_not_allowed_fallback(|| async {
+            Problem::of_status(StatusCode::METHOD_NOT_ALLOWED, "")
+        })
+        .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .layer(CatchPanicLayer::custom(shield::panicked))
+        .layer(middleware::from_fn_with_state(api.clone(), shield::shield))
+        .with_state(api)
+}
+
+/// Serves until `shutdown` is ready, then lets answers under way end, but for a few seconds at most.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let (stop, mut stopped) = watch::channel(false);
+    let graceful = async move {
+        shutdown.await;
+        stop.send_replace(true);
+    };
+    let server = axum::serve(listener::Bounded::new(listener), router)
+        .with_graceful_shutdown(graceful)
+        .into_future();
+    let overdue = async {
+        // An error means that the sender is gone after sending, which is as good as the value.
+        drop(stopped.wait_for(|s| *s).await);
+        tokio::time::sleep(SHUTDOWN_MAX).await;
+    };
+    tokio::select! {
+        ended = server => ended,
+        () = overdue => Ok(()),
+    }
+}

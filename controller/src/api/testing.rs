@@ -1,0 +1,397 @@
+//! Stand-ins for the rest of the controller: a scripted `Control`, a `Store` in memory, a router on top.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId, Seq};
+use heartwatch_common::time::{Instant, ManualClock, Wall};
+use serde_json::{Map, Value, json};
+
+use super::types::ConfigSummary;
+use super::{ApiState, ApiToken, DeliveryMetricRow, router};
+use crate::control::{
+    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, Pause, Redrive, RedriveReport,
+    Status,
+};
+use crate::event::{EventId, EventKind, IncidentId, State};
+use crate::store::*;
+use crate::view::View;
+
+pub(crate) const TOKEN: &str = "hwt1_0123456789abcdef";
+
+pub(crate) fn status() -> Status {
+    Status {
+        name: "test".to_owned(),
+        version: "0.1.0".to_owned(),
+        controller: ControllerId(7),
+        epoch: Epoch(1),
+        listen: Vec::new(),
+        started_ms: Wall(1_000),
+        hosts: BTreeMap::new(),
+        shards: Vec::new(),
+        doubts: Vec::new(),
+        pause: None,
+        deliveries: BTreeMap::new(),
+        events_waiting: 0,
+    }
+}
+
+pub(crate) fn host_row(n: u8, state: State) -> HostRow {
+    HostRow {
+        id: HostId([n; 16]),
+        name: format!("host-{n}"),
+        labels: BTreeMap::from([(
+            "zone".to_owned(),
+            if n.is_multiple_of(2) { "even" } else { "odd" }.to_owned(),
+        )]),
+        os: "linux".to_owned(),
+        agent_version: "0.1.0".to_owned(),
+        state,
+        cause: None,
+        boot: Boot(1),
+        generation: Generation(0),
+        address: None,
+        first_seen: Wall(0),
+        since: Wall(0),
+        incident: None,
+        duplicate: false,
+    }
+}
+
+pub(crate) fn uuid(n: u64) -> uuid::Uuid {
+    uuid::Uuid::from_u128(u128::from(n))
+}
+
+pub(crate) fn event(host: HostId, kind: EventKind, n: u64) -> EventRow {
+    EventRow {
+        cursor: Cursor(0),
+        id: EventId(uuid(n)),
+        kind,
+        at_ms: Wall(i64::try_from(n).unwrap() * 1_000),
+        host: Some(host),
+        incident: Some(IncidentId(uuid(1))),
+        token: Some(Token(n)),
+        data: Map::from_iter([("n".to_owned(), json!(n))]),
+    }
+}
+
+pub(crate) fn delivery(id: u64, host: HostId, state: DeliveryState) -> DeliveryRow {
+    DeliveryRow {
+        id: DeliveryId(id),
+        event: EventId(uuid(id)),
+        kind: EventKind::HostDown,
+        host: Some(host),
+        incident: Some(IncidentId(uuid(1))),
+        receiver: "orchestrator".to_owned(),
+        state,
+        reason: None,
+        token: Some(Token(id)),
+        attempts: 1,
+        created_ms: Wall(0),
+        changed_ms: Wall(0),
+        last_outcome: None,
+    }
+}
+
+/// A controller that does what its fields say.
+#[derive(Default)]
+pub(crate) struct TestControl {
+    pub(crate) not_ready: Mutex<Vec<String>>,
+    pub(crate) pause: Mutex<Option<Pause>>,
+    pub(crate) imported: Mutex<Vec<ImportHost>>,
+    pub(crate) forgotten: Mutex<Vec<HostId>>,
+    pub(crate) busy: std::sync::atomic::AtomicBool,
+    pub(crate) panics: std::sync::atomic::AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl Control for TestControl {
+    async fn status(&self) -> Status {
+        assert!(!self.panics.load(Ordering::Relaxed), "planted panic");
+        Status { pause: lock(&self.pause).clone(), doubts: self.doubts(), ..status() }
+    }
+
+    fn doubts(&self) -> Vec<Doubt> {
+        vec![Doubt::Drops { shard: 0, drop_ppm: 12 }]
+    }
+
+    async fn ready(&self) -> Result<(), Vec<String>> {
+        let reasons = lock(&self.not_ready).clone();
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    async fn why(&self, _: HostId) -> Result<HostWhy, ControlError> {
+        if self.busy.load(Ordering::Relaxed) {
+            return Err(ControlError::Busy(3));
+        }
+        Ok(HostWhy {
+            state: State::Alive,
+            shard: 0,
+            boot: Boot(1),
+            seq: Seq(9),
+            silence_ms: Some(10),
+            expected_in_ms: Some(990),
+            margin_ms: 120.5,
+            margin_source: "learned".to_owned(),
+            deadline_in_ms: Some(1_110),
+            gap_ms: 1_000,
+            inter_arrival_mean_ms: 1_000.0,
+            inter_arrival_deviation_ms: 3.0,
+            overdue: Vec::new(),
+            beats_learned: 100.0,
+            last_overdue_ms: vec![0.5, -0.2],
+            late_ms: 0,
+            mistakes: 0,
+            probes: None,
+            shard_drop_ppm: 0,
+            shard_lag_ms: 0,
+        })
+    }
+
+    async fn import(&self, hosts: Vec<ImportHost>) -> Result<ImportReport, ControlError> {
+        let added = hosts.len() as u64;
+        lock(&self.imported).extend(hosts);
+        Ok(ImportReport { added, known: 0 })
+    }
+
+    async fn forget(&self, host: HostId) -> Result<(), ControlError> {
+        lock(&self.forgotten).push(host);
+        Ok(())
+    }
+
+    async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {
+        let until_ms = Wall(i64::try_from(span.as_millis()).unwrap());
+        let pause = (!span.is_zero()).then_some(Pause { until_ms, reason });
+        lock(&self.pause).clone_from(&pause);
+        Ok(pause)
+    }
+
+    async fn redrive(&self, what: Redrive) -> Result<RedriveReport, ControlError> {
+        let redriven = match what {
+            Redrive::Ids(ids) => ids,
+            Redrive::Dead { .. } => vec![DeliveryId(1)],
+        };
+        Ok(RedriveReport { redriven, ..RedriveReport::default() })
+    }
+}
+
+/// A store for reading; what the API never calls answers `Invalid`.
+#[derive(Default)]
+pub(crate) struct TestStore {
+    pub(crate) events: Mutex<Vec<EventRow>>,
+    pub(crate) deliveries: Mutex<Vec<DeliveryRow>>,
+    pub(crate) broken: std::sync::atomic::AtomicBool,
+    pub(crate) heads_read: AtomicU64,
+}
+
+impl TestStore {
+    pub(crate) fn push(&self, mut event: EventRow) {
+        let mut events = lock(&self.events);
+        event.cursor = Cursor(events.len() as u64 + 1);
+        events.push(event);
+    }
+
+    fn works(&self) -> Result<(), StoreError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(StoreError::Unavailable("disk full".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn unused<T>() -> Result<T, StoreError> {
+    Err(StoreError::Invalid("not part of the API".to_owned()))
+}
+
+#[async_trait]
+impl Store for TestStore {
+    fn controller(&self) -> ControllerId {
+        ControllerId(7)
+    }
+    async fn hosts(&self) -> Result<Vec<HostRow>, StoreError> {
+        unused()
+    }
+    async fn save_hosts(&self, _: Vec<HostRow>) -> Result<(), StoreError> {
+        unused()
+    }
+    async fn append(&self, _: Vec<NewEvent>) -> Result<Vec<Appended>, StoreError> {
+        unused()
+    }
+    async fn forget(&self, _: HostId, _: NewEvent) -> Result<bool, StoreError> {
+        unused()
+    }
+    async fn pending(
+        &self,
+        _: &str,
+        _: Option<DeliveryId>,
+        _: usize,
+    ) -> Result<Vec<Due>, StoreError> {
+        unused()
+    }
+    async fn begin_attempt(&self, _: DeliveryId, _: Wall) -> Result<Begin, StoreError> {
+        unused()
+    }
+    async fn finish_attempt(&self, _: DeliveryId, _: Finish) -> Result<Vec<Due>, StoreError> {
+        unused()
+    }
+    async fn release(
+        &self,
+        _: HostId,
+        _: Result<(), String>,
+        _: Wall,
+    ) -> Result<Vec<Due>, StoreError> {
+        unused()
+    }
+    async fn held_hosts(&self) -> Result<Vec<HostId>, StoreError> {
+        unused()
+    }
+    async fn redrive(&self, _: DeliveryId, _: Wall) -> Result<Option<Due>, StoreError> {
+        unused()
+    }
+    async fn cancel(&self, _: DeliveryId, _: String, _: Wall) -> Result<bool, StoreError> {
+        unused()
+    }
+
+    async fn events(
+        &self,
+        after: Cursor,
+        host: Option<HostId>,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        self.works()?;
+        let passes = |e: &&EventRow| e.cursor > after && (host.is_none() || e.host == host);
+        Ok(lock(&self.events).iter().filter(passes).take(limit).cloned().collect())
+    }
+
+    async fn events_of(&self, host: HostId, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+        let of = |e: &&EventRow| e.host == Some(host);
+        Ok(lock(&self.events).iter().rev().filter(of).take(limit).cloned().collect())
+    }
+
+    async fn head(&self) -> Result<Cursor, StoreError> {
+        self.works()?;
+        self.heads_read.fetch_add(1, Ordering::Relaxed);
+        Ok(Cursor(lock(&self.events).len() as u64))
+    }
+
+    async fn deliveries(
+        &self,
+        f: DeliveryFilter,
+        limit: usize,
+    ) -> Result<Vec<DeliveryRow>, StoreError> {
+        let passes = |d: &&DeliveryRow| {
+            f.state.is_none_or(|s| d.state == s)
+                && f.receiver.as_ref().is_none_or(|r| d.receiver == *r)
+                && f.host.is_none_or(|h| d.host == Some(h))
+                && f.incident.is_none_or(|i| d.incident == Some(i))
+                && f.after.is_none_or(|a| d.id > a)
+        };
+        Ok(lock(&self.deliveries).iter().filter(passes).take(limit).cloned().collect())
+    }
+
+    async fn attempts(&self, _: DeliveryId) -> Result<Vec<AttemptRow>, StoreError> {
+        let detail = Some("200 OK".to_owned());
+        let (began_ms, ended_ms) = (Wall(5), Some(Wall(9)));
+        Ok(vec![AttemptRow { number: 1, began_ms, ended_ms, status: Some(200), detail }])
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        Ok(Backlog::default())
+    }
+    async fn prune(&self, _: Retention, _: Wall) -> Result<u64, StoreError> {
+        unused()
+    }
+    async fn get(&self, _: &str) -> Result<Option<String>, StoreError> {
+        unused()
+    }
+    async fn put(&self, _: &str, _: Option<String>) -> Result<(), StoreError> {
+        unused()
+    }
+
+    async fn backup(&self, to: &Path) -> Result<(), StoreError> {
+        self.works()?;
+        std::fs::write(to, vec![7; 700_000]).map_err(|e| StoreError::Unavailable(e.to_string()))
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.works()
+    }
+}
+
+/// An API over stand-ins.
+pub(crate) struct World {
+    pub(crate) control: Arc<TestControl>,
+    pub(crate) store: Arc<TestStore>,
+    pub(crate) view: Arc<View>,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) state_dir: tempfile::TempDir,
+    pub(crate) router: Router,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let (control, store, view) =
+            (Arc::<TestControl>::default(), Arc::<TestStore>::default(), Arc::<View>::default());
+        let clock = Arc::new(ManualClock::new(Instant(5_000_000_000), Wall(1_000_000)));
+        let state_dir = tempfile::tempdir().unwrap();
+        let router = router(ApiState {
+            control: control.clone(),
+            store: store.clone(),
+            view: view.clone(),
+            shards: vec![Arc::default()],
+            delivery: Box::new(|| {
+                vec![DeliveryMetricRow { receiver: "orchestrator".into(), ..Default::default() }]
+            }),
+            clock: clock.clone(),
+            token: ApiToken::new(TOKEN).unwrap(),
+            config: ConfigSummary::default(),
+            state_dir: state_dir.path().to_owned(),
+        });
+        Self { control, store, view, clock, state_dir, router }
+    }
+}
+
+/// Checks what `promtool check metrics` checks of form, and a bit more.
+pub(crate) fn check_exposition(text: &str) {
+    let (mut kinds, mut helps) = (HashMap::new(), HashSet::new());
+    let (mut seen, mut last_bucket) = (HashSet::new(), HashMap::<String, f64>::new());
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(helps.insert(name.to_owned()) && !help.is_empty(), "{line}");
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(helps.contains(name), "no help: {line}");
+            assert!(kinds.insert(name.to_owned(), kind.to_owned()).is_none(), "{line}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let value: f64 = value.parse().unwrap();
+            assert!(value.is_finite() && seen.insert(series.to_owned()), "{line}");
+            let name = series.split('{').next().unwrap();
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|s| name.strip_suffix(s));
+            let known = kinds.contains_key(name)
+                || base.is_some_and(|b| kinds.get(b).is_some_and(|k| k == "histogram"));
+            assert!(known && name.starts_with("heartwatch_"), "{line}");
+            if let Some((before, _)) = series.split_once("le=\"") {
+                let last = last_bucket.insert(before.to_owned(), value).unwrap_or(0.0);
+                assert!(value >= last, "the histogram falls: {line}");
+            }
+        }
+    }
+    assert!(!kinds.is_empty() && kinds.len() == helps.len());
+}
+
+pub(crate) fn keys(value: &Value, list: &str, key: &str) -> Vec<String> {
+    let rows = value[list].as_array().unwrap();
+    rows.iter().map(|row| row[key].as_str().map_or(row[key].to_string(), str::to_owned)).collect()
+}

@@ -1,0 +1,523 @@
+//! Each route in process, over a real view and stand-ins for the rest.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use heartwatch_common::id::HostId;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::problem::PROBLEM_JSON;
+use super::testing::*;
+use super::types::{EventsPage, HostsPage, StatusJson, WhyJson};
+use crate::event::{EventKind, State};
+use crate::store::{DeliveryState, HostRow};
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+}
+
+async fn send(world: &World, request: Request<Body>) -> Answer {
+    let path = request.uri().path().to_owned();
+    let response = world.router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec();
+    let answer = Answer { status: parts.status, headers: parts.headers, body };
+    assert_eq!(answer.headers[header::CACHE_CONTROL], "no-store");
+    if answer.status.is_client_error() || answer.status.is_server_error() {
+        assert_eq!(answer.headers[header::CONTENT_TYPE], PROBLEM_JSON, "{}", answer.text());
+        let problem = answer.json();
+        assert_eq!(problem["status"], answer.status.as_u16());
+        assert!(problem["type"].as_str().unwrap().starts_with("urn:heartwatch:problem:"));
+        assert!(!problem["title"].as_str().unwrap().is_empty());
+        assert!(!problem["detail"].as_str().unwrap().is_empty());
+        assert!(path.len() > 60 || problem["instance"] == path.as_str());
+    }
+    answer
+}
+
+async fn get(world: &World, path: &str) -> Answer {
+    send(world, Request::get(path).body(Body::empty()).unwrap()).await
+}
+
+async fn good(world: &World, path: &str) -> Value {
+    let answer = get(world, path).await;
+    assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text());
+    answer.json()
+}
+
+async fn act(world: &World, method: Method, path: &str, body: &Value) -> Answer {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"))
+        .header(header::CONTENT_TYPE, "application/json");
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    send(world, request.body(body).unwrap()).await
+}
+
+fn fleet(world: &World, n: u8) {
+    for i in 0..n {
+        let state = if i == 3 { State::Down } else { State::Alive };
+        world.view.upsert(host_row(i, state), None);
+    }
+}
+
+const CHANGING: [(Method, &str); 6] = [
+    (Method::POST, "/v1/hosts/import"),
+    (Method::DELETE, "/v1/hosts/host-1"),
+    (Method::POST, "/v1/pause"),
+    (Method::DELETE, "/v1/pause"),
+    (Method::POST, "/v1/deliveries/redrive"),
+    (Method::POST, "/v1/backup"),
+];
+
+#[tokio::test]
+async fn whatever_changes_something_needs_the_token() {
+    let world = World::new();
+    fleet(&world, 5);
+    let wrong = ["", "Bearer", "Bearer ", "Bearer hwt1_0123456789abcdeX", "Basic aHd0", "\u{7f}"];
+    for (method, path) in CHANGING {
+        for value in wrong {
+            let mut request = Request::builder().method(method.clone()).uri(path);
+            if let Ok(value) = value.parse::<header::HeaderValue>() {
+                request = request.header(header::AUTHORIZATION, value);
+            }
+            let answer = send(&world, request.body(Body::from("[]")).unwrap()).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path} {value}");
+            assert!(answer.headers.contains_key(header::WWW_AUTHENTICATE));
+        }
+        let two = Request::builder()
+            .method(method.clone())
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"))
+            .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"));
+        let answer = send(&world, two.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    }
+    assert!(world.control.forgotten.lock().unwrap().is_empty());
+    let answer = act(&world, Method::DELETE, "/v1/hosts/host-1", &Value::Null).await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    assert_eq!(*world.control.forgotten.lock().unwrap(), [HostId([1; 16])]);
+}
+
+#[tokio::test]
+async fn every_failure_is_a_problem_of_the_right_kind() {
+    let world = World::new();
+    fleet(&world, 5);
+    let long = format!("/v1/hosts?name={}", "x".repeat(9_000));
+    let long_name = format!("/v1/hosts/{}", "x".repeat(300));
+    let many = format!("/v1/hosts?{}", "label=a=b&".repeat(70));
+    let cases = [
+        ("/nowhere", 404, "not-found"),
+        ("/v1/hosts/none", 404, "unknown-host"),
+        ("/v1/hosts/none/why", 404, "unknown-host"),
+        ("/v1/hosts/%FF", 400, "bad-request"),
+        (long_name.as_str(), 400, "bad-request"),
+        (long.as_str(), 414, "too-long"),
+        (many.as_str(), 400, "bad-request"),
+        ("/v1/hosts?limit=0", 400, "bad-request"),
+        ("/v1/hosts?limit=abc", 400, "bad-request"),
+        ("/v1/hosts?limit=1001", 400, "bad-request"),
+        ("/v1/hosts?limit=-1", 400, "bad-request"),
+        ("/v1/hosts?limit=5&limit=6", 400, "bad-request"),
+        ("/v1/hosts?stat=down", 400, "bad-request"),
+        ("/v1/hosts?state=dwon", 400, "bad-request"),
+        ("/v1/hosts?state=", 400, "bad-request"),
+        ("/v1/hosts?label=zone", 400, "bad-request"),
+        ("/v1/hosts?label==x", 400, "bad-request"),
+        ("/v1/hosts?label=a=1&label=a=2", 400, "bad-request"),
+        ("/v1/hosts?page=5", 400, "bad-request"),
+        ("/v1/hosts?page=p5.0.99", 410, "page-gone"),
+        ("/v1/hosts/host-1?x=1", 400, "bad-request"),
+        ("/v1/events?after=17", 400, "bad-request"),
+        ("/v1/events?after=c", 400, "bad-request"),
+        ("/v1/events?after=c%2B5", 400, "bad-request"),
+        ("/v1/events?after=cffffffffffffffff0", 400, "bad-request"),
+        ("/v1/events?after=cffffffffffffffff", 410, "cursor-gone"),
+        ("/v1/events?wait=61s", 400, "bad-request"),
+        ("/v1/events?wait=5", 400, "bad-request"),
+        ("/v1/events?host=none", 404, "unknown-host"),
+        ("/v1/events?tail=5&after=c0", 400, "bad-request"),
+        ("/v1/events?tail=0", 400, "bad-request"),
+        ("/v1/deliveries?state=lost", 400, "bad-request"),
+        ("/v1/deliveries?incident=x", 400, "bad-request"),
+        ("/v1/deliveries?after=99999999999999999999", 400, "bad-request"),
+        ("/v1/deliveries/0", 404, "unknown-delivery"),
+        ("/v1/deliveries/x", 404, "unknown-delivery"),
+        ("/v1/deliveries/18446744073709551615", 404, "unknown-delivery"),
+        ("/v1/status?x", 400, "bad-request"),
+        ("/metrics?x=1", 400, "bad-request"),
+    ];
+    for (path, status, kind) in cases {
+        let answer = get(&world, path).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert_eq!(answer.json()["type"], format!("urn:heartwatch:problem:{kind}"), "{path}");
+        assert!(answer.body.len() < 1_000, "{path}: a long echo");
+    }
+    let answer = get(&world, "/v1/hosts?stat=down").await;
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("`stat`") && detail.contains("state"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_wrong_method_names_the_right_ones() {
+    let world = World::new();
+    let answer = act(&world, Method::PUT, "/v1/pause", &Value::Null).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    let allow = answer.headers[header::ALLOW].to_str().unwrap().to_owned();
+    assert!(allow.contains("POST") && allow.contains("DELETE"), "{allow}");
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_and_understood_or_refused() {
+    let world = World::new();
+    let import = "/v1/hosts/import";
+    let cases = [
+        (import, json!({"id": "x"}), 400),
+        (import, json!([{"id": "x"}]), 400),
+        (import, json!([{"id": "00".repeat(16), "nmae": "a"}]), 400),
+        (import, json!([{"id": "00".repeat(16), "name": "a\nb"}]), 400),
+        (import, json!([{"id": "00".repeat(16), "name": "a".repeat(256)}]), 400),
+        (import, json!([{"id": "00".repeat(16), "labels": {"": "x"}}]), 400),
+        ("/v1/pause", json!({"for": "10m"}), 400),
+        ("/v1/pause", json!({"for": "10m", "reason": "  "}), 400),
+        ("/v1/pause", json!({"for": "0s", "reason": "x"}), 400),
+        ("/v1/pause", json!({"for": "8d", "reason": "x"}), 400),
+        ("/v1/pause", json!({"for": 10, "reason": "x"}), 400),
+        ("/v1/pause", json!({"for": "10m", "reason": "x".repeat(70_000)}), 413),
+        ("/v1/deliveries/redrive", json!({"ids": []}), 400),
+        ("/v1/deliveries/redrive", json!({"ids": ["x"]}), 400),
+        ("/v1/deliveries/redrive", json!("everything"), 400),
+    ];
+    for (path, body, status) in cases {
+        let answer = act(&world, Method::POST, path, &body).await;
+        assert_eq!(answer.status, status, "{path} {}: {}", body, answer.text());
+    }
+    let huge = Body::from(vec![b' '; super::IMPORT_BODY_LEN_MAX + 1]);
+    let request = Request::post(import)
+        .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"))
+        .header(header::CONTENT_TYPE, "application/json");
+    assert_eq!(send(&world, request.body(huge).unwrap()).await.status, 413);
+    let request = Request::post(import)
+        .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"))
+        .header(header::CONTENT_TYPE, "text/plain");
+    assert_eq!(send(&world, request.body(Body::from("[]")).unwrap()).await.status, 415);
+    assert!(world.control.imported.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_operators_ask_is_done() {
+    let world = World::new();
+    let hosts = json!([{"id": "01".repeat(16), "name": "a", "labels": {"zone": "x"}}]);
+    let answer = act(&world, Method::POST, "/v1/hosts/import", &hosts).await;
+    assert_eq!(answer.json(), json!({"added": 1, "known": 0}));
+    let body = json!({"for": "10m", "reason": "switch works"});
+    let answer = act(&world, Method::POST, "/v1/pause", &body).await;
+    assert_eq!(answer.json()["pause"]["reason"], "switch works");
+    assert_eq!(good(&world, "/v1/status").await["pause"]["until_ms"], 600_000);
+    let answer = act(&world, Method::DELETE, "/v1/pause", &Value::Null).await;
+    assert_eq!(answer.json(), json!({"pause": null}));
+    for (body, ids) in [(json!({"ids": [4, 5]}), json!([4, 5])), (json!({"dead": {}}), json!([1]))]
+    {
+        let answer = act(&world, Method::POST, "/v1/deliveries/redrive", &body).await;
+        assert_eq!(answer.json()["redriven"], ids);
+    }
+}
+
+#[tokio::test]
+async fn pages_walk_every_host_once_while_hosts_come_and_go() {
+    let world = World::new();
+    fleet(&world, 30);
+    world.store.push(event(HostId([1; 16]), EventKind::HostJoined, 1));
+    let mut path = "/v1/hosts?limit=7".to_owned();
+    let (mut seen, mut cursors) = (Vec::new(), Vec::new());
+    loop {
+        let page: HostsPage = serde_json::from_value(good(&world, &path).await).unwrap();
+        assert!(page.hosts.len() <= 7);
+        seen.extend(page.hosts.iter().map(|h| h.id.0[0]));
+        cursors.push(page.cursor);
+        world.view.remove(HostId([0; 16]));
+        world.view.upsert(host_row(100, State::Alive), None);
+        world.store.push(event(HostId([100; 16]), EventKind::HostJoined, 2));
+        let Some(next) = page.next_page else { break };
+        path = format!("/v1/hosts?limit=7&page={next}");
+    }
+    let stayed: Vec<u8> = seen.iter().copied().filter(|n| *n != 0 && *n != 100).collect();
+    assert_eq!(stayed, (1..30).collect::<Vec<_>>());
+    // Every page carries the cursor of the first, so that nothing that happened meanwhile is missed.
+    assert!(cursors.iter().all(|c| c == "c1"), "{cursors:?}");
+    let events: EventsPage =
+        serde_json::from_value(good(&world, "/v1/events?after=c1").await).unwrap();
+    assert_eq!(events.events.len(), cursors.len());
+}
+
+#[tokio::test]
+async fn filters_narrow_the_list() {
+    let world = World::new();
+    fleet(&world, 6);
+    for (query, ids) in [
+        ("state=down", vec!["host-3"]),
+        ("state=down,pending&state=left", vec!["host-3"]),
+        ("label=zone=odd", vec!["host-1", "host-3", "host-5"]),
+        ("label=zone=odd&state=alive&name=-5", vec!["host-5"]),
+        ("label=zone=", vec![]),
+        ("name=none", vec![]),
+    ] {
+        let page = good(&world, &format!("/v1/hosts?{query}")).await;
+        assert_eq!(keys(&page, "hosts", "name"), ids, "{query}");
+        assert_eq!(page["next_page"], Value::Null);
+    }
+}
+
+#[tokio::test]
+async fn a_host_is_found_by_id_or_by_a_unique_name() {
+    let world = World::new();
+    fleet(&world, 3);
+    let id = HostId([2; 16]).to_string();
+    assert_eq!(good(&world, &format!("/v1/hosts/{id}")).await["name"], "host-2");
+    let host = good(&world, "/v1/hosts/host-2").await;
+    assert_eq!((&host["id"], &host["silence_ms"]), (&json!(id), &Value::Null));
+    let twin = HostRow { name: "host-2".to_owned(), ..host_row(9, State::Alive) };
+    world.view.upsert(twin, None);
+    let answer = get(&world, "/v1/hosts/host-2").await;
+    assert_eq!(
+        (answer.status, &answer.json()["title"]),
+        (StatusCode::CONFLICT, &json!("more than one host has this name"))
+    );
+}
+
+#[tokio::test]
+async fn silence_and_load_are_live() {
+    use heartwatch_common::load::{LoadSample, Share};
+    use heartwatch_common::time::Instant;
+    let world = World::new();
+    let live = Arc::<crate::view::LiveCell>::default();
+    live.beat(Instant(4_000_000_000), 1_000_000);
+    live.load(&LoadSample { cpu_busy: Share::from_ratio(0.5), ..LoadSample::UNKNOWN });
+    world.view.upsert(host_row(1, State::Alive), Some(live));
+    world.clock.advance(Duration::from_millis(250));
+    let host = good(&world, "/v1/hosts/host-1").await;
+    assert_eq!((&host["silence_ms"], &host["gap_ms"]), (&json!(1_250), &json!(1_000)));
+    assert_eq!(host["load"]["cpu_busy_ratio"], 0.5);
+    assert_eq!(host["load"]["network_kib_per_s"], Value::Null);
+}
+
+#[tokio::test]
+async fn cursors_continue_where_the_last_answer_ended() {
+    let world = World::new();
+    for n in 0..25 {
+        world.store.push(event(HostId([(n % 5) as u8; 16]), EventKind::HostJoined, n));
+    }
+    let mut after = String::new();
+    let mut seen = Vec::new();
+    loop {
+        let path = format!("/v1/events?limit=10{after}");
+        let page: EventsPage = serde_json::from_value(good(&world, &path).await).unwrap();
+        seen.extend(page.events.iter().map(|e| e.data["n"].as_u64().unwrap()));
+        after = format!("&after={}", page.cursor);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(seen, (0..25).collect::<Vec<_>>());
+    let end = good(&world, &format!("/v1/events?limit=10{after}")).await;
+    assert_eq!((&end["events"], &end["cursor"]), (&json!([]), &json!("c19")));
+    let id = HostId([3; 16]);
+    let page = good(&world, &format!("/v1/events?host={id}")).await;
+    assert_eq!(page["events"].as_array().unwrap().len(), 5);
+    // Behind everything that was looked at, not just behind the last match.
+    assert_eq!(page["cursor"], "c19");
+    let page = good(&world, "/v1/events?tail=2").await;
+    assert_eq!(keys(&page, "events", "cursor"), ["c18", "c19"]);
+    let page = good(&world, &format!("/v1/events?tail=2&host={id}")).await;
+    assert_eq!(
+        (keys(&page, "events", "cursor"), &page["cursor"]),
+        (vec!["c13".to_owned(), "c18".to_owned()], &json!("c19"))
+    );
+}
+
+#[tokio::test]
+async fn waiting_for_news_ends_with_the_news_or_with_the_time() {
+    let world = World::new();
+    let id = HostId([3; 16]);
+    let page = good(&world, "/v1/events?wait=700ms").await;
+    assert_eq!((&page["events"], &page["cursor"]), (&json!([]), &json!("c0")));
+    assert_eq!(world.store.heads_read.load(Ordering::Relaxed), 2, "polled too often");
+
+    let store = world.store.clone();
+    let news = async {
+        store.push(event(HostId([1; 16]), EventKind::HostJoined, 1));
+        // Two polls of the journal later, the other host's event has been looked at and passed over.
+        while store.heads_read.load(Ordering::Relaxed) < 5 {
+            tokio::task::yield_now().await;
+        }
+        store.push(event(id, EventKind::HostDown, 2));
+    };
+    let path = format!("/v1/events?wait=30s&host={id}");
+    let (page, ()) = tokio::join!(good(&world, &path), news);
+    assert_eq!(keys(&page, "events", "type"), ["host.down"]);
+    assert_eq!(page["cursor"], "c2");
+}
+
+#[tokio::test]
+async fn why_joins_everything_that_is_recorded() {
+    let world = World::new();
+    let id = HostId([1; 16]);
+    let incident = Some(crate::event::IncidentId(uuid(1)));
+    world.view.upsert(HostRow { incident, ..host_row(1, State::Down) }, None);
+    world.store.push(event(id, EventKind::HostSuspect, 10));
+    world.store.push(event(id, EventKind::HostDown, 11));
+    world.store.push(event(HostId([2; 16]), EventKind::HostDown, 12));
+    world
+        .store
+        .deliveries
+        .lock()
+        .unwrap()
+        .extend((1..=60).map(|n| delivery(n, id, DeliveryState::Delivered)));
+    let why: WhyJson = serde_json::from_value(good(&world, "/v1/hosts/host-1/why").await).unwrap();
+    assert_eq!(why.events.len(), 2);
+    assert_eq!(why.incident.unwrap().opened_ms.unwrap().0, 10_000);
+    let ids: Vec<u64> = why.deliveries.iter().map(|d| d.delivery.id.0).collect();
+    assert_eq!(ids, (11..=60).rev().collect::<Vec<_>>());
+    assert!(why.deliveries_truncated && !why.events_truncated);
+    assert_eq!(why.deliveries[0].attempt_log[0].status, Some(200));
+    assert_eq!((why.doubts.len(), why.detector.unwrap().margin_ms), (1, 120.5));
+    // A stuck shard must not hide the rest.
+    world.control.busy.store(true, Ordering::Relaxed);
+    let why = good(&world, "/v1/hosts/host-1/why").await;
+    assert_eq!(why["detector"], Value::Null);
+    assert!(why["detector_error"].as_str().unwrap().contains("shard 3"));
+}
+
+#[tokio::test]
+async fn deliveries_are_listed_filtered_and_shown_with_their_attempts() {
+    let world = World::new();
+    let id = HostId([1; 16]);
+    world.store.deliveries.lock().unwrap().extend((1..=5).map(|n| {
+        let state = if n == 4 { DeliveryState::Dead } else { DeliveryState::Pending };
+        delivery(n, id, state)
+    }));
+    let page = good(&world, "/v1/deliveries?limit=2&after=1").await;
+    assert_eq!(
+        (keys(&page, "deliveries", "id"), &page["next_after"]),
+        (vec!["2".to_owned(), "3".to_owned()], &json!(3))
+    );
+    let page =
+        good(&world, &format!("/v1/deliveries?state=dead&host={id}&receiver=orchestrator")).await;
+    assert_eq!(
+        (keys(&page, "deliveries", "id"), &page["next_after"]),
+        (vec!["4".to_owned()], &Value::Null)
+    );
+    let one = good(&world, "/v1/deliveries/4").await;
+    assert_eq!((&one["state"], &one["attempts"]), (&json!("dead"), &json!(1)));
+    assert_eq!(one["attempt_log"][0]["detail"], "200 OK");
+}
+
+#[tokio::test]
+async fn readyz_tells_its_reasons_and_healthz_does_not_care() {
+    let world = World::new();
+    assert_eq!(get(&world, "/readyz").await.status, StatusCode::OK);
+    let reasons = vec!["the store cannot write now: disk full".to_owned(), "blind".to_owned()];
+    world.control.not_ready.lock().unwrap().clone_from(&reasons);
+    let answer = get(&world, "/readyz").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.json()["reasons"], json!(reasons));
+    assert!(answer.headers.contains_key(header::RETRY_AFTER));
+    assert_eq!(get(&world, "/healthz").await.text(), "ok\n");
+}
+
+#[tokio::test]
+async fn a_broken_store_and_a_panic_are_told_and_survived() {
+    let world = World::new();
+    world.store.broken.store(true, Ordering::Relaxed);
+    for path in ["/v1/hosts", "/v1/events"] {
+        let answer = get(&world, path).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.json()["detail"].as_str().unwrap().contains("disk full"));
+    }
+    world.control.panics.store(true, Ordering::Relaxed);
+    let answer = get(&world, "/v1/status").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(!answer.text().contains("planted"));
+    world.control.panics.store(false, Ordering::Relaxed);
+    let status: StatusJson = serde_json::from_value(good(&world, "/v1/status").await).unwrap();
+    assert_eq!(status.status.name, "test");
+}
+
+#[tokio::test]
+async fn a_backup_is_streamed_and_leaves_nothing_behind() {
+    let world = World::new();
+    // As a crash would leave it.
+    std::fs::create_dir(world.state_dir.path().join("api-backup.tmp")).unwrap();
+    let answer = act(&world, Method::POST, "/v1/backup", &Value::Null).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert_eq!(answer.headers[header::CONTENT_LENGTH], "700000");
+    assert_eq!(answer.body, vec![7; 700_000]);
+    world.store.broken.store(true, Ordering::Relaxed);
+    let answer = act(&world, Method::POST, "/v1/backup", &Value::Null).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(std::fs::read_dir(world.state_dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn metrics_are_served_as_classic_text() {
+    let world = World::new();
+    fleet(&world, 5);
+    let answer = get(&world, "/metrics").await;
+    assert_eq!(answer.headers[header::CONTENT_TYPE], "text/plain; version=0.0.4");
+    let text = answer.text();
+    check_exposition(&text);
+    assert!(text.contains("heartwatch_hosts{state=\"alive\"} 4"), "{text}");
+    // For `promtool check metrics` by hand.
+    if let Ok(path) = std::env::var("HEARTWATCH_TEST_METRICS_OUT") {
+        std::fs::write(path, text).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_answer_invites_other_origins() {
+    let world = World::new();
+    let request = Request::get("/v1/status").header(header::ORIGIN, "https://evil.example");
+    let answer = send(&world, request.body(Body::empty()).unwrap()).await;
+    assert!(!answer.headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+}
+
+#[tokio::test]
+async fn serving_stops_when_told_even_if_somebody_waits() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(super::serve(listener, world.router.clone(), async {
+        stopped.await.unwrap();
+    }));
+    let mut waiting = tokio::net::TcpStream::connect(address).await.unwrap();
+    waiting.write_all(b"GET /v1/events?wait=60s HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    client
+        .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("ok\n"), "{text}");
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap().unwrap();
+}

@@ -1,0 +1,336 @@
+//! The JSON shapes that exist only in the API; what `control` and `store` define is used as it is.
+//!
+//! Times are milliseconds since 1970 and end in `_ms`; `now_ms` is the controller's wall clock when it
+//! answered, so that a reader can tell "how long ago" without trusting its own clock.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use heartwatch_common::id::{Boot, Generation, HostId};
+use heartwatch_common::load::LoadSample;
+use heartwatch_common::time::{Instant, Wall};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::Config;
+use crate::control::{Doubt, HostWhy, Pause, Status};
+use crate::event::{Cause, EventId, EventKind, IncidentId, State};
+use crate::store::{AttemptRow, Cursor, DeliveryRow, EventRow, Token};
+use crate::view::HostView;
+
+/// A host's last load sample. What is unknown is null.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each field is documented in LoadSample under the same name")]
+pub struct LoadJson {
+    pub cpu_busy_ratio: Option<f64>,
+    pub memory_used_ratio: Option<f64>,
+    pub swap_used_ratio: Option<f64>,
+    pub disk_used_ratio: Option<f64>,
+    pub run_queue_per_core: Option<f64>,
+    pub network_kib_per_s: Option<u32>,
+    pub psi_cpu_ratio: Option<f64>,
+    pub psi_memory_ratio: Option<f64>,
+    pub psi_io_ratio: Option<f64>,
+    /// For ranking: 0 = idle, 1000 = a resource is exhausted.
+    pub score: u16,
+}
+
+impl From<LoadSample> for LoadJson {
+    fn from(l: LoadSample) -> Self {
+        let known = |n: u16| (n != u16::MAX).then(|| f64::from(n) / 100.0);
+        Self {
+            cpu_busy_ratio: l.cpu_busy.ratio(),
+            memory_used_ratio: l.memory_used.ratio(),
+            swap_used_ratio: l.swap_used.ratio(),
+            disk_used_ratio: l.disk_used.ratio(),
+            run_queue_per_core: known(l.run_queue_centi),
+            network_kib_per_s: Some(l.network_kib_per_s).filter(|n| *n != u32::MAX),
+            psi_cpu_ratio: l.psi_cpu.ratio(),
+            psi_memory_ratio: l.psi_memory.ratio(),
+            psi_io_ratio: l.psi_io.ratio(),
+            score: l.score(),
+        }
+    }
+}
+
+/// A host of the registry with its live figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostJson {
+    /// Who.
+    pub id: HostId,
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: State,
+    /// Why, if down.
+    pub cause: Option<Cause>,
+    /// Since when.
+    pub since_ms: Wall,
+    /// When it was first registered.
+    pub first_seen_ms: Wall,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Operating system.
+    pub os: String,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// Life of its agent.
+    pub boot: Boot,
+    /// Lowest key generation that is accepted.
+    pub generation: Generation,
+    /// Where its last proof of life came from.
+    pub address: Option<SocketAddr>,
+    /// The outage that it is in.
+    pub incident: Option<IncidentId>,
+    /// Two boots answer under this identity.
+    pub duplicate: bool,
+    /// Time since the last proof of life that this controller process took; null before the first.
+    pub silence_ms: Option<u64>,
+    /// The gap that its last beat announced.
+    pub gap_ms: Option<u64>,
+    /// Its last load sample.
+    pub load: Option<LoadJson>,
+}
+
+impl HostJson {
+    /// A host as of `now`.
+    pub fn new(host: &HostView, now: Instant) -> Self {
+        let row = &*host.row;
+        let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let last = host.live.last_arrival();
+        Self {
+            id: row.id,
+            name: row.name.clone(),
+            state: row.state,
+            cause: row.cause,
+            since_ms: row.since,
+            first_seen_ms: row.first_seen,
+            labels: row.labels.clone(),
+            os: row.os.clone(),
+            agent_version: row.agent_version.clone(),
+            boot: row.boot,
+            generation: row.generation,
+            address: row.address,
+            incident: row.incident,
+            duplicate: row.duplicate,
+            silence_ms: last.map(|at| millis(now.since(at))),
+            gap_ms: last.map(|_| host.live.gap_us() / 1_000),
+            load: host.live.sample().map(LoadJson::from),
+        }
+    }
+}
+
+/// A page of hosts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostsPage {
+    /// The hosts.
+    pub hosts: Vec<HostJson>,
+    /// Hand it back as `page` for the next page; null: this was the last.
+    pub next_page: Option<String>,
+    /// Where `/v1/events?after=` continues what the *first* page of this listing showed.
+    pub cursor: String,
+    /// The controller's wall clock.
+    pub now_ms: Wall,
+}
+
+/// A journaled event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventJson {
+    /// Where it stands: opaque.
+    pub cursor: String,
+    /// Its name.
+    pub id: EventId,
+    /// What happened.
+    #[serde(rename = "type")]
+    pub kind: EventKind,
+    /// When.
+    pub at_ms: Wall,
+    /// To whom.
+    pub host: Option<HostId>,
+    /// In which outage.
+    pub incident: Option<IncidentId>,
+    /// Its fencing token.
+    pub token: Option<Token>,
+    /// The payload's `data`.
+    pub data: Map<String, Value>,
+}
+
+impl From<EventRow> for EventJson {
+    fn from(e: EventRow) -> Self {
+        Self {
+            cursor: cursor_text(e.cursor),
+            id: e.id,
+            kind: e.kind,
+            at_ms: e.at_ms,
+            host: e.host,
+            incident: e.incident,
+            token: e.token,
+            data: e.data,
+        }
+    }
+}
+
+/// A page of events, oldest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventsPage {
+    /// The events.
+    pub events: Vec<EventJson>,
+    /// Where the next read continues; always set, also if there was nothing.
+    pub cursor: String,
+    /// Whether to ask again at once: the page was full.
+    pub more: bool,
+}
+
+/// A delivery with its attempts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeliveryJson {
+    /// The delivery.
+    #[serde(flatten)]
+    pub delivery: DeliveryRow,
+    /// Its attempts, oldest first.
+    pub attempt_log: Vec<AttemptRow>,
+}
+
+/// A page of deliveries, oldest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeliveriesPage {
+    /// The deliveries.
+    pub deliveries: Vec<DeliveryRow>,
+    /// Hand it back as `after` for the next page; null: this was the last.
+    pub next_after: Option<u64>,
+}
+
+/// An outage that is still open.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IncidentJson {
+    /// Which.
+    pub id: IncidentId,
+    /// When its first event happened, as far as the events shown reach back.
+    pub opened_ms: Option<Wall>,
+}
+
+/// Everything that is known about why a host stands where it stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhyJson {
+    /// The controller's wall clock.
+    pub now_ms: Wall,
+    /// The host.
+    pub host: HostJson,
+    /// What the detector knows right now; null if it can't be asked.
+    pub detector: Option<HostWhy>,
+    /// Why it can't be asked.
+    pub detector_error: Option<String>,
+    /// The outage that it is in.
+    pub incident: Option<IncidentJson>,
+    /// The newest events of the host, newest first.
+    pub events: Vec<EventJson>,
+    /// Whether there are older events.
+    pub events_truncated: bool,
+    /// The newest deliveries about the host with their attempts, newest first.
+    pub deliveries: Vec<DeliveryJson>,
+    /// Whether there are deliveries that are not shown.
+    pub deliveries_truncated: bool,
+    /// Why the controller distrusts itself; empty is good.
+    pub doubts: Vec<Doubt>,
+    /// A pause of all actions, if one is in force.
+    pub pause: Option<Pause>,
+}
+
+/// The controller, for people.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusJson {
+    /// What runs.
+    #[serde(flatten)]
+    pub status: Status,
+    /// The controller's wall clock.
+    pub now_ms: Wall,
+    /// Its settings, as far as everybody may know them.
+    pub config: ConfigSummary,
+}
+
+/// A receiver, less its URL: that may hold a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiverSummary {
+    /// Its name.
+    pub name: String,
+    /// Whether what it gets is signed.
+    pub signed: bool,
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleSummary {
+    /// Its name.
+    pub name: String,
+    /// Labels that a host must have.
+    pub labels: BTreeMap<String, String>,
+    /// Event kinds.
+    pub events: Vec<EventKind>,
+    /// Names of receivers.
+    pub receivers: Vec<String>,
+    /// Decides, but sends nothing.
+    pub dry_run: bool,
+}
+
+/// Settings that everybody who may read may know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigSummary {
+    /// Who is told.
+    pub receivers: Vec<ReceiverSummary>,
+    /// Which events go to whom.
+    pub rules: Vec<RuleSummary>,
+}
+
+impl From<&Config> for ConfigSummary {
+    fn from(config: &Config) -> Self {
+        let receivers = config.receivers.values();
+        Self {
+            receivers: receivers
+                .map(|r| ReceiverSummary { name: r.name.clone(), signed: r.secret_file.is_some() })
+                .collect(),
+            rules: config
+                .rules
+                .iter()
+                .map(|r| RuleSummary {
+                    name: r.name.clone(),
+                    labels: r.labels.clone(),
+                    events: r.events.iter().copied().collect(),
+                    receivers: r.receivers.clone(),
+                    dry_run: r.dry_run,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The body of `POST /v1/pause`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PauseBody {
+    /// For how long, with its unit.
+    #[serde(rename = "for")]
+    pub span: heartwatch_common::config::Span,
+    /// Why, in the operator's words.
+    pub reason: String,
+}
+
+/// The answer of both pause routes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseJson {
+    /// The pause now in force, if any.
+    pub pause: Option<Pause>,
+}
+
+/// A cursor as clients see it. The letter keeps them from counting with it.
+pub fn cursor_text(cursor: Cursor) -> String {
+    format!("c{:x}", cursor.0)
+}
+
+/// Reads [`cursor_text`]'s form.
+pub fn parse_cursor(text: &str) -> Option<Cursor> {
+    let digits = text.strip_prefix('c').filter(|d| (1..=16).contains(&d.len()))?;
+    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok().map(Cursor)
+}
