@@ -10,4 +10,5 @@
 pub mod config;
 pub mod core;
 pub mod identity;
+pub mod sampler;
 pub mod schedule;
