@@ -11,7 +11,7 @@
 //! - Per receiver and host, deliveries are begun in the order of their events: `begin_attempt` refuses
 //!   one that an unfinished earlier one precedes ([`Begin::NotYet`]).
 //! - Fencing tokens rise strictly per host: `token = store epoch · 2³² + counter`, below 2⁵³. The epoch
-//!   is kept in a file beside the database too and rises at every restore.
+//!   is kept in a file beside the database too and rises at every start and every restore.
 //!
 //! What this leaves room for: an engine shared by several controllers. Appends carry an owner epoch and
 //! may answer *fenced*; cursors are opaque to clients; a batch has at most [`BATCH_LEN_MAX`] events.
@@ -326,7 +326,9 @@ pub enum FinishVerdict {
     },
     /// The receiver has seen a higher token (HTTP 409). If it was one of ours for this host, this
     /// delivery is stale: superseded. Otherwise the host's counter rises above it and the event is
-    /// journaled again under a new id and token, superseding this one.
+    /// journaled again under a new id and token, superseding this one; after a few rounds of that, or
+    /// at a token that cannot be, it is dead. The delivery's own token after an earlier attempt means
+    /// that that one arrived: delivered. A lower one contradicts itself: it stays pending.
     Conflict {
         /// The highest token that the receiver says it has seen.
         highest: Token,

@@ -8,14 +8,15 @@
 //!
 //! # Tokens and the store epoch
 //!
-//! `token = epoch · 2³² + counter`. The epoch stands in the database and in a file beside it:
+//! `token = epoch · 2³² + counter`. The epoch stands in the database and in a file beside it, and rises
+//! above both at every start: the database may have been replaced by an older copy, one made a minute
+//! ago even, and nothing in it would tell. Lost file or lost database, the other one is enough. The
+//! file is written first, so whatever dies when, no token is ever handed out twice. Two million epochs
+//! would last a controller that restarts every five seconds for four months; after half of them the
+//! epoch rises only when the two copies differ.
 //!
-//! - the file's is higher: the database was replaced by an older copy → the file's + 1;
-//! - there is no file: nobody knows what was lost → the database's + 1;
-//! - the database's is higher: the controller died between the two writes → the file is set to it.
-//!
-//! The file is written first, so whatever dies when, no token is ever handed out twice. A host whose
-//! receiver has seen a higher token than ours (both copies were lost) goes on above that one, alone.
+//! A host whose receiver has seen a higher token than ours (both copies were lost, or the whole
+//! directory was put back) goes on above that one, alone.
 //!
 //! # What a crash leaves
 //!
@@ -103,11 +104,11 @@ impl Db {
             schema::migrate(&c).map_err(at(path))?;
             Some(meta_epoch(&c)?)
         };
-        let epoch = match (filed, known) {
-            (None, None) => 1,
-            (Some(f), Some(k)) if f <= k => k,
-            (Some(f), _) => f.saturating_add(1),
-            (None, Some(k)) => k.saturating_add(1),
+        let highest = filed.max(known).unwrap_or(0);
+        let epoch = if filed == known && highest > EPOCH_MAX / 2 {
+            highest
+        } else {
+            highest.saturating_add(1)
         };
         if epoch > EPOCH_MAX {
             return Err(StoreError::Open(format!(

@@ -209,6 +209,7 @@ proptest! {
             if matches!(op, Op::Reopen) {
                 drop(db.take());
                 db = Some(open_in(dir.path()).unwrap());
+                oracle.epoch += 1;
             }
             step(db.as_ref().unwrap(), &mut oracle, op);
             compare(db.as_ref().unwrap(), &oracle);
