@@ -12,3 +12,5 @@ pub mod core;
 pub mod identity;
 pub mod sampler;
 pub mod schedule;
+pub mod status;
+pub mod transport;
