@@ -92,7 +92,12 @@ pub trait Clock: Send + Sync {
     fn boottime(&self) -> Instant;
 
     /// Wall-clock time.
-    fn wall(&self) -> Wall;
+    fn wall(&self) -> Wall {
+        Wall(self.wall_ns().div_euclid(1_000_000))
+    }
+
+    /// Wall-clock time in nanoseconds since 1970, the scale of the kernel's receive stamps.
+    fn wall_ns(&self) -> i64;
 }
 
 /// The operating system's clocks.
@@ -113,9 +118,8 @@ impl Clock for SystemClock {
         Instant::default() + read(ClockId::CLOCK_BOOTTIME)
     }
 
-    fn wall(&self) -> Wall {
-        let since_epoch = read(ClockId::CLOCK_REALTIME);
-        Wall(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    fn wall_ns(&self) -> i64 {
+        i64::try_from(read(ClockId::CLOCK_REALTIME).as_nanos()).unwrap_or(i64::MAX)
     }
 }
 
@@ -142,8 +146,9 @@ impl Clock for SteppedClock {
         SystemClock.boottime()
     }
 
-    fn wall(&self) -> Wall {
-        Wall(SystemClock.wall().0.saturating_add(self.offset_ms.load(Ordering::Relaxed)))
+    fn wall_ns(&self) -> i64 {
+        let offset_ns = self.offset_ms.load(Ordering::Relaxed).saturating_mul(1_000_000);
+        SystemClock.wall_ns().saturating_add(offset_ns)
     }
 }
 
@@ -182,8 +187,8 @@ impl Clock for ManualClock {
         self.now()
     }
 
-    fn wall(&self) -> Wall {
-        Wall(self.wall_ms.load(Ordering::Relaxed))
+    fn wall_ns(&self) -> i64 {
+        self.wall_ms.load(Ordering::Relaxed).saturating_mul(1_000_000)
     }
 }
 

@@ -1,0 +1,202 @@
+//! The record of one host and the turns its story can take.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heartwatch_common::id::{Boot, Generation, HostId, KeyId, Seq};
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::LeaveReason;
+use serde::Serialize;
+
+use super::timeout::Learned;
+use crate::event::{Cause, State};
+use crate::ingest::admit::Seen;
+use crate::view::LiveCell;
+
+/// Newest overdue times kept for `why`.
+pub const RECENT: usize = 8;
+
+/// What is known of a host when it is registered.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Who.
+    pub id: HostId,
+    /// Where it stood.
+    pub state: State,
+    /// Its last proved life.
+    pub boot: Boot,
+    /// Lowest key generation that is accepted.
+    pub generation: Generation,
+    /// Where it was last heard from.
+    pub address: Option<SocketAddr>,
+    /// How long it has been in its state.
+    pub in_state: Duration,
+    /// Expected, and already reported missing.
+    pub missing_reported: bool,
+    /// Two boots answer under this identity.
+    pub duplicate: bool,
+    /// Where its live figures are published.
+    pub live: Arc<LiveCell>,
+}
+
+/// The record of one host.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub(crate) id: HostId,
+    pub(crate) state: State,
+    pub(crate) boot: Boot,
+    pub(crate) seq: Seq,
+    pub(crate) generation: Generation,
+    pub(crate) address: Option<SocketAddr>,
+    /// When the next beat is expected.
+    pub(crate) expected: Instant,
+    /// When patience ends.
+    pub(crate) deadline: Instant,
+    pub(crate) last_arrival: Option<Instant>,
+    pub(crate) gap: Duration,
+    pub(crate) learned: Learned,
+    /// Inter-arrival mean and mean deviation, microseconds; 0 = none yet.
+    pub(crate) mean_us: u32,
+    pub(crate) deviation_us: u32,
+    /// Newest overdue times, microseconds, newest at `recent_len − 1` modulo [`RECENT`].
+    pub(crate) recent: [i32; RECENT],
+    pub(crate) recent_len: u32,
+    pub(crate) late_ms: u16,
+    pub(crate) mistakes: u32,
+    pub(crate) challenged_until: Instant,
+    pub(crate) challenge_next: Instant,
+    pub(crate) hello_wanted: bool,
+    pub(crate) facts_hash: u64,
+    /// The life before the present one, and until when its return would mean two of them.
+    pub(crate) other_boot: Boot,
+    pub(crate) other_until: Instant,
+    pub(crate) duplicate: bool,
+    pub(crate) missing_reported: bool,
+    /// Which key its last proof of life was sealed under; `None` since the controller's start.
+    pub(crate) key: Option<(KeyId, Generation)>,
+    /// Which of the shard's sockets its last proof of life came in by.
+    pub(crate) listen: u8,
+    pub(crate) live: Arc<LiveCell>,
+}
+
+impl Host {
+    pub(crate) fn seen(&self) -> Seen {
+        Seen {
+            boot: self.boot,
+            seq: self.seq,
+            baseline_ns: self.learned.baseline_ns(),
+            challenged_until: self.challenged_until,
+        }
+    }
+
+    /// Learns the plain inter-arrival time, for people.
+    pub(crate) fn inter_arrival(&mut self, since_last: Duration) {
+        let us = i64::try_from(since_last.as_micros()).unwrap_or(i64::MAX).min(i64::from(u32::MAX));
+        if self.mean_us == 0 {
+            self.mean_us = us as u32;
+            self.deviation_us = (us / 2) as u32;
+            return;
+        }
+        // RFC 6298's smoothing: mean by eighths of the error, deviation by quarters of its size.
+        let error = us - i64::from(self.mean_us);
+        let spread = error.abs() - i64::from(self.deviation_us);
+        self.mean_us = (i64::from(self.mean_us) + error / 8) as u32;
+        self.deviation_us = (i64::from(self.deviation_us) + spread / 4) as u32;
+    }
+
+    pub(crate) fn remember_overdue(&mut self, overdue_ns: i64) {
+        let us = (overdue_ns / 1_000).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
+        self.recent[self.recent_len as usize % RECENT] = us;
+        self.recent_len = self.recent_len.wrapping_add(1);
+    }
+
+    /// Newest overdue times, newest first, milliseconds.
+    pub(crate) fn recent_ms(&self) -> Vec<f64> {
+        let have = (self.recent_len as usize).min(RECENT);
+        (1..=have)
+            .map(|back| (self.recent_len as usize - back) % RECENT)
+            .map(|at| f64::from(self.recent[at]) / 1e3)
+            .collect()
+    }
+}
+
+/// How a host's story turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// First proof of life.
+    Joined,
+    /// Overdue; probes are on their way.
+    Suspect,
+    /// Nobody answered.
+    Down(Cause),
+    /// Proof of life from suspect, down or left.
+    Recovered {
+        /// The life is the one that we gave up: we were wrong.
+        same_boot: bool,
+    },
+    /// A new life without an outage in between.
+    Restarted,
+    /// Said goodbye.
+    Left {
+        /// Why.
+        reason: LeaveReason,
+        /// How long it expects to be away; zero = not said.
+        expected: Duration,
+    },
+    /// Expected, but never heard in time.
+    Missing,
+    /// Two boots answer under one identity.
+    Duplicate {
+        /// The other one.
+        other: Boot,
+    },
+    /// Left or down for so long that it may be forgotten.
+    Forgettable,
+}
+
+/// What the detector saw when a story turned, for events and `why`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Evidence {
+    /// Time since the last proof of life, milliseconds.
+    pub silence_ms: u64,
+    /// How far past the expected arrival it was, milliseconds (negative: not yet due).
+    pub overdue_ms: i64,
+    /// The margin that it was given, milliseconds.
+    pub margin_ms: f64,
+    /// What set it.
+    pub margin_source: &'static str,
+    /// The gap that its last beat announced, milliseconds.
+    pub gap_ms: u64,
+    /// Number of its newest datagram.
+    pub last_seq: u32,
+    /// Probes sent.
+    pub probes_sent: u8,
+    /// Probes that its kernel answered with "nobody listens".
+    pub probes_unreachable: u8,
+    /// Share of datagrams that this shard dropped in its last window, parts per million.
+    pub drop_ppm: u64,
+    /// Whether it was judged although own losses might have excused it (`doubt_max` was used up).
+    pub judged_in_doubt: bool,
+    /// Suspicions of this host that proved wrong so far.
+    pub mistakes: u32,
+}
+
+/// One turn of one host's story.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Transition {
+    /// Whose.
+    pub host: HostId,
+    /// What.
+    pub turn: Turn,
+    /// Where it stands now.
+    pub state: State,
+    /// Its newest proved life.
+    pub boot: Boot,
+    /// Where it was last heard from.
+    pub address: Option<SocketAddr>,
+    /// When, on the shard's clock.
+    pub at: Instant,
+    /// What was seen.
+    pub evidence: Evidence,
+}

@@ -1,0 +1,665 @@
+//! Decides from proofs of life alone which hosts are alive, suspect or down.
+//!
+//! The detector is a value: callers pass `now` and the watermark and get back the turns that time has
+//! made true. Two detectors given the same calls answer alike, which is how the simulator replays a
+//! fleet from one seed.
+//!
+//! Picture a night porter with a few rows of bells, one row per degree of patience. A bell that is hung
+//! goes to the right end of its row, so the leftmost is the one that hung longest, and he looks along a
+//! row only until he meets one whose time has not come. A bell that has rung meanwhile he hangs anew.
+//! When one has been silent too long he first asks himself whether he slept ([`doubt`]), then knocks
+//! three times ([`confirm`]), and only then calls for help.
+//!
+//! Invariants (checked by [`Detector::check`] in tests):
+//! - a tracked host is in exactly one row, but for suspects, which are in the probe plan, and pending,
+//!   left or down ones with nothing to wait for;
+//! - `Down` ends only with a proof of life;
+//! - nothing expires whose deadline lies behind the watermark: mail that may lie unread is read first;
+//! - judging costs O(rows + hosts looked at), not O(hosts known).
+
+pub mod confirm;
+pub mod doubt;
+pub mod host;
+pub mod lru;
+pub mod timeout;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use heartwatch_common::id::{Boot, HostId};
+use heartwatch_common::load::LoadSample;
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::{Leave, Stamp};
+
+use crate::control::{HostWhy, OverdueBin, ProbeWhy};
+use crate::event::{Cause, State};
+use crate::ingest::admit::Seen;
+use confirm::{Confirm, ProbePlan, Step};
+use doubt::{Doubt, Excuse};
+use host::{Evidence, Host, Known, Transition, Turn};
+use lru::Rows;
+use timeout::{LEARN_MAX, Learned, MarginSource, Patience, Prior, PriorLearner};
+
+/// Most hosts of one detector.
+pub const HOSTS_MAX: usize = 4_000_000;
+/// How long after a change of boot the return of the other one means that two are alive.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
+/// Beats between two refreshes of the fleet's prior.
+const PRIOR_EVERY: u32 = 4_096;
+
+/// What a detector decides by.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Margins.
+    pub patience: Patience,
+    /// Longest announced gap that is believed.
+    pub gap_max: Duration,
+    /// Probing.
+    pub plan: ProbePlan,
+    /// How long own losses may excuse a host.
+    pub doubt_max: Duration,
+    /// Known hosts must be heard within this after a start.
+    pub restart_grace: Duration,
+    /// Expected hosts are missing after this.
+    pub missing_after: Duration,
+    /// Left and down hosts may be forgotten after this.
+    pub forget_after: Duration,
+}
+
+impl Settings {
+    /// From the checked config.
+    pub fn new(c: &crate::config::DetectorConfig) -> Self {
+        Self {
+            patience: Patience {
+                cost_s: c.false_suspicion_cost.as_secs_f32(),
+                min: c.timeout_min,
+                max: c.timeout_max,
+            },
+            gap_max: c.gap_max,
+            plan: ProbePlan {
+                probes: c.probes,
+                spacing: c.probe_spacing,
+                rate_max: c.probe_rate_max,
+            },
+            doubt_max: c.doubt_max,
+            restart_grace: c.restart_grace,
+            missing_after: c.missing_after,
+            forget_after: c.forget_after,
+        }
+    }
+}
+
+/// A proof of life.
+#[derive(Clone, Copy, Debug)]
+pub struct Proof<'a> {
+    /// What it says of itself.
+    pub stamp: &'a Stamp,
+    /// When the kernel received it, on the shard's clock.
+    pub arrival: Instant,
+    /// Where it came from.
+    pub from: SocketAddr,
+    /// How late the agent's timer fired, milliseconds.
+    pub late_ms: u16,
+    /// The load it carries.
+    pub load: Option<&'a LoadSample>,
+    /// It answers a nonce: whatever was known of numbers and clocks begins anew with it.
+    pub rebase: bool,
+}
+
+/// What a proof of life changed, beside turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Numbers skipped since the one before: datagrams lost on the way (or still coming).
+    pub lost: u32,
+    /// The host was suspect or down and its boot is the same.
+    pub mistake: Option<State>,
+    /// It came from another address than the one before.
+    pub moved: bool,
+}
+
+/// What judging brought about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Judged {
+    /// A host's story turned.
+    Turn(Transition),
+    /// A probe is to be sent.
+    Probe {
+        /// Whom.
+        host: HostId,
+        /// Where it was last heard from.
+        to: SocketAddr,
+        /// The boot that is known.
+        boot: Boot,
+        /// Number of the probe, from 1.
+        number: u8,
+        /// To be sent back.
+        nonce: [u8; 16],
+    },
+    /// A deadline passed, but our own losses excuse the host for now.
+    Excused,
+}
+
+/// Watches the hosts of one shard.
+#[derive(Debug)]
+pub struct Detector {
+    settings: Settings,
+    hosts: Vec<Option<Host>>,
+    free: Vec<u32>,
+    index: HashMap<HostId, u32>,
+    rows: Rows,
+    confirm: Confirm,
+    doubt: Doubt,
+    prior: Prior,
+    fleet: PriorLearner,
+    since_prior: u32,
+    alive: u64,
+    dice: u64,
+}
+
+impl Detector {
+    /// A detector without hosts. `seed` drives the rounding of learned counters and the nonces; in
+    /// production it comes from the operating system's generator.
+    pub fn new(settings: Settings, seed: u64, now: Instant) -> Self {
+        Self {
+            settings,
+            hosts: Vec::new(),
+            free: Vec::new(),
+            index: HashMap::new(),
+            rows: Rows::default(),
+            confirm: Confirm::new(settings.plan, now),
+            doubt: Doubt::new(now, settings.doubt_max),
+            prior: Prior::built_in(),
+            fleet: PriorLearner::default(),
+            since_prior: 0,
+            alive: 0,
+            dice: seed | 1,
+        }
+    }
+
+    /// The slot of a host.
+    pub fn slot(&self, id: HostId) -> Option<u32> {
+        self.index.get(&id).copied()
+    }
+
+    /// How many hosts are tracked.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// How many are being probed.
+    pub fn probing(&self) -> usize {
+        self.confirm.len()
+    }
+
+    /// This shard's record of its own losses.
+    pub fn doubt(&self) -> &Doubt {
+        &self.doubt
+    }
+
+    /// Records what a pass over the sockets received and what the kernel dropped.
+    pub fn heard(&mut self, now: Instant, received: u64, dropped: u64) {
+        self.doubt.record(now, received, dropped);
+    }
+
+    fn host(&self, slot: u32) -> &Host {
+        self.hosts[slot as usize].as_ref().expect("slot is live: the index owns it")
+    }
+
+    fn host_mut(&mut self, slot: u32) -> &mut Host {
+        self.hosts[slot as usize].as_mut().expect("slot is live: the index owns it")
+    }
+
+    /// A host's record; for the shard.
+    pub(crate) fn record(&mut self, slot: u32) -> &mut Host {
+        self.host_mut(slot)
+    }
+
+    /// What a host has proved so far.
+    pub fn seen(&self, slot: u32) -> Seen {
+        self.host(slot).seen()
+    }
+
+    fn roll(&mut self) -> u32 {
+        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators", 2016.
+        self.dice ^= self.dice >> 12;
+        self.dice ^= self.dice << 25;
+        self.dice ^= self.dice >> 27;
+        (self.dice.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as u32
+    }
+
+    /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked.
+    ///
+    /// One that was alive or suspect gets a fresh deadline in the second half of `restart_grace`, spread
+    /// by its id, so that a restart of the controller neither convicts in its own shadow nor judges all
+    /// at once.
+    pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
+        if let Some(slot) = self.slot(known.id) {
+            return Some(slot);
+        }
+        if self.index.len() >= HOSTS_MAX {
+            return None;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.hosts.push(None);
+            (self.hosts.len() - 1) as u32
+        });
+        let s = &self.settings;
+        let due = match known.state {
+            State::Alive | State::Suspect => {
+                let half = s.restart_grace / 2;
+                let spread = u32::from_be_bytes([
+                    known.id.0[12],
+                    known.id.0[13],
+                    known.id.0[14],
+                    known.id.0[15],
+                ]);
+                Some(now + half + half.mul_f64(f64::from(spread) / f64::from(u32::MAX)))
+            }
+            State::Pending if known.missing_reported => None,
+            State::Pending => Some(now + s.missing_after.saturating_sub(known.in_state)),
+            State::Down | State::Left => Some(now + s.forget_after.saturating_sub(known.in_state)),
+        };
+        let host = Host {
+            id: known.id,
+            state: known.state,
+            boot: known.boot,
+            seq: Default::default(),
+            generation: known.generation,
+            address: known.address,
+            expected: due.unwrap_or(now),
+            deadline: due.unwrap_or(Instant::FAR),
+            last_arrival: None,
+            gap: Duration::from_secs(1),
+            learned: Learned::default(),
+            mean_us: 0,
+            deviation_us: 0,
+            recent: [0; host::RECENT],
+            recent_len: 0,
+            late_ms: 0,
+            mistakes: 0,
+            challenged_until: Instant(0),
+            challenge_next: Instant(0),
+            hello_wanted: known.state == State::Pending,
+            facts_hash: 0,
+            other_boot: Boot(0),
+            other_until: Instant(0),
+            duplicate: known.duplicate,
+            missing_reported: known.missing_reported,
+            key: None,
+            listen: 0,
+            live: known.live,
+        };
+        self.alive += u64::from(known.state == State::Alive);
+        self.hosts[slot as usize] = Some(host);
+        self.index.insert(known.id, slot);
+        if let Some(due) = due {
+            self.rows.file(slot, due, now);
+        }
+        Some(slot)
+    }
+
+    /// Forgets a host. `false` if it was not tracked.
+    pub fn remove(&mut self, id: HostId) -> bool {
+        let Some(slot) = self.index.remove(&id) else { return false };
+        self.rows.unfile(slot);
+        self.confirm.end(slot);
+        if let Some(host) = self.hosts[slot as usize].take() {
+            self.alive -= u64::from(host.state == State::Alive);
+        }
+        self.free.push(slot);
+        true
+    }
+
+    fn set_state(&mut self, slot: u32, state: State) {
+        let host = self.hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
+        self.alive -= u64::from(host.state == State::Alive);
+        self.alive += u64::from(state == State::Alive);
+        host.state = state;
+    }
+
+    fn turn(&self, slot: u32, turn: Turn, at: Instant, evidence: Evidence) -> Transition {
+        let h = self.host(slot);
+        Transition {
+            host: h.id,
+            turn,
+            state: h.state,
+            boot: h.boot,
+            address: h.address,
+            at,
+            evidence,
+        }
+    }
+
+    fn evidence(&self, slot: u32, at: Instant) -> Evidence {
+        let h = self.host(slot);
+        let (margin, source) = self.margin(h);
+        let probes = self.confirm.get(slot);
+        Evidence {
+            silence_ms: h.last_arrival.map_or(0, |a| at.since(a).as_millis() as u64),
+            overdue_ms: ms_between(h.expected, at),
+            margin_ms: margin.as_secs_f64() * 1e3,
+            margin_source: source.as_str(),
+            gap_ms: h.gap.as_millis() as u64,
+            last_seq: h.seq.0,
+            probes_sent: probes.map_or(0, |p| p.sent),
+            probes_unreachable: probes.map_or(0, |p| p.unreachable),
+            drop_ppm: self.doubt.drop_ppm(),
+            judged_in_doubt: false,
+            mistakes: h.mistakes,
+        }
+    }
+
+    fn margin(&self, h: &Host) -> (Duration, MarginSource) {
+        h.learned.margin(&self.settings.patience)
+    }
+
+    /// Takes a proof of life: pushes the turns that it makes true (none for a beat like any other).
+    pub fn observe(
+        &mut self,
+        slot: u32,
+        proof: &Proof<'_>,
+        now: Instant,
+        turns: &mut Vec<Transition>,
+    ) -> Observed {
+        let evidence = match self.host(slot).state {
+            State::Alive => Evidence::default(),
+            _ => self.evidence(slot, proof.arrival),
+        };
+        let dropped = {
+            let last = self.host(slot).last_arrival;
+            last.is_some_and(|last| self.doubt.dropped_after(last))
+        };
+        let dice = self.roll();
+        let Self { hosts, settings, prior, fleet, .. } = self;
+        let h = hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
+        let mut observed = Observed::default();
+        let arrival = h.last_arrival.map_or(proof.arrival, |last| last.max(proof.arrival));
+        let same_boot = h.boot == proof.stamp.boot;
+        let old_boot = h.boot;
+        let continues = same_boot && !proof.rebase;
+
+        if continues {
+            observed.lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
+            if let Some(last) = h.last_arrival {
+                h.inter_arrival(arrival.since(last));
+            }
+            if h.learned.baseline_ns().is_some() {
+                let overdue_ns = arrival.0.wrapping_sub(h.expected.0) as i64;
+                h.remember_overdue(overdue_ns);
+                if !dropped && overdue_ns < LEARN_MAX.as_nanos() as i64 {
+                    h.learned.learn(overdue_ns, &settings.patience, prior, fleet, dice);
+                }
+            }
+        } else {
+            h.learned.rebase();
+            h.mean_us = 0;
+        }
+        h.boot = proof.stamp.boot;
+        h.seq = proof.stamp.seq;
+        h.gap = proof.stamp.gap.min(settings.gap_max);
+        h.late_ms = proof.late_ms;
+        h.expected = h.learned.expect(arrival, proof.stamp.sent, h.gap);
+        if !continues || h.recent_len == 0 {
+            h.learned.choose(&settings.patience, prior);
+        }
+        h.deadline = h.expected + h.learned.margin(&settings.patience).0;
+        h.last_arrival = Some(arrival);
+        h.missing_reported = false;
+        observed.moved = h.address != Some(proof.from);
+        h.address = Some(proof.from);
+        h.live.beat(arrival, h.gap.as_micros() as u64);
+        if let Some(load) = proof.load {
+            h.live.load(load);
+        }
+        let (state, deadline) = (h.state, h.deadline);
+
+        let mut two_alive = None;
+        if !same_boot && old_boot != Boot(0) {
+            if h.other_boot == h.boot && arrival <= h.other_until && !h.duplicate {
+                h.duplicate = true;
+                two_alive = Some(old_boot);
+            }
+            h.other_boot = old_boot;
+            h.other_until = arrival + DUPLICATE_WINDOW;
+            h.hello_wanted = true;
+        }
+        let mistaken = same_boot && matches!(state, State::Suspect | State::Down);
+        if mistaken {
+            h.mistakes = h.mistakes.saturating_add(1);
+            observed.mistake = Some(state);
+        }
+        if state == State::Alive {
+            self.rows.hasten(slot, deadline, now);
+        } else {
+            self.confirm.end(slot);
+            self.rows.file(slot, deadline, now);
+            self.set_state(slot, State::Alive);
+        }
+        self.since_prior += 1;
+        if self.since_prior >= PRIOR_EVERY {
+            self.since_prior = 0;
+            self.prior = self.fleet.prior();
+        }
+        let turn = match state {
+            State::Pending => Some(Turn::Joined),
+            State::Alive if !same_boot => Some(Turn::Restarted),
+            State::Alive => None,
+            State::Left if !same_boot => Some(Turn::Restarted),
+            State::Suspect | State::Down | State::Left => Some(Turn::Recovered { same_boot }),
+        };
+        turns.extend(turn.map(|t| self.turn(slot, t, arrival, evidence)));
+        if let Some(other) = two_alive {
+            turns.push(self.turn(slot, Turn::Duplicate { other }, arrival, evidence));
+        }
+        observed
+    }
+
+    /// Takes a goodbye that is also a proof of life.
+    pub fn leave(
+        &mut self,
+        slot: u32,
+        leave: &Leave,
+        proof: &Proof<'_>,
+        now: Instant,
+        turns: &mut Vec<Transition>,
+    ) {
+        if self.host(slot).state != State::Left {
+            let before = turns.len();
+            self.observe(slot, proof, now, turns);
+            // The goodbye says all: whatever it proved on the way is not worth a word of its own.
+            turns.truncate(before);
+        } else {
+            let h = self.host_mut(slot);
+            (h.boot, h.seq) = (proof.stamp.boot, proof.stamp.seq);
+            return;
+        }
+        self.set_state(slot, State::Left);
+        let forget = now + self.settings.forget_after;
+        self.host_mut(slot).deadline = forget;
+        self.rows.file(slot, forget, now);
+        let evidence = self.evidence(slot, proof.arrival);
+        let turn = Turn::Left { reason: leave.reason, expected: leave.expected };
+        turns.push(self.turn(slot, turn, proof.arrival, evidence));
+    }
+
+    /// Whether `nonce` answers the probes of a suspect.
+    pub fn answers_probe(&self, slot: u32, nonce: &[u8; 16]) -> bool {
+        self.confirm.answers(slot, nonce)
+    }
+
+    /// A host's kernel says that nobody listens, quoting a nonce. `false` if it is not one of ours.
+    pub fn unreachable(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {
+        self.confirm.unreachable(slot, nonce)
+    }
+
+    /// Judges what is due, as of the watermarks: everything that arrived at the beat sockets before
+    /// `seen`, and at the probe socket before `seen_probes`, has been observed.
+    pub fn judge(
+        &mut self,
+        seen: Instant,
+        seen_probes: Instant,
+        now: Instant,
+        out: &mut Vec<Judged>,
+    ) {
+        while let Some(slot) = self.rows.pop_due(seen) {
+            let deadline = self.host(slot).deadline;
+            if deadline > seen {
+                self.rows.file(slot, deadline, now);
+                continue;
+            }
+            match self.host(slot).state {
+                State::Alive | State::Suspect => self.overdue(slot, seen, now, out),
+                State::Pending => {
+                    let h = self.host_mut(slot);
+                    h.missing_reported = true;
+                    h.deadline = Instant::FAR;
+                    let evidence = self.evidence(slot, now);
+                    out.push(Judged::Turn(self.turn(slot, Turn::Missing, now, evidence)));
+                }
+                State::Down | State::Left => {
+                    // Asked again in an hour, should the registry not have forgotten it by then.
+                    let again = now + Duration::from_secs(3_600);
+                    self.host_mut(slot).deadline = again;
+                    self.rows.file(slot, again, now);
+                    let turn = self.turn(slot, Turn::Forgettable, now, Evidence::default());
+                    out.push(Judged::Turn(turn));
+                }
+            }
+        }
+        while let Some(step) = self.confirm.step(now, seen.min(seen_probes)) {
+            match step {
+                Step::Probe { slot, number, nonce } => {
+                    let h = self.host(slot);
+                    if let Some(to) = h.address {
+                        out.push(Judged::Probe { host: h.id, to, boot: h.boot, number, nonce });
+                    }
+                }
+                Step::Down { slot, cause } => self.down(slot, cause, now, out),
+            }
+        }
+    }
+
+    fn overdue(&mut self, slot: u32, seen: Instant, now: Instant, out: &mut Vec<Judged>) {
+        let h = self.host(slot);
+        let (expected, gap, restored) = (h.expected, h.gap, h.state == State::Suspect);
+        let margin = self.margin(h).0;
+        let in_doubt = match self.doubt.judge(expected, gap, margin, seen) {
+            Excuse::None => false,
+            Excuse::Exhausted => true,
+            Excuse::Until(at) => {
+                self.rows.file(slot, at, now);
+                out.push(Judged::Excused);
+                return;
+            }
+        };
+        let mut nonce = [0; 16];
+        for chunk in nonce.chunks_exact_mut(4) {
+            chunk.copy_from_slice(&self.roll().to_be_bytes());
+        }
+        let mut evidence = self.evidence(slot, now);
+        evidence.judged_in_doubt = in_doubt;
+        self.confirm.begin(slot, nonce, now);
+        self.set_state(slot, State::Suspect);
+        if !restored {
+            out.push(Judged::Turn(self.turn(slot, Turn::Suspect, now, evidence)));
+        }
+    }
+
+    fn down(&mut self, slot: u32, cause: Cause, now: Instant, out: &mut Vec<Judged>) {
+        let mut evidence = self.evidence(slot, now);
+        // `step` has taken the suspect out of the plan with its verdict.
+        evidence.probes_sent = self.settings.plan.probes;
+        evidence.probes_unreachable = u8::from(cause == Cause::AgentLost);
+        self.set_state(slot, State::Down);
+        let forget = now + self.settings.forget_after;
+        self.host_mut(slot).deadline = forget;
+        self.rows.file(slot, forget, now);
+        out.push(Judged::Turn(self.turn(slot, Turn::Down(cause), now, evidence)));
+    }
+
+    /// When judging has something to do next.
+    pub fn next_due(&self) -> Option<Instant> {
+        match (self.rows.next_due(), self.confirm.next_due()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// What is known of a host right now, for people.
+    pub fn why(&self, slot: u32, shard: u16, now: Instant, lag: Duration) -> HostWhy {
+        let h = self.host(slot);
+        let (margin, source) = self.margin(h);
+        let timed = matches!(h.state, State::Alive) && h.last_arrival.is_some();
+        HostWhy {
+            state: h.state,
+            shard,
+            boot: h.boot,
+            seq: h.seq,
+            silence_ms: h.last_arrival.map(|a| now.since(a).as_millis() as u64),
+            expected_in_ms: h.last_arrival.map(|_| ms_between(now, h.expected)),
+            margin_ms: margin.as_secs_f64() * 1e3,
+            margin_source: source.as_str().to_owned(),
+            deadline_in_ms: timed.then(|| ms_between(now, h.deadline)),
+            gap_ms: h.gap.as_millis() as u64,
+            inter_arrival_mean_ms: f64::from(h.mean_us) / 1e3,
+            inter_arrival_deviation_ms: f64::from(h.deviation_us) / 1e3,
+            overdue: h
+                .learned
+                .histogram()
+                .map(|(above_s, count)| OverdueBin {
+                    above_ms: f64::from(above_s) * 1e3,
+                    count: f64::from(count),
+                })
+                .collect(),
+            beats_learned: f64::from(h.learned.beats()),
+            last_overdue_ms: h.recent_ms(),
+            late_ms: h.late_ms,
+            mistakes: h.mistakes,
+            probes: self.confirm.get(slot).map(|p| ProbeWhy {
+                sent: p.sent,
+                of: self.confirm.plan().probes,
+                unreachable: p.unreachable,
+            }),
+            shard_drop_ppm: self.doubt.drop_ppm(),
+            shard_lag_ms: lag.as_millis() as u64,
+        }
+    }
+
+    /// A host's state; for tests and the simulator.
+    pub fn state(&self, id: HostId) -> Option<State> {
+        self.slot(id).map(|slot| self.host(slot).state)
+    }
+
+    /// Checks the invariants; for tests.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    pub fn check(&self) {
+        self.rows.check();
+        let mut alive = 0;
+        for (id, slot) in self.index.iter() {
+            let host = self.host(*slot);
+            assert_eq!(host.id, *id);
+            alive += u64::from(host.state == State::Alive);
+            let probed = self.confirm.get(*slot).is_some();
+            assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);
+        }
+        assert_eq!(self.alive, alive);
+        assert_eq!(self.hosts.iter().flatten().count(), self.index.len());
+    }
+}
+
+/// Milliseconds from `from` to `to`, negative if `to` is earlier.
+fn ms_between(from: Instant, to: Instant) -> i64 {
+    let ns = i128::from(to.0) - i128::from(from.0);
+    i64::try_from(ns / 1_000_000).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

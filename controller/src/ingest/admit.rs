@@ -1,0 +1,226 @@
+//! Which datagrams count: decode, authenticate, and only then ask whether they are fresh.
+//!
+//! Pure. A datagram that fails is a [`Reject`]: counted by reason, never logged, and, unless it
+//! authenticated, never answered.
+//!
+//! # Freshness
+//!
+//! A true tag proves who wrote a datagram, not when. A recording must not feign life, and a lost state
+//! file, a stepped clock or a restored machine must not lock a host out. So a datagram *proves* life only
+//! if it echoes this controller's epoch, its (boot, seq) rises, and its send time fits the clock of the
+//! host's boot to within `timeout_max`. Anything else that authenticates causes one rate-limited
+//! challenge, and whatever answers that is fresh: an ack with the present epoch (the next datagram that
+//! echoes it counts), or a probe with a nonce, whose answer re-bases everything.
+
+use std::time::Duration;
+
+use heartwatch_common::auth::{HostKey, Keyring};
+use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::{self, Datagram, DecodeError, Message, Stamp};
+
+use crate::detector::timeout::offset_ns;
+use crate::metrics::Reject;
+
+/// A datagram that is what it claims to be, with the key to answer under.
+#[derive(Debug)]
+pub struct Admitted<'a> {
+    /// What it says.
+    pub datagram: Datagram<'a>,
+    /// Its stamp.
+    pub stamp: Stamp,
+    /// Its host's key.
+    pub key: HostKey,
+}
+
+/// Decodes and authenticates. `generation_min` says which of a host's key generations are revoked.
+pub fn admit<'a>(
+    bytes: &'a [u8],
+    keyring: &Keyring,
+    generation_min: impl FnOnce(HostId) -> Generation,
+) -> Result<Admitted<'a>, Reject> {
+    let datagram = wire::decode(bytes).map_err(|e| match e {
+        DecodeError::TooShort => Reject::TooShort,
+        DecodeError::TooLong => Reject::TooLong,
+        DecodeError::Version => Reject::Version,
+        DecodeError::Kind => Reject::Kind,
+        DecodeError::Fields | DecodeError::Gap => Reject::Malformed,
+    })?;
+    let stamp = *datagram.message.stamp().ok_or(Reject::Kind)?;
+    let header = &datagram.header;
+    if header.generation < generation_min(header.host) {
+        return Err(Reject::Unauthentic);
+    }
+    let key = keyring
+        .host_key(header.key_id, header.host, header.generation)
+        .filter(|key| key.verify(&datagram))
+        .ok_or(Reject::Unauthentic)?;
+    Ok(Admitted { datagram, stamp, key })
+}
+
+/// What a host has proved so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Its newest proved life; zero before the first.
+    pub boot: Boot,
+    /// Its newest number in that life.
+    pub seq: Seq,
+    /// Usual `arrival − sent` in that life, nanoseconds.
+    pub baseline_ns: Option<i64>,
+    /// Until when a datagram of a new life may answer the challenge that it was given.
+    pub challenged_until: Instant,
+}
+
+/// How to ask for proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Challenge {
+    /// By an ack that tells the present epoch.
+    Epoch,
+    /// By a probe with a nonce.
+    Nonce,
+}
+
+/// Whether an authenticated datagram proves life; if not, why, and how to ask.
+pub fn prove(
+    seen: &Seen,
+    stamp: &Stamp,
+    arrival: Instant,
+    epoch: Epoch,
+    tolerance: Duration,
+) -> Result<(), (Reject, Challenge)> {
+    if stamp.epoch != epoch {
+        return Err((Reject::WrongEpoch, Challenge::Epoch));
+    }
+    if stamp.boot < seen.boot {
+        return Err((Reject::EarlierBoot, Challenge::Nonce));
+    }
+    if stamp.boot > seen.boot {
+        // A new life learnt the epoch from a challenge of ours a moment ago, or it is a recording that
+        // somebody kept from us until now.
+        return if arrival <= seen.challenged_until {
+            Ok(())
+        } else {
+            Err((Reject::OffTime, Challenge::Nonce))
+        };
+    }
+    if stamp.seq <= seen.seq {
+        return Err((Reject::NotRising, Challenge::Nonce));
+    }
+    if let Some(baseline) = seen.baseline_ns {
+        let off = offset_ns(arrival, stamp.sent).wrapping_sub(baseline).unsigned_abs();
+        if u128::from(off) > tolerance.as_nanos() {
+            return Err((Reject::OffTime, Challenge::Nonce));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a datagram is a probe reply; its nonce if so.
+pub fn nonce_of(message: &Message<'_>) -> Option<[u8; 16]> {
+    match message {
+        Message::ProbeReply(reply) => Some(reply.nonce),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use heartwatch_common::auth::FleetSecret;
+    use heartwatch_common::id::{ControllerId, KeyId};
+    use heartwatch_common::load::LoadSample;
+    use heartwatch_common::wire::{Ack, Beat, Header};
+
+    const EPOCH: Epoch = Epoch(77);
+    const TOLERANCE: Duration = Duration::from_secs(30);
+    const HOST: HostId = HostId([4; 16]);
+
+    fn ring() -> Keyring {
+        Keyring::new(vec![FleetSecret::new(KeyId(1), [9; 32])]).unwrap()
+    }
+
+    fn stamp(boot: u32, seq: u32, sent_s: u64) -> Stamp {
+        Stamp {
+            boot: Boot(boot),
+            seq: Seq(seq),
+            sent: Instant::from_millis(sent_s * 1_000),
+            gap: Duration::from_secs(1),
+            epoch: EPOCH,
+        }
+    }
+
+    fn sealed(key_id: u8, generation: u16) -> [u8; 80] {
+        let header = Header {
+            host: HOST,
+            key_id: KeyId(key_id),
+            generation: Generation(generation),
+            flags: 0,
+        };
+        let beat = Beat { stamp: stamp(1, 1, 1), late_ms: 0, checks: 0, load: LoadSample::UNKNOWN };
+        let mut bytes = beat.encode(&header);
+        FleetSecret::new(KeyId(key_id), [9; 32])
+            .host_key(HOST, Generation(generation))
+            .seal(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn only_a_true_tag_under_a_known_and_unrevoked_key_is_admitted() {
+        let none = |_| Generation(0);
+        assert!(admit(&sealed(1, 0), &ring(), none).is_ok());
+        let reject = |bytes: &[u8], min| admit(bytes, &ring(), |_| Generation(min)).unwrap_err();
+        assert_eq!(reject(&sealed(2, 0), 0), Reject::Unauthentic);
+        assert_eq!(reject(&sealed(1, 3), 4), Reject::Unauthentic);
+        let mut forged = sealed(1, 0);
+        forged[30] ^= 1;
+        assert_eq!(reject(&forged, 0), Reject::Unauthentic);
+        assert_eq!(reject(&forged[..79], 0), Reject::TooShort);
+    }
+
+    #[test]
+    fn a_reflected_ack_is_not_for_controllers() {
+        let header = Header { host: HOST, key_id: KeyId(1), generation: Generation(0), flags: 0 };
+        let mut ack = Ack {
+            boot: Boot(1),
+            seq: Seq(1),
+            echoed_sent: Instant(0),
+            interval: Duration::ZERO,
+            epoch: EPOCH,
+            controller: ControllerId(1),
+            cadence: 0,
+            lease: Duration::ZERO,
+        }
+        .encode(&header);
+        ring().host_key(KeyId(1), HOST, Generation(0)).unwrap().seal(&mut ack);
+        assert_eq!(admit(&ack, &ring(), |_| Generation(0)).unwrap_err(), Reject::Kind);
+    }
+
+    #[test]
+    fn freshness_is_epoch_rising_numbers_and_fitting_time() {
+        let seen = Seen {
+            boot: Boot(5),
+            seq: Seq(100),
+            baseline_ns: Some(0),
+            challenged_until: Instant::from_millis(10_000),
+        };
+        let prove = |s: &Stamp, at_s: u64| {
+            prove(&seen, s, Instant::from_millis(at_s * 1_000), EPOCH, TOLERANCE)
+        };
+        assert_eq!(prove(&stamp(5, 101, 50), 50), Ok(()));
+        assert_eq!(prove(&stamp(5, 101, 50), 79), Ok(()));
+        let cases = [
+            (stamp(5, 100, 50), 50, Reject::NotRising),
+            (stamp(5, 99, 50), 50, Reject::NotRising),
+            (stamp(4, 999, 50), 50, Reject::EarlierBoot),
+            (stamp(5, 101, 50), 81, Reject::OffTime),
+            (stamp(5, 101, 81), 50, Reject::OffTime),
+            (stamp(6, 1, 50), 11, Reject::OffTime),
+        ];
+        for (s, at, why) in cases {
+            assert_eq!(prove(&s, at), Err((why, Challenge::Nonce)), "{s:?}");
+        }
+        assert_eq!(prove(&stamp(6, 1, 9), 9), Ok(()));
+        let old = Stamp { epoch: Epoch(76), ..stamp(5, 101, 50) };
+        assert_eq!(prove(&old, 50), Err((Reject::WrongEpoch, Challenge::Epoch)));
+    }
+}

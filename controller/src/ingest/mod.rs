@@ -1,0 +1,4 @@
+//! From bytes on a socket to datagrams that count.
+
+pub mod admit;
+pub mod socket;

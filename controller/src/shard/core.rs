@@ -1,0 +1,551 @@
+//! One shard as a value: datagrams, ICMP errors and time go in; datagrams and news come out.
+//!
+//! The thread around it ([`crate::shard::worker`]) owns the sockets; the simulator owns a virtual
+//! network. Both drive this same code.
+//!
+//! The way of a beat: admit (decode, authenticate) → prove (fresh?) → observe (alive until when?) → an
+//! ack, if it asked. Whatever authenticates but proves nothing is challenged, at most once per
+//! [`EPOCH_CHALLENGE_EVERY`] or [`NONCE_CHALLENGE_EVERY`] per host and within the shard's pace; nothing
+//! else is answered, and no answer is larger than what caused it.
+
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heartwatch_common::auth::Keyring;
+use heartwatch_common::id::{ControllerId, Epoch, Generation, HostId, KeyId};
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::{
+    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, Field, Fixed, Header, Hello,
+    Message, Probe, ProbeReply, Stamp,
+};
+
+use crate::control::HostWhy;
+use crate::detector::confirm::Bucket;
+use crate::detector::host::{Known, Transition, Turn};
+use crate::detector::{Detector, Judged, Proof, Settings};
+use crate::event::State;
+use crate::ingest::admit::{Admitted, Challenge, admit, prove};
+use crate::metrics::{Reject, ShardMetrics, add, inc, set};
+use crate::shard::notices::{Facts, Notice, Notices};
+use crate::view::LiveCell;
+
+/// Least time between two challenges of one host by an ack.
+pub const EPOCH_CHALLENGE_EVERY: Duration = Duration::from_millis(200);
+/// Least time between two challenges of one host by a nonce.
+pub const NONCE_CHALLENGE_EVERY: Duration = Duration::from_secs(1);
+/// How long a nonce may be answered.
+const NONCE_LIFE: Duration = Duration::from_secs(10);
+/// Nonces outstanding at once.
+const NONCES_MAX: usize = 65_536;
+/// Challenges per second of one shard: paces the return of a whole fleet after a restart.
+const CHALLENGE_RATE_MAX: u32 = 50_000;
+/// Most labels that are taken of one host.
+const LABELS_MAX: usize = 64;
+
+/// By which socket to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The beat socket with this number.
+    Beats(u8),
+    /// The probe socket.
+    Probes,
+}
+
+/// A datagram to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Send {
+    /// To whom.
+    pub to: SocketAddr,
+    /// By which socket.
+    pub via: Via,
+    /// Sealed.
+    pub bytes: Fixed,
+}
+
+/// What makes a shard this controller's.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The shard's number.
+    pub shard: u16,
+    /// Whose acks these are.
+    pub controller: ControllerId,
+    /// Drawn at this start; never zero.
+    pub epoch: Epoch,
+    /// Fleet secrets.
+    pub keyring: Keyring,
+    /// Interval assigned by acks; zero leaves agents their own.
+    pub interval: Duration,
+    /// Beats between two acks that an agent asks for.
+    pub cadence: u16,
+    /// Seed for nonces and rounding; from the operating system in production.
+    pub seed: u64,
+}
+
+/// One shard.
+#[derive(Debug)]
+pub struct ShardCore {
+    identity: Identity,
+    detector: Detector,
+    settings: Settings,
+    nonces: BTreeMap<u32, ([u8; 16], Instant)>,
+    nonce_count: u64,
+    pace: Bucket,
+    notices: Notices,
+    metrics: Arc<ShardMetrics>,
+    turns: Vec<Transition>,
+    judged: Vec<Judged>,
+    blind: bool,
+}
+
+impl ShardCore {
+    /// A shard without hosts.
+    pub fn new(
+        identity: Identity,
+        settings: Settings,
+        metrics: Arc<ShardMetrics>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            detector: Detector::new(settings, identity.seed, now),
+            identity,
+            settings,
+            nonces: BTreeMap::new(),
+            nonce_count: 0,
+            pace: Bucket::new(CHALLENGE_RATE_MAX, CHALLENGE_RATE_MAX / 10, now),
+            notices: Notices::default(),
+            metrics,
+            turns: Vec::new(),
+            judged: Vec::new(),
+            blind: false,
+        }
+    }
+
+    /// The hosts.
+    pub fn detector(&self) -> &Detector {
+        &self.detector
+    }
+
+    /// News for the policy.
+    pub fn notices(&mut self) -> &mut Notices {
+        &mut self.notices
+    }
+
+    /// Registers a known or expected host.
+    pub fn register(&mut self, known: Known, now: Instant) -> bool {
+        self.detector.register(known, now).is_some()
+    }
+
+    /// Forgets a host.
+    pub fn remove(&mut self, host: HostId) -> bool {
+        if let Some(slot) = self.detector.slot(host) {
+            self.nonces.remove(&slot);
+        }
+        self.detector.remove(host)
+    }
+
+    /// What is known of a host right now, for people.
+    pub fn why(&self, host: HostId, now: Instant, lag: Duration) -> Option<HostWhy> {
+        let slot = self.detector.slot(host)?;
+        Some(self.detector.why(slot, self.identity.shard, now, lag))
+    }
+
+    /// Takes one datagram that arrived at `arrival` by socket `via`.
+    pub fn receive(
+        &mut self,
+        bytes: &[u8],
+        from: SocketAddr,
+        via: Via,
+        arrival: Instant,
+        now: Instant,
+        out: &mut Vec<Send>,
+    ) {
+        let Self { detector, identity, .. } = self;
+        let admitted = admit(bytes, &identity.keyring, |host| {
+            detector.slot(host).map_or(Generation(0), |slot| detector.record(slot).generation)
+        });
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(why) => return self.metrics.reject(why),
+        };
+        let host = admitted.datagram.header.host;
+        let Some(slot) = self.detector.slot(host) else {
+            return self.stranger(&admitted, from, via, now, out);
+        };
+        let stamp = admitted.stamp;
+        let seen = self.detector.seen(slot);
+        let tolerance = self.settings.patience.max;
+        let proved = prove(&seen, &stamp, arrival, self.identity.epoch, tolerance);
+        let rebase = match (&admitted.datagram.message, proved) {
+            (Message::ProbeReply(reply), proved) => {
+                if !self.takes_nonce(slot, reply, arrival) {
+                    return self.metrics.reject(Reject::UnaskedReply);
+                }
+                inc(&self.metrics.probe_replies);
+                proved.is_err()
+            }
+            (_, Ok(())) => false,
+            (_, Err((why, how))) => {
+                self.metrics.reject(why);
+                if why == Reject::NotRising && stamp.seq < seen.seq {
+                    inc(&self.metrics.beats_late);
+                }
+                return self.challenge(slot, &admitted, how, from, via, now, out);
+            }
+        };
+        self.proof(slot, &admitted, from, via, arrival, rebase, now);
+        let wants = admitted.datagram.header.flags & FLAG_ACK_WANTED != 0;
+        if wants && !matches!(admitted.datagram.message, Message::ProbeReply(_) | Message::Leave(_))
+        {
+            let hello = self.detector.record(slot).hello_wanted;
+            inc(&self.metrics.acks);
+            out.push(self.ack(&admitted, if hello { FLAG_SAY_HELLO } else { 0 }, from, via));
+        }
+    }
+
+    /// A proof of life, fresh beyond doubt.
+    #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+    fn proof(
+        &mut self,
+        slot: u32,
+        admitted: &Admitted<'_>,
+        from: SocketAddr,
+        via: Via,
+        arrival: Instant,
+        rebase: bool,
+        now: Instant,
+    ) {
+        let (late_ms, load) = match &admitted.datagram.message {
+            Message::Beat(beat) => (beat.late_ms, Some(&beat.load)),
+            Message::Hello(hello) => (hello.late_ms, None),
+            _ => (0, None),
+        };
+        let proof = Proof { stamp: &admitted.stamp, arrival, from, late_ms, load, rebase };
+        let mut turns = std::mem::take(&mut self.turns);
+        let m = Arc::clone(&self.metrics);
+        if let Message::Leave(leave) = &admitted.datagram.message {
+            inc(&m.leaves);
+            self.detector.leave(slot, leave, &proof, now, &mut turns);
+        } else {
+            let observed = self.detector.observe(slot, &proof, now, &mut turns);
+            inc(&m.beats);
+            add(&m.beats_lost, u64::from(observed.lost));
+            match observed.mistake {
+                Some(State::Suspect) => inc(&m.mistakes),
+                Some(_) => {
+                    inc(&m.mistakes);
+                    inc(&m.false_downs);
+                }
+                None => {}
+            }
+            if observed.moved {
+                let host = admitted.datagram.header.host;
+                self.notices.push(Notice::Moved { host, address: from });
+            }
+        }
+        let h = self.detector.record(slot);
+        h.key = Some((admitted.key.key_id(), admitted.key.generation()));
+        if let Via::Beats(listen) = via {
+            h.listen = listen;
+        }
+        if let Message::Hello(hello) = &admitted.datagram.message {
+            inc(&m.hellos);
+            self.hello(slot, admitted, hello, from);
+        }
+        for turn in turns.drain(..) {
+            self.notices.push(Notice::Turn(turn));
+        }
+        self.turns = turns;
+    }
+
+    /// Takes what a fresh hello says.
+    fn hello(&mut self, slot: u32, admitted: &Admitted<'_>, hello: &Hello<'_>, from: SocketAddr) {
+        let mut hasher = std::hash::DefaultHasher::new();
+        for field in hello.fields() {
+            match field {
+                Field::Name(t) => (1, t, "").hash(&mut hasher),
+                Field::AgentVersion(t) => (2, t, "").hash(&mut hasher),
+                Field::Os(t) => (3, t, "").hash(&mut hasher),
+                Field::Label(k, v) => (4, k, v).hash(&mut hasher),
+            }
+        }
+        let hash = hasher.finish();
+        let h = self.detector.record(slot);
+        h.hello_wanted = false;
+        if h.facts_hash != hash {
+            h.facts_hash = hash;
+            let live = Arc::clone(&h.live);
+            self.notices.push(Notice::Facts(Box::new(facts(admitted, hello, from, false, live))));
+        }
+    }
+
+    /// An authenticated datagram of a host that is not registered: a hello registers it, as pending;
+    /// anything else is asked to say hello. Neither proves life yet.
+    fn stranger(
+        &mut self,
+        admitted: &Admitted<'_>,
+        from: SocketAddr,
+        via: Via,
+        now: Instant,
+        out: &mut Vec<Send>,
+    ) {
+        if !self.pace.take(now) {
+            return self.metrics.reject(Reject::UnknownHost);
+        }
+        let Message::Hello(hello) = &admitted.datagram.message else {
+            self.metrics.reject(Reject::UnknownHost);
+            if !matches!(admitted.datagram.message, Message::ProbeReply(_)) {
+                out.push(self.ack(admitted, FLAG_SAY_HELLO | FLAG_CHALLENGE, from, via));
+            }
+            return;
+        };
+        let live = Arc::new(LiveCell::default());
+        let known = Known {
+            id: admitted.datagram.header.host,
+            state: State::Pending,
+            boot: Default::default(),
+            generation: Generation(0),
+            address: None,
+            in_state: Duration::ZERO,
+            missing_reported: false,
+            duplicate: false,
+            live: Arc::clone(&live),
+        };
+        let Some(slot) = self.detector.register(known, now) else {
+            return self.metrics.reject(Reject::Full);
+        };
+        self.notices.push(Notice::Facts(Box::new(facts(admitted, hello, from, true, live))));
+        self.challenge(slot, admitted, Challenge::Epoch, from, via, now, out);
+    }
+
+    /// Asks an authenticated sender for proof of life.
+    #[expect(clippy::too_many_arguments, reason = "two call sites that hold all of these")]
+    fn challenge(
+        &mut self,
+        slot: u32,
+        admitted: &Admitted<'_>,
+        how: Challenge,
+        from: SocketAddr,
+        via: Via,
+        now: Instant,
+        out: &mut Vec<Send>,
+    ) {
+        let h = self.detector.record(slot);
+        if now < h.challenge_next || !self.pace.take(now) {
+            return;
+        }
+        inc(&self.metrics.challenges);
+        match how {
+            Challenge::Epoch => {
+                h.challenge_next = now + EPOCH_CHALLENGE_EVERY;
+                // Time for the next beat to come, twice over, and then some for the way.
+                let gap = admitted.stamp.gap.min(self.settings.gap_max);
+                h.challenged_until = now + gap * 2 + Duration::from_secs(5);
+                let is_hello = matches!(admitted.datagram.message, Message::Hello(_));
+                let hello = if h.hello_wanted || is_hello { FLAG_SAY_HELLO } else { 0 };
+                out.push(self.ack(admitted, FLAG_CHALLENGE | hello, from, via));
+            }
+            Challenge::Nonce => {
+                h.challenge_next = now + NONCE_CHALLENGE_EVERY;
+                let boot = h.boot;
+                let nonce = self.nonce(slot);
+                self.nonces.retain(|_, (_, until)| *until >= now);
+                if self.nonces.len() < NONCES_MAX {
+                    self.nonces.insert(slot, (nonce, now + NONCE_LIFE));
+                    let header = Header { flags: 0, ..admitted.datagram.header };
+                    let probe = Probe {
+                        boot,
+                        number: 0,
+                        controller: self.identity.controller,
+                        epoch: self.identity.epoch,
+                        nonce,
+                    };
+                    let mut bytes = probe.encode(&header);
+                    admitted.key.seal(&mut bytes);
+                    out.push(Send { to: from, via, bytes });
+                }
+            }
+        }
+    }
+
+    /// A nonce that nobody can foresee and that no other challenge of this run has.
+    fn nonce(&mut self, slot: u32) -> [u8; 16] {
+        self.nonce_count += 1;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.identity.seed.to_be_bytes());
+        hasher.update(&self.nonce_count.to_be_bytes());
+        hasher.update(&slot.to_be_bytes());
+        let mut nonce = [0; 16];
+        nonce.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        nonce
+    }
+
+    /// Whether a reply answers a nonce of ours: a suspect's, or a challenge's (good once).
+    fn takes_nonce(&mut self, slot: u32, reply: &ProbeReply, arrival: Instant) -> bool {
+        if self.detector.answers_probe(slot, &reply.nonce) {
+            return true;
+        }
+        let good = self
+            .nonces
+            .get(&slot)
+            .is_some_and(|(nonce, until)| *nonce == reply.nonce && arrival <= *until);
+        if good {
+            self.nonces.remove(&slot);
+        }
+        good
+    }
+
+    fn ack(&self, admitted: &Admitted<'_>, flags: u8, to: SocketAddr, via: Via) -> Send {
+        let stamp: &Stamp = &admitted.stamp;
+        let ack = Ack {
+            boot: stamp.boot,
+            seq: stamp.seq,
+            echoed_sent: stamp.sent,
+            interval: self.identity.interval,
+            epoch: self.identity.epoch,
+            controller: self.identity.controller,
+            cadence: self.identity.cadence,
+            lease: Duration::ZERO,
+        };
+        let mut bytes = ack.encode(&Header { flags, ..admitted.datagram.header });
+        admitted.key.seal(&mut bytes);
+        Send { to, via, bytes }
+    }
+
+    /// The network says that nobody listens where a datagram of ours went; `quoted` is that datagram.
+    pub fn unreachable(&mut self, quoted: &[u8]) {
+        let Ok(datagram) = wire::decode(quoted) else { return };
+        let Message::Probe(probe) = datagram.message else { return };
+        let Some(slot) = self.detector.slot(datagram.header.host) else { return };
+        if self.detector.unreachable(slot, &probe.nonce) {
+            inc(&self.metrics.unreachables);
+        }
+    }
+
+    /// Records what a pass over the sockets received and what the kernel dropped.
+    pub fn heard(&mut self, now: Instant, received: u64, dropped: u64) {
+        self.detector.heard(now, received, dropped);
+        add(&self.metrics.dropped, dropped);
+        set(&self.metrics.drop_ppm, self.detector.doubt().drop_ppm());
+    }
+
+    /// Judges what is due; see [`Detector::judge`].
+    pub fn judge(
+        &mut self,
+        seen: Instant,
+        seen_probes: Instant,
+        now: Instant,
+        out: &mut Vec<Send>,
+    ) {
+        let mut judged = std::mem::take(&mut self.judged);
+        self.detector.judge(seen, seen_probes, now, &mut judged);
+        for one in judged.drain(..) {
+            match one {
+                Judged::Turn(turn) => self.count(&turn),
+                Judged::Excused => inc(&self.metrics.excused),
+                Judged::Probe { host, to, boot, number, nonce } => {
+                    let Some(slot) = self.detector.slot(host) else { continue };
+                    let h = self.detector.record(slot);
+                    let (listen, least, key) = (h.listen, h.generation, h.key);
+                    let probe = Probe {
+                        boot,
+                        number: u32::from(number),
+                        controller: self.identity.controller,
+                        epoch: self.identity.epoch,
+                        nonce,
+                    };
+                    let bytes = self.sealed_probe(host, key, least, &probe);
+                    inc(&self.metrics.probes);
+                    // By the beats' own way, which is known to pass any address translation, and by a
+                    // socket of its own, whose buffer no flood of beats fills and which hears ICMP.
+                    out.push(Send { to, via: Via::Beats(listen), bytes });
+                    out.push(Send { to, via: Via::Probes, bytes });
+                }
+            }
+        }
+        self.judged = judged;
+        let blind = self.detector.doubt().is_blind();
+        if blind != self.blind {
+            self.blind = blind;
+            self.metrics.blind.store(blind, std::sync::atomic::Ordering::Relaxed);
+            self.notices.push(Notice::Blind { shard: self.identity.shard, blind });
+        }
+        set(&self.metrics.hosts, self.detector.len() as u64);
+        set(&self.metrics.probing, self.detector.probing() as u64);
+        set(&self.metrics.outbox_len, self.notices.len() as u64);
+    }
+
+    /// Seals a probe under the key that the host used last; if it has not been heard since the start,
+    /// or that secret is gone, under the current one.
+    fn sealed_probe(
+        &self,
+        host: HostId,
+        key: Option<(KeyId, Generation)>,
+        least: Generation,
+        probe: &Probe,
+    ) -> Fixed {
+        let ring = &self.identity.keyring;
+        let key = key
+            .and_then(|(id, generation)| ring.host_key(id, host, generation))
+            .unwrap_or_else(|| ring.current().host_key(host, least));
+        let header = Header { host, key_id: key.key_id(), generation: key.generation(), flags: 0 };
+        let mut bytes = probe.encode(&header);
+        key.seal(&mut bytes);
+        bytes
+    }
+
+    fn count(&mut self, turn: &Transition) {
+        match turn.turn {
+            Turn::Suspect => inc(&self.metrics.suspects),
+            Turn::Down(_) => {
+                inc(&self.metrics.downs);
+                self.metrics.detected(turn.evidence.silence_ms.saturating_mul(1_000));
+            }
+            _ => {}
+        }
+        self.notices.push(Notice::Turn(*turn));
+    }
+
+    /// When judging has something to do next.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.detector.next_due()
+    }
+}
+
+fn facts(
+    admitted: &Admitted<'_>,
+    hello: &Hello<'_>,
+    from: SocketAddr,
+    new: bool,
+    live: Arc<LiveCell>,
+) -> Facts {
+    let mut facts = Facts {
+        host: admitted.datagram.header.host,
+        name: String::new(),
+        labels: BTreeMap::new(),
+        os: String::new(),
+        agent_version: String::new(),
+        address: from,
+        boot: admitted.stamp.boot,
+        generation: admitted.datagram.header.generation,
+        new,
+        live,
+    };
+    for field in hello.fields() {
+        match field {
+            Field::Name(t) => facts.name = t.to_owned(),
+            Field::AgentVersion(t) => facts.agent_version = t.to_owned(),
+            Field::Os(t) => facts.os = t.to_owned(),
+            Field::Label(k, v) if facts.labels.len() < LABELS_MAX => {
+                facts.labels.insert(k.to_owned(), v.to_owned());
+            }
+            Field::Label(..) => {}
+        }
+    }
+    facts
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! A shard: one thread that owns its sockets and its hosts. No lock, no queue, no other core on the
+//! way of a beat.
+
+pub mod core;
+pub mod notices;
+pub mod route;
+pub mod worker;

@@ -1,0 +1,196 @@
+//! What a shard has to tell the policy, while the policy is busy: bounded by the number of hosts.
+//!
+//! A shard never waits. If the policy (or the store behind it) is slow, news about one host is merged:
+//! its newest facts, and its last few turns. The policy compares every turn with what it recorded
+//! before, so a turn that was merged away loses nothing but its own line in the journal.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use heartwatch_common::id::{Boot, Generation, HostId};
+
+use crate::detector::host::Transition;
+use crate::view::LiveCell;
+
+/// Turns of one host kept while they wait; newer ones replace the newest.
+const TURNS_MAX: usize = 4;
+
+/// What a hello said.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Who.
+    pub host: HostId,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its operating system.
+    pub os: String,
+    /// Its agent's version.
+    pub agent_version: String,
+    /// Where it came from.
+    pub address: SocketAddr,
+    /// Life of its agent.
+    pub boot: Boot,
+    /// Generation of its key.
+    pub generation: Generation,
+    /// Whether the host was unknown until now: nothing of it is proved yet.
+    pub new: bool,
+    /// Where its live figures are published.
+    pub live: Arc<LiveCell>,
+}
+
+/// News for the policy.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// Who a host is.
+    Facts(Box<Facts>),
+    /// A host's story turned.
+    Turn(Transition),
+    /// A host beats from another address.
+    Moved {
+        /// Which.
+        host: HostId,
+        /// Where it was last heard from.
+        address: SocketAddr,
+    },
+    /// A shard went blind, or sees again.
+    Blind {
+        /// Which shard.
+        shard: u16,
+        /// Whether it is blind now.
+        blind: bool,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    facts: Option<Box<Facts>>,
+    moved: Option<SocketAddr>,
+    turns: VecDeque<Transition>,
+}
+
+/// News that waits.
+#[derive(Debug, Default)]
+pub struct Notices {
+    order: VecDeque<HostId>,
+    queued: BTreeSet<HostId>,
+    hosts: BTreeMap<HostId, Waiting>,
+    blind: Option<(u16, bool)>,
+    merged: u64,
+}
+
+impl Notices {
+    /// Puts news at the end, merged with what waits about the same host.
+    pub fn push(&mut self, notice: Notice) {
+        let host = match &notice {
+            Notice::Facts(f) => f.host,
+            Notice::Turn(t) => t.host,
+            Notice::Moved { host, .. } => *host,
+            Notice::Blind { shard, blind } => {
+                self.blind = Some((*shard, *blind));
+                return;
+            }
+        };
+        if self.queued.insert(host) {
+            self.order.push_back(host);
+        }
+        let waiting = self.hosts.entry(host).or_default();
+        match notice {
+            Notice::Facts(mut facts) => {
+                facts.new |= waiting.facts.as_ref().is_some_and(|f| f.new);
+                waiting.facts = Some(facts);
+            }
+            Notice::Turn(turn) => {
+                if waiting.turns.len() >= TURNS_MAX {
+                    waiting.turns.pop_back();
+                    self.merged += 1;
+                }
+                waiting.turns.push_back(turn);
+            }
+            Notice::Moved { address, .. } => waiting.moved = Some(address),
+            Notice::Blind { .. } => {}
+        }
+    }
+
+    /// Takes the next piece of news: a shard's blindness first, then host by host, facts before turns.
+    pub fn pop(&mut self) -> Option<Notice> {
+        if let Some((shard, blind)) = self.blind.take() {
+            return Some(Notice::Blind { shard, blind });
+        }
+        loop {
+            let host = *self.order.front()?;
+            if let Some(waiting) = self.hosts.get_mut(&host) {
+                if let Some(facts) = waiting.facts.take() {
+                    return Some(Notice::Facts(facts));
+                }
+                if let Some(turn) = waiting.turns.pop_front() {
+                    return Some(Notice::Turn(turn));
+                }
+                if let Some(address) = waiting.moved.take() {
+                    return Some(Notice::Moved { host, address });
+                }
+            }
+            self.order.pop_front();
+            self.queued.remove(&host);
+            self.hosts.remove(&host);
+        }
+    }
+
+    /// Hosts with news that waits.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty() && self.blind.is_none()
+    }
+
+    /// Turns that were merged away so far.
+    pub fn merged(&self) -> u64 {
+        self.merged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detector::host::{Evidence, Turn};
+    use crate::event::State;
+    use heartwatch_common::time::Instant;
+
+    fn turn(host: u8, at: u64) -> Notice {
+        Notice::Turn(Transition {
+            host: HostId([host; 16]),
+            turn: Turn::Suspect,
+            state: State::Suspect,
+            boot: Boot(1),
+            address: None,
+            at: Instant(at),
+            evidence: Evidence::default(),
+        })
+    }
+
+    #[test]
+    fn a_slow_policy_costs_turns_but_never_the_newest() {
+        let mut notices = Notices::default();
+        for at in 0..1_000 {
+            notices.push(turn(1, at));
+            notices.push(turn(2, at));
+        }
+        assert_eq!(notices.len(), 2);
+        let mut last = 0;
+        let mut count = 0;
+        while let Some(Notice::Turn(t)) = notices.pop() {
+            count += 1;
+            if t.host == HostId([2; 16]) {
+                last = t.at.0;
+            }
+        }
+        assert_eq!((count, last), (2 * TURNS_MAX, 999));
+        assert_eq!(notices.merged(), 2 * (1_000 - TURNS_MAX as u64));
+        assert!(notices.is_empty());
+    }
+}

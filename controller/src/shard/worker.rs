@@ -1,0 +1,450 @@
+//! The thread around a shard: drain the sockets, find the watermark, judge, tell; then wait.
+//!
+//! # Time
+//!
+//! Arrivals are the kernel's receive stamps, brought from the wall clock to the monotonic one and
+//! clamped into [last time the socket was found empty, now]: a stepped wall clock moves none outside
+//! the span in which it must have come.
+//!
+//! The *watermark* of a socket is the latest instant before which everything that arrived has been
+//! read: the instant before a receive that found it empty, or the newest stamp drained, less the
+//! greatest disorder seen lately. It never falls. Nobody is judged beyond it, so a process that was
+//! stopped for a minute reads its mail first, and one that is never idle still judges.
+//!
+//! # Bounds
+//!
+//! A pass drains at most [`BATCHES_MAX`] batches per socket, takes at most [`COMMANDS_PER_PASS`]
+//! commands and hands on what the policy's queue takes; the rest waits, merged per host.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::time::Duration;
+
+use heartwatch_common::daemon::Throttle;
+use heartwatch_common::id::HostId;
+use heartwatch_common::time::{Clock, Instant};
+use heartwatch_common::wire::{Fixed, HOST_ID_OFFSET};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use tokio::sync::mpsc::error::TrySendError as NoticeError;
+use tokio::sync::oneshot;
+
+use crate::control::HostWhy;
+use crate::detector::host::Known;
+use crate::ingest::socket::{BATCH_LEN, BatchSocket};
+use crate::metrics::{Reject, ShardMetrics, add, get, inc, set};
+use crate::shard::core::{Send, ShardCore, Via};
+use crate::shard::notices::Notice;
+use crate::shard::route::shard_of;
+
+/// Batches drained from one socket before judging.
+const BATCHES_MAX: usize = 16;
+/// Commands that wait for a shard.
+pub const COMMANDS_MAX: usize = 4_096;
+/// Commands taken in one pass.
+const COMMANDS_PER_PASS: usize = 256;
+/// Longest wait, so that the loop's progress shows even when nothing happens.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+/// Wait while the policy's queue is full.
+const WAIT_FULL: Duration = Duration::from_millis(10);
+/// Least and greatest allowance for stamps that are out of order.
+const SLACK_MIN: Duration = Duration::from_micros(200);
+const SLACK_MAX: Duration = Duration::from_millis(100);
+
+/// What a shard may be asked.
+#[derive(Debug)]
+pub enum Command {
+    /// Register these.
+    Register(Vec<Known>),
+    /// Forget this host.
+    Remove(HostId),
+    /// Tell what is known of a host.
+    Why(HostId, oneshot::Sender<Option<HostWhy>>),
+    /// A datagram of yours that came to another shard.
+    Datagram {
+        /// Its bytes.
+        bytes: Box<[u8]>,
+        /// Where it came from.
+        from: SocketAddr,
+        /// When.
+        arrival: Instant,
+        /// By which of the shards' beat sockets.
+        listen: u8,
+    },
+    /// Stop.
+    Stop,
+}
+
+/// How to reach a shard.
+#[derive(Clone, Debug)]
+pub struct ShardHandle {
+    commands: SyncSender<Command>,
+    wake: Arc<EventFd>,
+    /// Its counters.
+    pub metrics: Arc<ShardMetrics>,
+}
+
+impl ShardHandle {
+    /// A handle and what its worker needs.
+    pub fn new(metrics: Arc<ShardMetrics>) -> std::io::Result<(Self, Mailbox)> {
+        let (commands, inbox) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
+        let flags =
+            nix::sys::eventfd::EfdFlags::EFD_NONBLOCK | nix::sys::eventfd::EfdFlags::EFD_CLOEXEC;
+        let wake = Arc::new(EventFd::from_flags(flags)?);
+        let mailbox = Mailbox { inbox, wake: Arc::clone(&wake) };
+        Ok((Self { commands, wake, metrics }, mailbox))
+    }
+
+    /// Puts a command into the shard's queue; hands it back if the queue is full or the shard gone.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        self.commands.try_send(command).map_err(|e| match e {
+            TrySendError::Full(c) | TrySendError::Disconnected(c) => c,
+        })?;
+        // The counter can only be full if it was rung 2⁶⁴ times unread: it is awake then.
+        if let Err(e) = self.wake.write(1) {
+            log::debug!("cannot ring a shard: {e}");
+        }
+        Ok(())
+    }
+}
+
+/// A shard's end of its handle.
+#[derive(Debug)]
+pub struct Mailbox {
+    inbox: Receiver<Command>,
+    wake: Arc<EventFd>,
+}
+
+/// One socket's place in time.
+#[derive(Debug)]
+struct Watch {
+    /// The instant before the last receive that found the socket empty.
+    empty_at: Instant,
+    newest: Instant,
+    watermark: Instant,
+    slack: Duration,
+    drops: u64,
+}
+
+impl Watch {
+    fn new(now: Instant) -> Self {
+        Self { empty_at: now, newest: now, watermark: now, slack: SLACK_MIN, drops: 0 }
+    }
+
+    /// Brings a kernel stamp to the monotonic clock.
+    fn arrival(&mut self, stamp_ns: Option<i64>, wall_ns: i64, now: Instant) -> Instant {
+        let age = stamp_ns.map_or(0, |s| wall_ns.saturating_sub(s));
+        let at = Instant(now.0.saturating_sub(u64::try_from(age).unwrap_or(0)));
+        if at < self.empty_at {
+            // Stamped before an instant at which it could not be read yet: that is the disorder.
+            let disorder = self.empty_at.since(at) * 2;
+            self.slack = self.slack.max(disorder).min(SLACK_MAX);
+        }
+        let at = at.clamp(self.empty_at.min(now), now);
+        self.newest = self.newest.max(at);
+        at
+    }
+
+    fn advance(&mut self) -> Instant {
+        let seen = self.empty_at.max(self.newest) - self.slack;
+        self.watermark = self.watermark.max(seen);
+        // Disorder is forgotten by one part in 4,096 a pass.
+        self.slack = (self.slack - self.slack / 4_096).max(SLACK_MIN);
+        self.watermark
+    }
+}
+
+/// The thread around a shard.
+pub struct Worker {
+    /// Its number and how many there are.
+    pub shard: u16,
+    /// All shards, this one included: for datagrams that belong elsewhere.
+    pub peers: Vec<ShardHandle>,
+    /// The value that decides.
+    pub core: ShardCore,
+    /// One beat socket per listen address.
+    pub beats: Vec<BatchSocket>,
+    /// The probe socket.
+    pub probes: BatchSocket,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Commands.
+    pub mailbox: Mailbox,
+    /// To the policy.
+    pub notices: tokio::sync::mpsc::Sender<Notice>,
+    /// Its counters.
+    pub metrics: Arc<ShardMetrics>,
+}
+
+impl Worker {
+    /// Works until told to stop, or until the policy is gone.
+    pub fn run(mut self) {
+        let now = self.clock.now();
+        let mut watches: Vec<Watch> = self.beats.iter().map(|_| Watch::new(now)).collect();
+        let mut probe_watch = Watch::new(now);
+        let mut sends = Vec::new();
+        let mut carried: Option<Notice> = None;
+        let complaint = Throttle::new(Duration::from_secs(10));
+        let granted = self.beats.iter().filter_map(|s| s.receive_buffer().ok()).min();
+        set(&self.metrics.receive_buffer_bytes, granted.unwrap_or(0) as u64);
+        loop {
+            if !self.obey() {
+                return;
+            }
+            let (mut received, mut dropped, mut busy) = (0, 0, false);
+            for (i, watch) in watches.iter_mut().enumerate() {
+                let via = Via::Beats(i as u8);
+                let n = self.drain(via, watch, &mut sends, &complaint);
+                busy |= n >= BATCHES_MAX * BATCH_LEN;
+                received += n as u64;
+            }
+            let n = self.drain(Via::Probes, &mut probe_watch, &mut sends, &complaint);
+            received += n as u64;
+            self.hear_unreachables();
+            self.flush(&mut sends);
+
+            // Between draining and judging: what the kernel had to drop.
+            for (socket, watch) in
+                self.beats.iter().zip(&mut watches).chain([(&self.probes, &mut probe_watch)])
+            {
+                let drops = socket.drops().unwrap_or(watch.drops);
+                // The counter is 32 bits wide and wraps.
+                dropped += u64::from((drops as u32).wrapping_sub(watch.drops as u32));
+                watch.drops = drops;
+            }
+            let now = self.clock.now();
+            self.core.heard(now, received, dropped);
+            let seen = watches.iter_mut().map(Watch::advance).min().unwrap_or(now).min(now);
+            let seen_probes = probe_watch.advance().min(now);
+            self.core.judge(seen, seen_probes, now, &mut sends);
+            self.flush(&mut sends);
+            set(&self.metrics.lag_us, now.since(seen).as_micros() as u64);
+            inc(&self.metrics.loops);
+
+            let full = match self.tell(&mut carried) {
+                Ok(full) => full,
+                Err(Gone) => return,
+            };
+            if !busy {
+                let due = self.core.next_due().map_or(WAIT_MAX, |at| {
+                    // The watermark lags behind now by the slack: it must pass the deadline.
+                    let slack = watches.iter().map(|w| w.slack).max().unwrap_or(SLACK_MIN);
+                    (at + slack).since(now)
+                });
+                self.wait(due.min(if full { WAIT_FULL } else { WAIT_MAX }));
+            }
+        }
+    }
+
+    /// Takes commands. `false`: stop.
+    fn obey(&mut self) -> bool {
+        // Nothing to read is the usual case.
+        self.mailbox.wake.read().unwrap_or(0);
+        for _ in 0..COMMANDS_PER_PASS {
+            let Ok(command) = self.mailbox.inbox.try_recv() else { return true };
+            let now = self.clock.now();
+            match command {
+                Command::Register(hosts) => {
+                    for known in hosts {
+                        if !self.core.register(known, now) {
+                            self.metrics.reject(Reject::Full);
+                        }
+                    }
+                }
+                Command::Remove(host) => {
+                    self.core.remove(host);
+                }
+                Command::Why(host, answer) => {
+                    let lag = Duration::from_micros(get(&self.metrics.lag_us));
+                    // The asker may have given up; nothing is lost then.
+                    drop(answer.send(self.core.why(host, now, lag)));
+                }
+                Command::Datagram { bytes, from, arrival, listen } => {
+                    let mut sends = Vec::new();
+                    let via = Via::Beats(listen);
+                    self.core.receive(&bytes, from, via, arrival, now, &mut sends);
+                    self.flush(&mut sends);
+                }
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    /// Reads what a socket holds, at most [`BATCHES_MAX`] batches. Answers how many datagrams.
+    fn drain(
+        &mut self,
+        via: Via,
+        watch: &mut Watch,
+        sends: &mut Vec<Send>,
+        complaint: &Throttle,
+    ) -> usize {
+        let mut total = 0;
+        let shards = self.peers.len() as u16;
+        for _ in 0..BATCHES_MAX {
+            let before = self.clock.now();
+            let socket = match via {
+                Via::Beats(i) => &mut self.beats[usize::from(i)],
+                Via::Probes => &mut self.probes,
+            };
+            let n = match socket.receive() {
+                Ok(n) => n,
+                Err(e) => {
+                    // A pending ICMP error shows here once and is read from the error queue.
+                    if let Some(more) = complaint.pass(before)
+                        && e.raw_os_error() != Some(libc::ECONNREFUSED)
+                    {
+                        log::warn!("cannot receive: {e} ({more} more like this)");
+                    }
+                    break;
+                }
+            };
+            let (now, wall_ns) = (self.clock.now(), self.clock.wall_ns());
+            for i in 0..n {
+                let Some(got) = socket.get(i) else { continue };
+                add(&self.metrics.received_bytes, got.bytes.len() as u64);
+                let arrival = watch.arrival(got.stamp_ns, wall_ns, now);
+                if let Some((owner, listen)) = elsewhere(got.bytes, via, self.shard, shards) {
+                    self.metrics.reject(Reject::OtherShard);
+                    let bytes = Box::from(got.bytes);
+                    let command = Command::Datagram { bytes, from: got.from, arrival, listen };
+                    if self.peers[usize::from(owner)].send(command).is_err() {
+                        inc(&self.metrics.dropped);
+                    }
+                    continue;
+                }
+                self.core.receive(got.bytes, got.from, via, arrival, now, sends);
+            }
+            add(&self.metrics.received, n as u64);
+            total += n;
+            if n < BATCH_LEN {
+                watch.empty_at = watch.empty_at.max(before);
+                break;
+            }
+        }
+        total
+    }
+
+    fn hear_unreachables(&mut self) {
+        let mut room = [0; 128];
+        for _ in 0..BATCHES_MAX * BATCH_LEN {
+            match self.probes.unreachable(&mut room) {
+                Ok(Some((quoted, _))) => self.core.unreachable(quoted),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    fn flush(&mut self, sends: &mut Vec<Send>) {
+        if sends.is_empty() {
+            return;
+        }
+        let mut batch: Vec<(SocketAddr, Fixed)> = Vec::with_capacity(sends.len());
+        let mut failed = 0;
+        for i in 0..self.beats.len() {
+            batch.clear();
+            let mine = |s: &&Send| s.via == Via::Beats(i as u8);
+            batch.extend(sends.iter().filter(mine).map(|s| (s.to, s.bytes)));
+            failed += self.beats[i].send(&batch);
+        }
+        batch.clear();
+        let probes = sends.iter().filter(|s| s.via == Via::Probes);
+        batch.extend(probes.map(|s| (s.to, s.bytes)));
+        failed += self.probes.send(&batch);
+        add(&self.metrics.send_errors, failed as u64);
+        sends.clear();
+    }
+
+    /// Hands news to the policy. `Ok(true)`: its queue is full.
+    fn tell(&mut self, carried: &mut Option<Notice>) -> Result<bool, Gone> {
+        while let Some(notice) = carried.take().or_else(|| self.core.notices().pop()) {
+            match self.notices.try_send(notice) {
+                Ok(()) => {}
+                Err(NoticeError::Full(notice)) => {
+                    *carried = Some(notice);
+                    return Ok(true);
+                }
+                Err(NoticeError::Closed(_)) => return Err(Gone),
+            }
+        }
+        Ok(false)
+    }
+
+    fn wait(&self, span: Duration) {
+        let mut fds: Vec<PollFd<'_>> = self
+            .beats
+            .iter()
+            .chain([&self.probes])
+            .map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN))
+            .collect();
+        fds.push(PollFd::new(self.mailbox.wake.as_fd(), PollFlags::POLLIN));
+        let ms = u16::try_from(span.as_micros().div_ceil(1_000)).unwrap_or(u16::MAX);
+        // An interrupted wait is a short wait.
+        poll(&mut fds, PollTimeout::from(ms)).unwrap_or(0);
+    }
+}
+
+/// The policy's end of the channel is closed.
+struct Gone;
+
+/// The shard to which a datagram belongs, if it is not this one.
+fn elsewhere(bytes: &[u8], via: Via, shard: u16, shards: u16) -> Option<(u16, u8)> {
+    let Via::Beats(listen) = via else { return None };
+    if shards < 2 {
+        return None;
+    }
+    let id = bytes.get(HOST_ID_OFFSET..HOST_ID_OFFSET + 16)?;
+    let owner = shard_of(HostId(id.try_into().ok()?), shards);
+    (owner != shard).then_some((owner, listen))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Instant {
+        Instant::from_millis(n)
+    }
+
+    #[test]
+    fn a_stepped_wall_clock_moves_no_arrival_outside_its_span() {
+        let mut watch = Watch::new(ms(1_000));
+        watch.empty_at = ms(2_000);
+        let wall = 1_700_000_000_000_000_000i64;
+        let hour = 3_600_000_000_000;
+        assert_eq!(watch.arrival(Some(wall - 5_000_000), wall, ms(2_050)), ms(2_045));
+        assert_eq!(watch.arrival(Some(wall - hour), wall, ms(2_050)), ms(2_000));
+        assert_eq!(watch.arrival(Some(wall + hour), wall, ms(2_050)), ms(2_050));
+        assert_eq!(watch.arrival(None, wall, ms(2_050)), ms(2_050));
+    }
+
+    #[test]
+    fn the_watermark_never_falls_and_follows_the_mail_after_a_stop() {
+        let mut watch = Watch::new(ms(1_000));
+        watch.empty_at = ms(2_000);
+        let before = watch.advance();
+        assert!(before <= ms(2_000) && before >= ms(1_990));
+        // Stopped for 20 s; the oldest mail is read first: nobody is judged beyond it.
+        let wall = 1_700_000_000_000_000_000i64;
+        watch.arrival(Some(wall - 19_000_000_000), wall, ms(22_000));
+        let reading = watch.advance();
+        assert!(reading >= before && reading <= ms(3_000), "{reading:?}");
+        watch.empty_at = ms(22_001);
+        assert!(watch.advance() >= ms(21_900));
+    }
+
+    #[test]
+    fn a_datagram_of_another_shard_is_recognised() {
+        let mut bytes = [0; 80];
+        bytes[8..24].copy_from_slice(&[9; 16]);
+        let owner = shard_of(HostId([9; 16]), 4);
+        for shard in 0..4 {
+            let found = elsewhere(&bytes, Via::Beats(1), shard, 4);
+            assert_eq!(found, (owner != shard).then_some((owner, 1)));
+        }
+        assert_eq!(elsewhere(&bytes[..20], Via::Beats(0), 0, 4), None);
+        assert_eq!(elsewhere(&bytes, Via::Probes, 9, 4), None);
+    }
+}
