@@ -7,6 +7,7 @@
 //! `schedule` and `core` are values: they open nothing, read no clock and draw no ambient randomness,
 //! so the simulator drives the very code that runs on hosts.
 
+pub mod app;
 pub mod config;
 pub mod core;
 pub mod identity;

@@ -1,0 +1,498 @@
+//! The loop: wait for whatever comes first, read the clock once, step the protocol, send what it says.
+//!
+//! Nothing on the way of a beat waits: names are looked up and config files read by tasks of their own,
+//! load is sampled by threads of their own, the status is handed to whoever asks by a task of its own,
+//! and nothing is written to disk. systemd's watchdog is fed from this loop, so that it bites when the
+//! loop no longer turns.
+//!
+//! The timer comes first in [`App::wait`], so no flood of datagrams holds a beat back; and at most
+//! [`RECEIVE_BATCH`] of them are taken before it is looked at again.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heartwatch_common::config::{ConfigError, Span};
+use heartwatch_common::daemon;
+use heartwatch_common::id::HostId;
+use heartwatch_common::time::{Clock, Instant};
+use heartwatch_common::wire::{DATAGRAM_LEN_MAX, LeaveReason};
+use rand::RngExt;
+use rand::rngs::{StdRng, SysRng};
+use tokio::net::UnixStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::config::{self, AgentConfig, Overrides};
+use crate::core::{Core, Outgoing, To};
+use crate::identity::{self, IdentityError};
+use crate::sampler::Sampler;
+use crate::status::{self, ASKERS_MAX, AgentStatus, ControllerLine, StatusSocket};
+use crate::transport::{Family, Found, RECEIVE_BATCH, Transport};
+
+/// Names why the agent will be stopped: `shutdown` (the default), `restart`, `reboot` or `upgrade`.
+pub const LEAVE_REASON_VAR: &str = "HEARTWATCH_LEAVE_REASON";
+/// Time between the two goodbyes: longer than a short burst of losses.
+const GOODBYE_GAP: Duration = Duration::from_millis(50);
+
+/// The agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The settings do not work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Who this host is is not known, or cannot be kept.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The system refused something that the agent cannot do without.
+    #[error("cannot {what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl AppError {
+    /// The exit code for it: 78 where only somebody who changes the configuration can help.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Identity(_) => daemon::EXIT_CONFIG,
+            Self::System { .. } => daemon::EXIT_FAILURE,
+        }
+    }
+}
+
+/// This host's id: as configured, else from the machine id.
+pub fn host_id(config: &AgentConfig) -> Result<HostId, IdentityError> {
+    match config.host_id {
+        Some(id) => Ok(id),
+        None => identity::host_id(Path::new(identity::MACHINE_ID_PATH)),
+    }
+}
+
+/// Where this host's key is.
+pub fn key_path(config: &AgentConfig) -> std::path::PathBuf {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+    identity::key_path(config.key_file.as_deref(), credentials.as_deref(), &config.state_dir)
+}
+
+fn leave_reason(text: Option<&str>) -> LeaveReason {
+    match text {
+        None | Some("" | "shutdown") => LeaveReason::Shutdown,
+        Some("restart") => LeaveReason::Restart,
+        Some("reboot") => LeaveReason::Reboot,
+        Some("upgrade") => LeaveReason::Upgrade,
+        Some(other) => {
+            log::warn!(
+                "{LEAVE_REASON_VAR}={other} is none of shutdown, restart, reboot, upgrade: \
+                 shutdown is taken"
+            );
+            LeaveReason::Shutdown
+        }
+    }
+}
+
+/// How long a host that leaves for that reason may reasonably be away; zero = for good.
+fn expected_absence(reason: LeaveReason) -> Duration {
+    match reason {
+        LeaveReason::Shutdown => Duration::ZERO,
+        LeaveReason::Restart => Duration::from_secs(60),
+        LeaveReason::Upgrade => Duration::from_secs(300),
+        LeaveReason::Reboot => Duration::from_secs(600),
+    }
+}
+
+/// Runs the agent until a signal ends it. Blocks.
+pub fn run(overrides: Overrides, clock: Arc<dyn Clock>) -> Result<(), AppError> {
+    let config = config::read(&overrides, &identity::hostname())?;
+    config.check_controllers()?;
+    daemon::init_log(config.log_level.into());
+    let system = |what| move |source| AppError::System { what, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("start the event loop"))?;
+    let result = runtime.block_on(async {
+        let mut app = App::new(overrides, config, clock)?;
+        app.run().await;
+        Ok(())
+    });
+    // A lookup that still hangs must not hold the exit back.
+    runtime.shutdown_background();
+    result
+}
+
+enum Event {
+    /// It is time for whatever is due.
+    Due,
+    Datagrams(Family),
+    Found(Found),
+    Asked(std::io::Result<UnixStream>),
+    Reload,
+    Reloaded(Box<Result<AgentConfig, ConfigError>>),
+    Stop,
+}
+
+/// Both ends of a queue from this loop's own tasks, each of which sends once.
+type Channel<T> = (UnboundedSender<T>, UnboundedReceiver<T>);
+
+/// The signals that the agent obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+struct App {
+    overrides: Overrides,
+    config: AgentConfig,
+    clock: Arc<dyn Clock>,
+    rng: StdRng,
+    core: Core,
+    transport: Transport,
+    sampler: Sampler,
+    socket: Option<StatusSocket>,
+    signals: Signals,
+    askers: Arc<Semaphore>,
+    found: Channel<Found>,
+    reloaded: Channel<Result<AgentConfig, ConfigError>>,
+    os: String,
+    started: Instant,
+    watchdog: Option<Duration>,
+    watchdog_due: Instant,
+    /// Said "beating to …".
+    announced: bool,
+    /// Which controllers answered when last looked at.
+    heard: Vec<bool>,
+    interval: Duration,
+    out: Vec<Outgoing>,
+}
+
+impl App {
+    /// Everything that may fail, before the first beat. Needs a Tokio runtime around it.
+    fn new(
+        overrides: Overrides,
+        config: AgentConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, AppError> {
+        let system = |what| move |source| AppError::System { what, source };
+        let host = host_id(&config)?;
+        let key = identity::host_key(&key_path(&config))?;
+        let boot = identity::next_boot(&config.state_dir, clock.wall())?;
+        let os = identity::os();
+        let mut rng: StdRng = rand::SeedableRng::try_from_rng(&mut SysRng)
+            .map_err(|e| AppError::System { what: "draw randomness", source: e.into() })?;
+        let listen = |kind| signal(kind).map_err(system("listen to signals"));
+        let signals = Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        };
+        let socket = match StatusSocket::open(&config.runtime_dir) {
+            Ok(socket) => Some(socket),
+            Err(e) => {
+                let dir = config.runtime_dir.display();
+                log::warn!("no status socket in {dir}, `status` will not work: {e}");
+                None
+            }
+        };
+        let sampler = Sampler::start(Path::new("/"), Arc::clone(&clock));
+        let now = clock.boottime();
+        let core = Core::new(config.settings(host, key, boot, os.clone()), now, &mut rng)
+            .map_err(|e| ConfigError::value("labels", e.to_string()))?;
+        Ok(Self {
+            transport: Transport::new(&config.controllers, now),
+            heard: vec![false; config.controllers.len()],
+            interval: core.interval(),
+            overrides,
+            config,
+            clock,
+            rng,
+            core,
+            sampler,
+            socket,
+            signals,
+            askers: Arc::new(Semaphore::new(ASKERS_MAX)),
+            found: unbounded_channel(),
+            reloaded: unbounded_channel(),
+            os,
+            started: now,
+            watchdog: daemon::watchdog_period(),
+            watchdog_due: now,
+            announced: false,
+            out: Vec::new(),
+        })
+    }
+
+    async fn run(&mut self) {
+        daemon::ready("beating");
+        loop {
+            let event = self.wait().await;
+            let now = self.clock.boottime();
+            match event {
+                Event::Due => {}
+                Event::Datagrams(family) => self.receive(family, now),
+                Event::Found(found) => {
+                    let draw = self.rng.random();
+                    self.transport.found(found, |i| self.core.is_heard(i), now, draw);
+                }
+                Event::Asked(stream) => self.answer(stream, now),
+                Event::Reload => self.read_config(),
+                Event::Reloaded(result) => self.reload(*result, now),
+                Event::Stop => break,
+            }
+            self.beat(now);
+            self.look_around(now);
+        }
+        self.leave().await;
+    }
+
+    /// Waits for the first thing that happens. What comes first here goes first when several have.
+    async fn wait(&mut self) -> Event {
+        let wake = self.core.next_wake().min(self.transport.next_lookup());
+        let wake = if self.watchdog.is_some() { wake.min(self.watchdog_due) } else { wake };
+        let timer = tokio::time::sleep(wake.since(self.clock.boottime()));
+        let asked = async {
+            match &self.socket {
+                Some(socket) => socket.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = timer => Event::Due,
+            _ = self.signals.terminate.recv() => Event::Stop,
+            _ = self.signals.interrupt.recv() => Event::Stop,
+            _ = self.signals.hangup.recv() => Event::Reload,
+            Some(found) = self.found.1.recv() => Event::Found(found),
+            Some(result) = self.reloaded.1.recv() => Event::Reloaded(Box::new(result)),
+            family = self.transport.readable() => Event::Datagrams(family),
+            stream = asked => Event::Asked(stream),
+        }
+    }
+
+    fn receive(&mut self, family: Family, now: Instant) {
+        let mut buffer = [0; DATAGRAM_LEN_MAX + 1];
+        for _ in 0..RECEIVE_BATCH {
+            let Some((len, from)) = self.transport.receive(family, &mut buffer, now) else { break };
+            let controller = self.transport.controller_at(from);
+            self.core.receive(from, controller, &buffer[..len], now, &mut self.out);
+            self.send(now);
+        }
+    }
+
+    /// Sends what is due, if anything is.
+    fn beat(&mut self, now: Instant) {
+        if now >= self.core.next_wake() {
+            let load = self.sampler.latest(self.clock.now());
+            // No checks run yet: all 16 results are "fine".
+            self.core.tick(now, &load, 0, &mut self.rng, &mut self.out);
+            self.send(now);
+        }
+        if let Some(period) = self.watchdog.filter(|_| now >= self.watchdog_due) {
+            daemon::watchdog();
+            self.watchdog_due = now + period;
+        }
+    }
+
+    fn send(&mut self, now: Instant) {
+        let mut sent = false;
+        for outgoing in self.out.drain(..) {
+            let taken = self.transport.send(&outgoing, now);
+            sent |= taken && matches!(outgoing.to, To::Controller(_));
+        }
+        if sent && !self.announced {
+            self.announced = true;
+            self.announce();
+        }
+    }
+
+    fn announce(&self) {
+        let list: Vec<String> = self.config.controllers.iter().map(|e| e.to_string()).collect();
+        let settings = self.core.settings();
+        log::info!(
+            "beating to {} every {} ± {:.0} % as host {} ({}), boot {}",
+            list.join(", "),
+            Span(self.core.interval()),
+            settings.jitter * 100.0,
+            settings.host,
+            settings.name,
+            settings.boot
+        );
+    }
+
+    /// What follows from the step just made, off the way of the beat.
+    fn look_around(&mut self, now: Instant) {
+        for index in 0..self.config.controllers.len() {
+            if self.core.needs_lookup(index, now) {
+                self.transport.hurry(index, now);
+            }
+            let heard = self.core.is_heard(index);
+            if std::mem::replace(&mut self.heard[index], heard) != heard {
+                let endpoint = &self.config.controllers[index];
+                if heard {
+                    log::info!("controller {endpoint} answers");
+                } else {
+                    log::warn!("controller {endpoint} no longer answers; beats go on");
+                }
+            }
+        }
+        if self.interval != self.core.interval() {
+            self.interval = self.core.interval();
+            log::info!("the interval is {} from now on", Span(self.interval));
+        }
+        self.transport.look_up(now, &self.found.0);
+    }
+
+    fn answer(&self, stream: std::io::Result<UnixStream>, now: Instant) {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => {
+                log::debug!("cannot accept on the status socket: {e}");
+                return;
+            }
+        };
+        // Dropped when too many ask: they see an empty answer.
+        let Ok(permit) = Arc::clone(&self.askers).try_acquire_owned() else { return };
+        match serde_json::to_string(&self.status(now)) {
+            Ok(text) => {
+                tokio::spawn(async move {
+                    status::answer(stream, text).await;
+                    drop(permit);
+                });
+            }
+            Err(e) => log::warn!("cannot tell the status: {e}"),
+        }
+    }
+
+    fn status(&self, now: Instant) -> AgentStatus {
+        let core = self.core.status(now);
+        let targets = self.transport.targets().iter();
+        let line = |(t, session): (&crate::transport::Target, _)| ControllerLine {
+            endpoint: t.endpoint.to_string(),
+            address: t.address(),
+            sent: t.sent,
+            send_errors: t.send_errors,
+            lookup_errors: t.lookup_errors,
+            session,
+        };
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: core.host,
+            name: self.core.settings().name.clone(),
+            boot: core.boot,
+            uptime_seconds: now.since(self.started).as_secs(),
+            interval_ms: core.interval_ms,
+            interval_default_ms: core.interval_default_ms,
+            next_beat_ms: core.next_beat_ms,
+            load: self.sampler.latest(self.clock.now()),
+            rejects: core.rejects,
+            controllers: targets.zip(core.controllers).map(line).collect(),
+        }
+    }
+
+    /// Reads the config file anew, off the loop: its disk may be slow.
+    fn read_config(&self) {
+        let (overrides, reloaded) = (self.overrides.clone(), self.reloaded.0.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = config::read(&overrides, &identity::hostname())
+                .and_then(|config| config.check_controllers().map(|()| config));
+            // An error means that the agent ends.
+            drop(reloaded.send(result));
+        });
+    }
+
+    fn reload(&mut self, result: Result<AgentConfig, ConfigError>, now: Instant) {
+        let config = match result {
+            Ok(config) => config,
+            Err(e) => {
+                log::error!("the config was not reloaded, the old one holds: {}", chain(&e));
+                return;
+            }
+        };
+        for (key, same) in [
+            ("host_id", config.host_id == self.config.host_id),
+            ("key_file", config.key_file == self.config.key_file),
+            ("state_dir", config.state_dir == self.config.state_dir),
+            ("runtime_dir", config.runtime_dir == self.config.runtime_dir),
+        ] {
+            if !same {
+                log::warn!("{key} has changed: restart the agent to apply that");
+            }
+        }
+        let old = self.core.settings();
+        let settings = config.settings(old.host, old.key.clone(), old.boot, self.os.clone());
+        let kept = self.transport.reload(&config.controllers, now);
+        if let Err(e) = self.core.reload(settings, &kept, now) {
+            // `config::read` checks that very thing, so this is not reached; if it were, the targets
+            // must go back to what the sessions are.
+            log::error!("the config was not reloaded, the old one holds: {e}");
+            self.transport.reload(&self.config.controllers, now);
+            return;
+        }
+        self.heard = (0..kept.len()).map(|i| self.core.is_heard(i)).collect();
+        log::set_max_level(config.log_level.into());
+        self.config = config;
+        log::info!("the config was reloaded");
+        self.announce();
+    }
+
+    /// Says goodbye twice, then ends.
+    async fn leave(&mut self) {
+        daemon::stopping();
+        let reason = leave_reason(std::env::var(LEAVE_REASON_VAR).ok().as_deref());
+        let expected = expected_absence(reason);
+        for again in [false, true] {
+            if again {
+                tokio::time::sleep(GOODBYE_GAP).await;
+            }
+            let now = self.clock.boottime();
+            self.core.leave(reason, expected, now, &mut self.out);
+            self.send(now);
+        }
+        log::info!("said goodbye: {}", reason.as_str());
+    }
+}
+
+/// An error with all its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_goodbye_comes_from_the_environment() {
+        for (text, reason) in [
+            (None, LeaveReason::Shutdown),
+            (Some("restart"), LeaveReason::Restart),
+            (Some("reboot"), LeaveReason::Reboot),
+            (Some("upgrade"), LeaveReason::Upgrade),
+            (Some("holiday"), LeaveReason::Shutdown),
+        ] {
+            assert_eq!(leave_reason(text), reason);
+        }
+        assert_eq!(expected_absence(LeaveReason::Shutdown), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_only_a_person_can_mend_exits_with_78() {
+        let config = AppError::from(ConfigError::value("jitter", "is wrong"));
+        assert_eq!(config.exit_code(), 78);
+        let system = AppError::System { what: "x", source: std::io::ErrorKind::Other.into() };
+        assert_eq!(system.exit_code(), 1);
+        assert!(chain(&system).starts_with("cannot x: "));
+    }
+}
