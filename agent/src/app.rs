@@ -409,7 +409,10 @@ impl App {
         let config = match result {
             Ok(config) => config,
             Err(e) => {
-                log::error!("the config was not reloaded, the old one holds: {}", chain(&e));
+                // The parser shows the place over several lines; a log entry is one.
+                let lines: Vec<_> = chain(&e).lines().map(|l| l.trim().to_owned()).collect();
+                let reason = lines.join(" ");
+                log::error!("the config was not reloaded, the old one holds: {reason}");
                 return;
             }
         };
@@ -457,7 +460,7 @@ impl App {
     }
 }
 
-/// An error with all its causes, in one line.
+/// An error with all its causes, one behind the other.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
