@@ -1,11 +1,12 @@
-//! The loop: wait for whatever comes first, read the clock once, step the protocol, send what it says.
+//! The loop: wait for whatever comes first, read the clock once, step the protocol, send what it
+//! says.
 //!
-//! Nothing on the way of a beat waits: names are looked up and config files read by tasks of their own,
-//! load is sampled by threads of their own, the status is handed to whoever asks by a task of its own,
-//! and nothing is written to disk. systemd's watchdog is fed from this loop, so that it bites when the
-//! loop no longer turns.
+//! Nothing on the way of a beat waits: names are looked up and config files read by tasks of their
+//! own, load is sampled by threads of their own, the status is handed to whoever asks by a task of
+//! its own, and nothing is written to disk. systemd's watchdog is fed from this loop, so that it
+//! bites when the loop no longer turns.
 //!
-//! The timer comes first in [`App::wait`], so no flood of datagrams holds a beat back; and at most
+//! The timer comes first in `App::wait`, so no flood of datagrams holds a beat back; and at most
 //! [`RECEIVE_BATCH`] of them are taken before it is looked at again.
 
 use std::path::Path;
@@ -16,7 +17,7 @@ use heartwatch_common::config::{ConfigError, Span};
 use heartwatch_common::daemon;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant};
-use heartwatch_common::wire::{DATAGRAM_LEN_MAX, LeaveReason};
+use heartwatch_common::wire::DATAGRAM_LEN_MAX;
 use rand::RngExt;
 use rand::rngs::{StdRng, SysRng};
 use tokio::net::UnixStream;
@@ -30,40 +31,17 @@ use crate::identity::{self, IdentityError};
 use crate::sampler::Sampler;
 use crate::status::{self, ASKERS_MAX, AgentStatus, ControllerLine, StatusSocket};
 use crate::transport::{Family, Found, RECEIVE_BATCH, Transport};
+pub use error::{AppError, chain};
+pub use goodbye::LEAVE_REASON_VAR;
+use goodbye::{expected_absence, leave_reason};
 
-/// Names why the agent will be stopped: `shutdown` (the default), `restart`, `reboot` or `upgrade`.
-pub const LEAVE_REASON_VAR: &str = "HEARTWATCH_LEAVE_REASON";
+mod error;
+mod goodbye;
+
 /// Time between the two goodbyes: longer than a short burst of losses.
 const GOODBYE_GAP: Duration = Duration::from_millis(50);
-
-/// The agent cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum AppError {
-    /// The settings do not work.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Who this host is is not known, or cannot be kept.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The system refused something that the agent cannot do without.
-    #[error("cannot {what}")]
-    System {
-        /// What.
-        what: &'static str,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
-impl AppError {
-    /// The exit code for it: 78 where only somebody who changes the configuration can help.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::Identity(_) => daemon::EXIT_CONFIG,
-            Self::System { .. } => daemon::EXIT_FAILURE,
-        }
-    }
-}
+/// After the status socket failed, nobody is answered for this long.
+const DEAF_TIME: Duration = Duration::from_secs(10);
 
 /// This host's id: as configured, else from the machine id.
 pub fn host_id(config: &AgentConfig) -> Result<HostId, IdentityError> {
@@ -77,32 +55,6 @@ pub fn host_id(config: &AgentConfig) -> Result<HostId, IdentityError> {
 pub fn key_path(config: &AgentConfig) -> std::path::PathBuf {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
     identity::key_path(config.key_file.as_deref(), credentials.as_deref(), &config.state_dir)
-}
-
-fn leave_reason(text: Option<&str>) -> LeaveReason {
-    match text {
-        None | Some("" | "shutdown") => LeaveReason::Shutdown,
-        Some("restart") => LeaveReason::Restart,
-        Some("reboot") => LeaveReason::Reboot,
-        Some("upgrade") => LeaveReason::Upgrade,
-        Some(other) => {
-            log::warn!(
-                "{LEAVE_REASON_VAR}={other} is none of shutdown, restart, reboot, upgrade: \
-                 shutdown is taken"
-            );
-            LeaveReason::Shutdown
-        }
-    }
-}
-
-/// How long a host that leaves for that reason may reasonably be away; zero = for good.
-fn expected_absence(reason: LeaveReason) -> Duration {
-    match reason {
-        LeaveReason::Shutdown => Duration::ZERO,
-        LeaveReason::Restart => Duration::from_secs(60),
-        LeaveReason::Upgrade => Duration::from_secs(300),
-        LeaveReason::Reboot => Duration::from_secs(600),
-    }
 }
 
 /// Runs the agent until a signal ends it. Blocks.
@@ -155,6 +107,8 @@ struct App {
     transport: Transport,
     sampler: Sampler,
     socket: Option<StatusSocket>,
+    /// The status socket failed; nobody is answered before this.
+    deaf_until: Instant,
     signals: Signals,
     askers: Arc<Semaphore>,
     found: Channel<Found>,
@@ -214,6 +168,7 @@ impl App {
             core,
             sampler,
             socket,
+            deaf_until: now,
             signals,
             askers: Arc::new(Semaphore::new(ASKERS_MAX)),
             found: unbounded_channel(),
@@ -256,7 +211,7 @@ impl App {
         let wake = if self.watchdog.is_some() { wake.min(self.watchdog_due) } else { wake };
         let timer = tokio::time::sleep(wake.since(self.clock.boottime()));
         let asked = async {
-            match &self.socket {
+            match self.socket.as_ref().filter(|_| self.clock.boottime() >= self.deaf_until) {
                 Some(socket) => socket.accept().await,
                 None => std::future::pending().await,
             }
@@ -347,11 +302,13 @@ impl App {
         self.transport.look_up(now, &self.found.0);
     }
 
-    fn answer(&self, stream: std::io::Result<UnixStream>, now: Instant) {
+    fn answer(&mut self, stream: std::io::Result<UnixStream>, now: Instant) {
         let stream = match stream {
             Ok(stream) => stream,
             Err(e) => {
-                log::debug!("cannot accept on the status socket: {e}");
+                // It would fail again at once, and for ever: too many open files, for one.
+                self.deaf_until = now + DEAF_TIME;
+                log::warn!("cannot accept on the status socket: {e}");
                 return;
             }
         };
@@ -430,8 +387,8 @@ impl App {
         let settings = config.settings(old.host, old.key.clone(), old.boot, self.os.clone());
         let kept = self.transport.reload(&config.controllers, now);
         if let Err(e) = self.core.reload(settings, &kept, now) {
-            // `config::read` checks that very thing, so this is not reached; if it were, the targets
-            // must go back to what the sessions are.
+            // `config::read` checks that very thing, so this is not reached; if it were, the
+            // targets must go back to what the sessions are.
             log::error!("the config was not reloaded, the old one holds: {e}");
             self.transport.reload(&self.config.controllers, now);
             return;
@@ -457,45 +414,5 @@ impl App {
             self.send(now);
         }
         log::info!("said goodbye: {}", reason.as_str());
-    }
-}
-
-/// An error with all its causes, one behind the other.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_reason_of_a_goodbye_comes_from_the_environment() {
-        for (text, reason) in [
-            (None, LeaveReason::Shutdown),
-            (Some("restart"), LeaveReason::Restart),
-            (Some("reboot"), LeaveReason::Reboot),
-            (Some("upgrade"), LeaveReason::Upgrade),
-            (Some("holiday"), LeaveReason::Shutdown),
-        ] {
-            assert_eq!(leave_reason(text), reason);
-        }
-        assert_eq!(expected_absence(LeaveReason::Shutdown), Duration::ZERO);
-    }
-
-    #[test]
-    fn what_only_a_person_can_mend_exits_with_78() {
-        let config = AppError::from(ConfigError::value("jitter", "is wrong"));
-        assert_eq!(config.exit_code(), 78);
-        let system = AppError::System { what: "x", source: std::io::ErrorKind::Other.into() };
-        assert_eq!(system.exit_code(), 1);
-        assert!(chain(&system).starts_with("cannot x: "));
     }
 }

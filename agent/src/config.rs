@@ -1,23 +1,23 @@
 //! Every setting of the agent: its unit, default and bound.
 //!
 //! From weak to strong: the built-in default, the config file, the environment
-//! (`HEARTWATCH_AGENT_…`), the command line. [`RawConfig`] is what was typed, [`AgentConfig`] is what is
-//! true. `agent.example.toml` shows the file; a test holds it to the defaults.
+//! (`HEARTWATCH_AGENT_…`), the command line. [`RawConfig`] is what was typed, [`AgentConfig`] is
+//! what is true. `agent.example.toml` shows the file; a test holds it to the defaults.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 use heartwatch_common::config::{ConfigError, Span, bounded, load};
 use heartwatch_common::id::{Boot, HostId};
-use heartwatch_common::wire::PORT;
 use serde::{Deserialize, Serialize};
 
 use crate::core::Settings;
 use crate::schedule::JITTER_MAX;
+pub use endpoint::Endpoint;
+
+mod endpoint;
 
 /// Read when no other file is named; it may be missing.
 pub const CONFIG_PATH: &str = "/etc/heartwatch/agent.toml";
@@ -46,70 +46,6 @@ const JITTER_DEFAULT: f64 = 0.2;
 const ACK_EVERY_DEFAULT: u16 = 10;
 const STATE_DIR: &str = "/var/lib/heartwatch-agent";
 const RUNTIME_DIR: &str = "/run/heartwatch-agent";
-
-/// A controller as it is written: `host`, `host:port`, `192.0.2.1:2328` or `[2001:db8::1]:2328`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// A name, or an address without brackets.
-    pub host: String,
-    /// The UDP port.
-    pub port: u16,
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |what: &str| {
-            Err(format!(
-                "`{text}` is no controller ({what}): write \"host\", \"host:port\" or \"[ipv6]:port\""
-            ))
-        };
-        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-            let Some((host, after)) = rest.split_once(']') else {
-                return wrong("a bracket is not closed");
-            };
-            if host.parse::<std::net::Ipv6Addr>().is_err() {
-                return wrong("no IPv6 address in the brackets");
-            }
-            match after.strip_prefix(':') {
-                Some(port) => (host, Some(port)),
-                None if after.is_empty() => (host, None),
-                None => return wrong("unexpected text after the bracket"),
-            }
-        } else {
-            match text.split_once(':') {
-                Some((_, port)) if port.contains(':') => {
-                    return wrong("IPv6 addresses stand in brackets");
-                }
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            }
-        };
-        if host.is_empty() || host.len() > 253 {
-            return wrong("the host must have 1 to 253 characters");
-        }
-        if host.chars().any(|c| c.is_whitespace() || c.is_control() || "/[]=,".contains(c)) {
-            return wrong("the host holds a character that no name has");
-        }
-        let port = match port.map(str::parse::<u16>) {
-            None => PORT,
-            Some(Ok(port)) if port != 0 => port,
-            Some(_) => return wrong("the port must be 1 to 65535"),
-        };
-        Ok(Self { host: host.to_owned(), port })
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
 
 /// How much the agent tells about itself in its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -167,11 +103,11 @@ fn label(text: &str) -> Result<(String, String), String> {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Settings (each overrides the config file)")]
 pub struct Overrides {
-    /// Config file in TOML [default: /etc/heartwatch/agent.toml, which may be missing]
+    /// Config file in TOML [default: /etc/heartwatch/agent.toml, may be missing]
     #[arg(long, global = true, value_name = "FILE", env = "HEARTWATCH_AGENT_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Controllers to beat to, as HOST, HOST:PORT or [IPV6]:PORT; port 2328 if not given
+    /// Controllers to beat to, as HOST or HOST:PORT, IPv6 in brackets; port 2328 if not given
     #[arg(
         long = "controller",
         global = true,
@@ -181,7 +117,7 @@ pub struct Overrides {
     )]
     pub controllers: Option<Vec<String>>,
 
-    /// File with this host's key, mode 0600 [default: $CREDENTIALS_DIRECTORY/key, else STATE_DIR/key]
+    /// File with this host's key [default: $CREDENTIALS_DIRECTORY/key, else STATE_DIR/key]
     #[arg(long, global = true, value_name = "FILE", env = "HEARTWATCH_AGENT_KEY_FILE")]
     pub key_file: Option<PathBuf>,
 
@@ -237,7 +173,8 @@ pub struct Overrides {
     pub log_level: Option<LogLevel>,
 }
 
-/// The settings in force, all checked. Serialised, it is the effective config file; it holds no secret.
+/// The settings in force, all checked. Serialised, it is the effective config file; it holds no
+/// secret.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AgentConfig {
     /// Where to beat to, 1 to [`CONTROLLERS_MAX`], none twice. May be empty here: see
@@ -271,8 +208,8 @@ pub struct AgentConfig {
     pub runtime_dir: PathBuf,
     /// How much to log, default info.
     pub log_level: LogLevel,
-    /// Labels, by which rules and failure domains are formed: keys of at most [`LABEL_KEY_LEN_MAX`] bytes,
-    /// values of at most [`LABEL_VALUE_LEN_MAX`], no `=` in either. All must fit one hello.
+    /// Labels, by which rules and failure domains are formed: keys of at most [`LABEL_KEY_LEN_MAX`]
+    /// bytes, values of at most [`LABEL_VALUE_LEN_MAX`], no `=` in either. All must fit one hello.
     pub labels: BTreeMap<String, String>,
 }
 

@@ -1,37 +1,35 @@
 //! The whole protocol of the agent, as a value.
 //!
-//! The shell around a [`Core`] waits until [`Core::next_wake`] or a datagram, reads the clock once, calls
-//! [`Core::tick`] or [`Core::receive`], and sends what they put into `out`. There is one `Session` per
-//! configured controller; each beat goes to all of them, sealed separately, since seq and epoch differ.
+//! The shell around a [`Core`] waits until [`Core::next_wake`] or a datagram, reads the clock once,
+//! calls [`Core::tick`] or [`Core::receive`], and sends what they put into `out`. There is one
+//! `Session` per configured controller; each beat goes to all of them, sealed separately, since seq
+//! and epoch differ.
 //!
 //! What comes in is believed only after its tag was checked under the host's own key. Of that:
 //! - an *ack* counts only if it answers something unacknowledged; recordings change nothing;
-//! - a *probe* is answered at once, by as many bytes as it had, at most [`PROBES_PER_SECOND`] in the long
-//!   run, to where it came from; it can teach an epoch but nothing else;
+//! - a *probe* is answered at once to where it came from, by as many bytes as it had, in the long
+//!   run at most [`PROBES_PER_SECOND`]; it can teach an epoch but nothing else;
 //! - everything else is counted by its [`Reject`] and answered by silence.
 //!
-//! There is one schedule for all controllers, so two that assign different intervals get the shorter.
-//! A controller that was lost has no say as long as another one is heard; when none is, the default
-//! interval holds and every beat asks for an ack.
+//! There is one schedule for all controllers, so two that assign different intervals get the
+//! shorter. A controller that was lost has no say as long as another one is heard; when none is,
+//! the default interval holds and every beat asks for an ack.
 //!
-//! Cost: a beat is one keyed hash and one 80-byte array per controller; nothing is allocated but for
-//! a hello. Memory is fixed: about 1.5 KiB per controller.
+//! Cost: a beat is one keyed hash and one 80-byte array per controller; nothing is allocated but
+//! for a hello. Memory is fixed: about 1.5 KiB per controller.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use heartwatch_common::auth::HostKey;
-use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, Field, Fixed, Header,
-    HelloTooLong, Leave, LeaveReason, Message, Probe, ProbeReply, Stamp,
+    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, HelloTooLong, Leave,
+    LeaveReason, Message, Probe, ProbeReply, Stamp,
 };
 use rand::{Rng, RngExt};
 
-use crate::schedule::{Pace, Schedule};
+use crate::schedule::Schedule;
 use limit::Bucket;
 use session::{AckVerdict, Sent, Session};
 pub use session::{
@@ -39,163 +37,17 @@ pub use session::{
     UNANSWERED_MAX, WINDOW_LEN,
 };
 pub use status::{ControllerStatus, CoreStatus};
+pub use types::{Outgoing, Packet, Reject, Settings, To};
 
 mod limit;
 mod session;
 mod status;
+mod types;
 
 /// Probes answered per second in the long run.
 pub const PROBES_PER_SECOND: u32 = 20;
 /// Probes answered at once after a quiet while.
 pub const PROBE_BURST: u32 = 40;
-
-/// Everything that an agent is told before it starts.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Who this host is.
-    pub host: HostId,
-    /// Its key: seals what goes out and checks what comes in.
-    pub key: HostKey,
-    /// This life of the agent; higher than any before.
-    pub boot: Boot,
-    /// Time between beats when no controller assigns one.
-    pub interval: Duration,
-    /// Share of the interval by which a gap may differ from it, 0 to 0.5.
-    pub jitter: f64,
-    /// An assigned interval is never taken to be shorter.
-    pub interval_min: Duration,
-    /// An assigned interval is never taken to be longer.
-    pub interval_max: Duration,
-    /// Every so manieth beat asks for an ack, unless a controller says otherwise.
-    pub ack_every: u16,
-    /// The host's name, for people.
-    pub name: String,
-    /// Its operating system, for people.
-    pub os: String,
-    /// Labels, by which rules and failure domains are formed.
-    pub labels: BTreeMap<String, String>,
-    /// How many controllers are configured.
-    pub controllers: usize,
-}
-
-impl Settings {
-    fn pace(&self) -> Pace {
-        Pace {
-            interval: self.interval,
-            jitter: self.jitter,
-            interval_min: self.interval_min,
-            interval_max: self.interval_max,
-        }
-    }
-
-    /// The hello of these settings, unsealed.
-    fn hello(&self, flags: u8, stamp: &Stamp, late_ms: u16) -> Result<Vec<u8>, HelloTooLong> {
-        let mut fields = vec![
-            Field::Name(&self.name),
-            Field::AgentVersion(env!("CARGO_PKG_VERSION")),
-            Field::Os(&self.os),
-        ];
-        fields.extend(self.labels.iter().map(|(k, v)| Field::Label(k, v)));
-        wire::encode_hello(&self.header(flags), stamp, late_ms, self.interval, &fields)
-    }
-
-    fn header(&self, flags: u8) -> Header {
-        Header {
-            host: self.host,
-            key_id: self.key.key_id(),
-            generation: self.key.generation(),
-            flags,
-        }
-    }
-
-    /// Whether a hello with these settings fits the wire.
-    pub fn check_hello(&self) -> Result<(), HelloTooLong> {
-        let stamp = Stamp {
-            boot: self.boot,
-            seq: Default::default(),
-            sent: Instant(0),
-            gap: Duration::from_secs(1),
-            epoch: Default::default(),
-        };
-        self.hello(0, &stamp, 0).map(drop)
-    }
-}
-
-/// Where a datagram goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum To {
-    /// To the configured controller of that index.
-    Controller(usize),
-    /// To the address that a probe came from.
-    Addr(SocketAddr),
-}
-
-/// The bytes of a sealed datagram.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Packet {
-    /// Any datagram but a hello.
-    Fixed(Fixed),
-    /// A hello, whose length varies.
-    Hello(Vec<u8>),
-}
-
-impl Packet {
-    /// The bytes to send.
-    pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Fixed(bytes) => bytes,
-            Self::Hello(bytes) => bytes,
-        }
-    }
-}
-
-/// One datagram to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outgoing {
-    /// Where to.
-    pub to: To,
-    /// What.
-    pub bytes: Packet,
-}
-
-/// Why a datagram that came in was ignored; each is a counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reject {
-    /// Not a datagram of this protocol, or cut short.
-    Malformed,
-    /// Of a version or kind that this agent does not speak.
-    Unknown,
-    /// For another host.
-    WrongHost,
-    /// Not sealed with this host's key.
-    WrongTag,
-    /// Of a kind that only agents send.
-    WrongKind,
-    /// An ack for another boot.
-    OtherBoot,
-    /// An ack for nothing that is unacknowledged: a recording, a duplicate, or far too late.
-    Unmatched,
-    /// A probe beyond the limit on answers.
-    ProbeLimit,
-    /// It came after the agent had said goodbye.
-    Left,
-}
-
-impl Reject {
-    /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 9] = [
-        Self::Malformed,
-        Self::Unknown,
-        Self::WrongHost,
-        Self::WrongTag,
-        Self::WrongKind,
-        Self::OtherBoot,
-        Self::Unmatched,
-        Self::ProbeLimit,
-        Self::Left,
-    ];
-}
 
 /// The agent's protocol. See the module's doc.
 #[derive(Clone, Debug)]
@@ -233,9 +85,9 @@ impl Core {
 
     /// Takes changed settings; host, key and boot stay as they are, whatever `settings` says.
     ///
-    /// `kept[i]` names the old index of the controller that now has index `i`; `None` = it is new. The
-    /// planned beat stays where it was announced, assignments hold, and every controller hears a new
-    /// hello. On an error nothing has changed.
+    /// `kept[i]` names the old index of the controller that now has index `i`; `None` = it is new.
+    /// The planned beat stays where it was announced, assignments hold, and every controller hears
+    /// a new hello. On an error nothing has changed.
     pub fn reload(
         &mut self,
         settings: Settings,
@@ -288,8 +140,8 @@ impl Core {
         &self.settings
     }
 
-    /// Sends what is due: hellos, and the beat. `checks` are the 16 check results, bit k set = check k
-    /// fails. Before [`Core::next_wake`] it does nothing.
+    /// Sends what is due: hellos, and the beat. `checks` are the 16 check results, bit k set =
+    /// check k fails. Before [`Core::next_wake`] it does nothing.
     pub fn tick<R: Rng>(
         &mut self,
         now: Instant,
@@ -303,8 +155,8 @@ impl Core {
         }
         let fired = self.schedule.fire(now, rng);
         let late_ms = fired.map_or(0, |f| f.late_ms);
-        // After `fire`, so that a hello just before a beat announces the beat after it: if that beat
-        // gets lost, the hello must not have promised it for the next microsecond.
+        // After `fire`, so that a hello just before a beat announces the beat after it: if that
+        // beat gets lost, the hello must not have promised it for the next microsecond.
         let gap = self.schedule.gap(now);
         for index in 0..self.sessions.len() {
             if self.sessions[index].hello_is_due(now) {
@@ -320,8 +172,8 @@ impl Core {
         }
     }
 
-    /// Takes a datagram that came in. `controller` is the configured controller to whose address `from`
-    /// belongs, if any.
+    /// Takes a datagram that came in. `controller` is the configured controller to whose address
+    /// `from` belongs, if any.
     pub fn receive(
         &mut self,
         from: SocketAddr,
@@ -337,8 +189,9 @@ impl Core {
         }
     }
 
-    /// Says goodbye to all controllers, after which nothing but further goodbyes is sent. `expected` is
-    /// how long the host will be away; zero = not known. Meant to be called twice, a moment apart.
+    /// Says goodbye to all controllers, after which nothing but further goodbyes is sent.
+    /// `expected` is how long the host will be away; zero = not known. Meant to be called twice, a
+    /// moment apart.
     pub fn leave(
         &mut self,
         reason: LeaveReason,
@@ -356,8 +209,9 @@ impl Core {
         }
     }
 
-    /// Whether a controller's name should be looked up again because it is not heard. Saying so sets
-    /// the time before it is said again: about 4 s, doubling up to two minutes until it is heard.
+    /// Whether a controller's name should be looked up again because it is not heard. Saying so
+    /// sets the time before it is said again: about 4 s, doubling up to two minutes until it is
+    /// heard.
     pub fn needs_lookup(&mut self, controller: usize, now: Instant) -> bool {
         !self.has_left && self.sessions.get_mut(controller).is_some_and(|s| s.needs_lookup(now))
     }
@@ -459,8 +313,8 @@ impl Core {
         }
     }
 
-    /// The session that an ack is about: the one of its sender's address unless another one is known
-    /// to be that controller's; for an unknown address and controller, one that awaits it.
+    /// The session that an ack is about: the one of its sender's address unless another one is
+    /// known to be that controller's; for an unknown address and controller, one that awaits it.
     fn session_of(&self, controller: Option<usize>, ack: &Ack) -> Option<usize> {
         let id = ack.controller;
         let is_or_may_be = |i: &usize| self.sessions[*i].id.is_none_or(|known| known == id);
@@ -497,8 +351,8 @@ impl Core {
         Ok(())
     }
 
-    /// Works out the interval from what the controllers assign: the shortest of those that are heard,
-    /// where one that leaves it to the agent stands for the default.
+    /// Works out the interval from what the controllers assign: the shortest of those that are
+    /// heard, where one that leaves it to the agent stands for the default.
     fn assign(&mut self) {
         let default = self.settings.interval;
         let heard = self.sessions.iter().filter(|s| s.is_heard());

@@ -1,18 +1,19 @@
 //! Who this host is: its id, its key, its boot number.
 //!
-//! **Host id.** The machine id must not go on the network (machine-id(5)), so the id is derived from it:
+//! **Host id.** The machine id must not go on the network (machine-id(5)), so the id is derived
+//! from it:
 //!
 //! ```text
 //! host id = first 16 bytes of HMAC-SHA256(key = machine id, 16 bytes; message = APP_ID, 16 bytes)
 //! ```
 //!
-//! the construction of `sd_id128_get_machine_app_specific`, but with all 128 bits kept: no UUID version
-//! or variant is written over six of them.
+//! the construction of `sd_id128_get_machine_app_specific`, but with all 128 bits kept: no UUID
+//! version or variant is written over six of them.
 //!
-//! **Boot number.** `max(stored + 1, seconds since 2020-01-01 by the wall clock)`, stored before the first
-//! beat. So it rises with every start even if the clock steps back, and it rises by way of the clock if
-//! the state folder is lost. Written to a temporary file, synced, renamed: a crash leaves the old or
-//! the new number, never half of one.
+//! **Boot number.** `max(stored + 1, seconds since 2020-01-01 by the wall clock)`, stored before
+//! the first beat. So it rises with every start even if the clock steps back, and it rises by way
+//! of the clock if the state folder is lost. Written to a temporary file, synced, renamed: a crash
+//! leaves the old or the new number, never half of one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -145,8 +146,8 @@ fn derive(machine_id: &[u8; 16]) -> HostId {
     HostId(id)
 }
 
-/// Where the key is: as configured, else systemd's credential of the name `key` if there is one, else
-/// `key` in the state folder.
+/// Where the key is: as configured, else systemd's credential of the name `key` if there is one,
+/// else `key` in the state folder.
 pub fn key_path(
     configured: Option<&Path>,
     credentials: Option<&Path>,
@@ -161,8 +162,8 @@ pub fn host_key(path: &Path) -> Result<HostKey, IdentityError> {
     load_secret(path).map_err(|source| IdentityError::Key { path: path.to_owned(), source })
 }
 
-/// Takes the next boot number and stores it, durably, before it is returned. Creates the state folder
-/// (mode 0700) if it is missing.
+/// Takes the next boot number and stores it, durably, before it is returned. Creates the state
+/// folder (mode 0700) if it is missing.
 ///
 /// A stored number that cannot be read costs a warning: the wall clock then decides alone.
 pub fn next_boot(state_dir: &Path, wall: Wall) -> Result<Boot, IdentityError> {

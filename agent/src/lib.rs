@@ -1,11 +1,12 @@
 //! The Heartwatch agent: tells the controllers that this host lives, and how busy it is.
 //!
 //! Read in this order: [`schedule`] (when the next beat is due), [`core`] (the whole protocol as a
-//! value), then the shells around it: [`sampler`] (load), [`identity`] (who this host is), [`config`],
-//! [`transport`] (sockets and names), [`status`] (what a person asks), [`app`] (the loop).
+//! value), then the shells around it: [`sampler`] (load), [`identity`] (who this host is),
+//! [`config`], [`transport`] (sockets and names), [`status`] (what a person asks), [`app`] (the
+//! loop).
 //!
-//! `schedule` and `core` are values: they open nothing, read no clock and draw no ambient randomness,
-//! so the simulator drives the very code that runs on hosts.
+//! `schedule` and `core` are values: they open nothing, read no clock and draw no ambient
+//! randomness, so the simulator drives the very code that runs on hosts.
 
 pub mod app;
 pub mod config;

@@ -15,7 +15,8 @@ use heartwatch_common::time::SystemClock;
 #[command(
     name = "heartwatch-agent",
     version,
-    after_help = "Exit codes: 0 stopped as asked, 64 wrong usage, 78 unusable configuration, 1 all else."
+    after_help = "Exit codes: 0 stopped as asked, 64 wrong usage, 78 unusable configuration, \
+                  1 all else."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -28,8 +29,9 @@ struct Cli {
 enum Command {
     /// Beat until told to stop
     ///
-    /// SIGTERM and SIGINT say goodbye to the controllers (with the reason in $HEARTWATCH_LEAVE_REASON:
-    /// shutdown, restart, reboot or upgrade; shutdown if not set), SIGHUP reads the config file anew.
+    /// SIGTERM and SIGINT say goodbye to the controllers (with the reason in
+    /// $HEARTWATCH_LEAVE_REASON: shutdown, restart, reboot or upgrade; shutdown if not set), SIGHUP
+    /// reads the config file anew.
     Run,
     /// Show what the running agent knows: acks, round trips, losses, load
     Status {

@@ -1,11 +1,11 @@
 //! How busy this host is, measured off the send path.
 //!
 //! Two threads of their own. One reads CPU and memory through `sysinfo` and the run queue, network
-//! and pressure figures from `/proc` ([`proc`]), every [`PERIOD`]; that costs about 0.1 ms. The other
-//! asks local file systems how full they are ([`disk`]), every [`DISK_PERIOD`]; a hung one stops that
-//! thread alone. Each publishes under a lock that is never held while reading, so a beat takes the
-//! latest sample in no time. A figure older than its limit, or one that could not be read, is unknown;
-//! beats go on without it.
+//! and pressure figures from `/proc` ([`proc`]), every [`PERIOD`]; that costs about 0.1 ms. The
+//! other asks local file systems how full they are ([`disk`]), every [`DISK_PERIOD`]; a hung one
+//! stops that thread alone. Each publishes under a lock that is never held while reading, so a beat
+//! takes the latest sample in no time. A figure older than its limit, or one that could not be
+//! read, is unknown; beats go on without it.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -71,8 +71,8 @@ impl Sampler {
         Self { load, disk, _stop: stop.into_iter().flatten().collect() }
     }
 
-    /// The latest sample; what is too old at `now` is unknown. Never waits for a measurement. `now` is
-    /// of the clock that `start` got, and its [`Clock::now`].
+    /// The latest sample; what is too old at `now` is unknown. Never waits for a measurement. `now`
+    /// is of the clock that `start` got, and its [`Clock::now`].
     pub fn latest(&self, now: Instant) -> LoadSample {
         let load = fresh(&self.load, now, SAMPLE_AGE_MAX).unwrap_or(LoadSample::UNKNOWN);
         let disk_used = fresh(&self.disk, now, DISK_AGE_MAX).unwrap_or(Share::UNKNOWN);

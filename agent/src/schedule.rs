@@ -1,16 +1,17 @@
 //! When the next beat is due.
 //!
 //! Beats stand on a grid of points one interval apart, and each is moved off its point by its own
-//! uniform draw from `±interval · jitter / 2`. So a gap between two beats lies within
-//! `interval · (1 ± jitter)`, and neither draws nor late timers add up: the grid does not move. (Drawing
-//! every *gap* anew would be a random walk, and a fleet's beats would bunch and spread at will.)
+//! uniform draw from `±interval · jitter / 2`. So a gap between two beats lies within `interval ·
+//! (1 ± jitter)`, and neither draws nor late timers add up: the grid does not move. (Drawing every
+//! *gap* anew would be a random walk, and a fleet's beats would bunch and spread at will.)
 //!
 //! A beat sent late keeps the grid, so the next gap is that much shorter. When less than half the
-//! shortest gap would be left, grid points are skipped: after a stall one beat goes out, never a burst.
+//! shortest gap would be left, grid points are skipped: after a stall one beat goes out, never a
+//! burst.
 //!
-//! Planned instants are whole microseconds, as on the wire, so `sent + gap` of one beat is exactly the
-//! planned instant of the next. That promise also outranks a new interval, which takes effect with the
-//! next beat; the grid then starts anew there.
+//! Planned instants are whole microseconds, as on the wire, so `sent + gap` of one beat is exactly
+//! the planned instant of the next. That promise also outranks a new interval, which takes effect
+//! with the next beat; the grid then starts anew there.
 
 use std::time::Duration;
 
@@ -81,7 +82,8 @@ fn nanos(d: Duration) -> i128 {
     i128::try_from(d.as_nanos()).unwrap_or(i128::MAX)
 }
 
-/// The instant `ns` nanoseconds after the origin, to the microsecond below, saturating at both ends.
+/// The instant `ns` nanoseconds after the origin, to the microsecond below, saturating at both
+/// ends.
 fn instant(ns: i128) -> Instant {
     let ns = u64::try_from(ns.max(0)).unwrap_or(u64::MAX);
     Instant(ns / 1_000 * 1_000)
@@ -300,7 +302,8 @@ mod tests {
             for (late, what) in steps {
                 let now = Instant(s.next().0 + if what == 0 { late } else { late / 1_000 });
                 let fired = s.fire(now, &mut rng).unwrap();
-                prop_assert_eq!(now.as_micros() + fired.gap.as_micros() as u64, s.next().as_micros());
+                let told = now.as_micros() + fired.gap.as_micros() as u64;
+                prop_assert_eq!(told, s.next().as_micros());
                 let interval = s.interval().as_secs_f64();
                 let gap = fired.gap.as_secs_f64();
                 prop_assert!(gap >= interval * (1.0 - jitter) / 2.0 - 1e-5, "{} {}", gap, interval);

@@ -1,8 +1,8 @@
 //! What the running agent tells about itself, and how `heartwatch-agent status` asks for it.
 //!
-//! Over a Unix socket in the runtime folder: whoever connects gets one JSON object and the end of the
-//! stream; nothing is read from him. The socket has mode 0660, at most [`ASKERS_MAX`] are served at a
-//! time, each for at most [`ANSWER_TIME_MAX`].
+//! Over a Unix socket in the runtime folder: whoever connects gets one JSON object and the end of
+//! the stream; nothing is read from him. The socket has mode 0660, at most [`ASKERS_MAX`] are
+//! served at a time, each for at most [`ANSWER_TIME_MAX`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,7 +29,8 @@ pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// No answer is longer.
 const ANSWER_LEN_MAX: u64 = 1024 * 1024;
 
-/// All that a person may want to know of a running agent. Times are in the unit that ends their name.
+/// All that a person may want to know of a running agent. Times are in the unit that ends their
+/// name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
     /// The agent's version.
@@ -133,8 +134,9 @@ pub struct StatusSocket {
 }
 
 impl StatusSocket {
-    /// Listens in `runtime_dir`, which is made if missing. A socket file that nobody listens on any more is
-    /// replaced; one that is answered is left alone and an error, as is a file that is no socket.
+    /// Listens in `runtime_dir`, which is made if missing. A socket file that nobody listens on any
+    /// more is replaced; one that is answered is left alone and an error, as is a file that is no
+    /// socket.
     pub fn open(runtime_dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(runtime_dir)?;
         let path = runtime_dir.join(SOCKET_NAME);

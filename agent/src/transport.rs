@@ -1,9 +1,9 @@
 //! The sockets, and the names of the controllers behind them.
 //!
 //! One unconnected UDP socket per address family, made when it is first needed, on a port that the
-//! system chooses: probes may come from any address, and must be answered. Sending never waits: what
-//! the system does not take at once is counted and dropped, as the next beat is a second away. No error
-//! here ends the agent; the network may be down, or not up yet.
+//! system chooses: probes may come from any address, and must be answered. Sending never waits:
+//! what the system does not take at once is counted and dropped, as the next beat is a second away.
+//! No error here ends the agent; the network may be down, or not up yet.
 //!
 //! Names are looked up by tasks on the blocking pool; their answers come back as [`Found`].
 
@@ -206,8 +206,8 @@ impl Transport {
         }
     }
 
-    /// Starts the lookups that are due; their answers go into `found`. One at a time per controller, so
-    /// the queue is as short as the list of controllers.
+    /// Starts the lookups that are due; their answers go into `found`. One at a time per
+    /// controller, so the queue is as short as the list of controllers.
     pub fn look_up(&mut self, now: Instant, found: &UnboundedSender<Found>) {
         for target in self.targets.iter_mut().filter(|t| t.lookup_due() <= now) {
             target.lookup_begins();
@@ -276,8 +276,21 @@ mod tests {
 
     #[test]
     fn a_resolved_controller_gets_datagrams_and_can_answer() {
+        converse("127.0.0.1:0");
+    }
+
+    #[test]
+    fn so_does_one_that_speaks_ipv6() {
+        if std::net::UdpSocket::bind("[::1]:0").is_ok() {
+            converse("[::1]:0");
+        } else {
+            eprintln!("skipped: this machine has no IPv6 loopback");
+        }
+    }
+
+    fn converse(local: &str) {
         runtime().block_on(async {
-            let sink = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let sink = std::net::UdpSocket::bind(local).unwrap();
             let address = sink.local_addr().unwrap();
             let endpoint: Endpoint = address.to_string().parse().unwrap();
             let mut transport = Transport::new(&[endpoint], NOW);
@@ -300,7 +313,7 @@ mod tests {
                 }
             };
             assert_eq!((&buffer[..len], from), (&b"back"[..], address));
-            assert_eq!(transport.receive(Family::V4, &mut buffer, NOW), None);
+            assert_eq!(transport.receive(Family::of(address), &mut buffer, NOW), None);
             let target = &transport.targets()[0];
             assert_eq!((target.sent, target.send_errors), (1, 1));
         });

@@ -1,5 +1,11 @@
 //! The real binary against a controller of a few lines: what a colleague, a package and a service
-//! manager rely on. Nothing here sleeps; every wait is for a datagram, a line or an exit, with a limit.
+//! manager rely on. Nothing here sleeps; every wait is for a datagram, a line or an exit, with a
+//! limit.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "this whole file is a test; the lint knows only #[test] functions"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};

@@ -2,9 +2,10 @@
 //!
 //! Sessions share nothing: what one controller says, or stops saying, changes no other's session.
 //!
-//! An ack is believed only if it echoes the seq and the sent time of a datagram that is still in the
-//! session's window of unacknowledged ones; the entry is then used up. A recording of an ack therefore
-//! changes nothing, and neither does an ack that was meant for another boot or another session.
+//! An ack is believed only if it echoes the seq and the sent time of a datagram that is still in
+//! the session's window of unacknowledged ones; the entry is then used up. A recording of an ack
+//! therefore changes nothing, and neither does an ack that was meant for another boot or another
+//! session.
 
 use std::time::Duration;
 
@@ -158,8 +159,9 @@ impl Session {
         self.seq
     }
 
-    /// The number of the next datagram. At the end of the numbers (136 years at one a second) it stays
-    /// there: such datagrams are refused as replays, which is better than wrapping into old ones.
+    /// The number of the next datagram. At the end of the numbers (136 years at one a second) it
+    /// stays there: such datagrams are refused as replays, which is better than wrapping into old
+    /// ones.
     pub(super) fn take_seq(&mut self) -> Seq {
         self.seq = self.seq.saturating_add(1);
         Seq(self.seq)
@@ -179,8 +181,8 @@ impl Session {
             Some(Entry { seq, sent_us: now.as_micros(), what });
     }
 
-    /// Whether the beat sent now should ask for an ack, and the bookkeeping of having asked. `own` is
-    /// the agent's own cadence, `interval` the one in force.
+    /// Whether the beat sent now should ask for an ack, and the bookkeeping of having asked. `own`
+    /// is the agent's own cadence, `interval` the one in force.
     pub(super) fn ask(&mut self, own: u16, now: Instant, interval: Duration) -> bool {
         let stopped = self.unanswered >= UNANSWERED_MAX
             && now.since(self.unanswered_since) >= UNANSWERED_AGE_MIN.max(interval * 2);
@@ -189,8 +191,8 @@ impl Session {
         }
         let cadence = u32::from(self.cadence.unwrap_or(own)).max(1);
         self.beats_since_asked = self.beats_since_asked.saturating_add(1);
-        // A request that found no answer yet is repeated with the next beat: three lost in a row are
-        // then noticed within three beats rather than thirty.
+        // A request that found no answer yet is repeated with the next beat: three lost in a row
+        // are then noticed within three beats rather than thirty.
         let ask = self.acked.is_none()
             || self.lost
             || self.unanswered > 0
@@ -232,9 +234,9 @@ impl Session {
         self.position(ack).is_some()
     }
 
-    /// Takes what an ack says if it answers something unacknowledged, and tells whether it did; if not,
-    /// nothing but a counter has changed. `assigned` is the interval that it assigns, already brought
-    /// into bounds.
+    /// Takes what an ack says if it answers something unacknowledged, and tells whether it did; if
+    /// not, nothing but a counter has changed. `assigned` is the interval that it assigns, already
+    /// brought into bounds.
     pub(super) fn take_ack(
         &mut self,
         ack: &Ack,

@@ -1,10 +1,11 @@
 use super::*;
-use heartwatch_common::auth::FleetSecret;
-use heartwatch_common::id::{ControllerId, Epoch, Generation, KeyId, Seq};
-use heartwatch_common::wire::{DATAGRAM_LEN, Kind};
+use heartwatch_common::auth::{FleetSecret, HostKey};
+use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId, KeyId, Seq};
+use heartwatch_common::wire::{DATAGRAM_LEN, Fixed, Header, Kind};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use std::collections::BTreeMap;
 
 const HOST: HostId = HostId([7; 16]);
 const START: Instant = Instant::from_millis(5_000_000);
@@ -270,7 +271,8 @@ fn a_challenge_teaches_the_epoch_and_the_next_beat_echoes_it() {
     let beat = of_kind(&sent, Kind::Beat)[0].clone();
     assert!(rig.ack(&beat, FLAG_CHALLENGE, |_| {}).is_empty(), "the next beat is answer enough");
     assert_eq!(of_kind(&rig.beat(), Kind::Beat)[0].stamp.epoch, Epoch(100));
-    // A challenged hello proved nothing either, but the epoch is known by now: its turn comes again.
+    // A challenged hello proved nothing either, but the epoch is known by now: its turn comes
+    // again.
     rig.ack(&hello, FLAG_CHALLENGE, |_| {});
     assert!(!rig.status(0).hello_acked);
     assert_eq!(rig.status(0).challenges, 2);

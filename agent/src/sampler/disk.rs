@@ -1,8 +1,8 @@
 //! How full the fullest local file system is.
 //!
-//! Only file systems of a known local type are asked: asking one on the network can hang for as long as
-//! its server is away. Even a local one can hang (a dying disk), so this runs in a thread of its own.
-//! File systems mounted read-only do not count: full is how they are made.
+//! Only file systems of a known local type are asked: asking one on the network can hang for as
+//! long as its server is away. Even a local one can hang (a dying disk), so this runs in a thread
+//! of its own. File systems mounted read-only do not count: full is how they are made.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -14,8 +14,8 @@ use nix::sys::statvfs::statvfs;
 
 use super::proc::{LINES_MAX, read};
 
-/// The file systems that lie on this host's own disks. Not `vfat`: firmware partitions are small and
-/// full, and nothing grows there.
+/// The file systems that lie on this host's own disks. Not `vfat`: firmware partitions are small
+/// and full, and nothing grows there.
 pub const LOCAL: [&str; 9] =
     ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "reiserfs"];
 
@@ -36,10 +36,10 @@ fn used(point: &Path) -> Option<Share> {
 
 /// One mount point for each local, writable file system in the text of `/proc/self/mountinfo`.
 ///
-/// A line: `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/sda rw`; see proc_pid_mountinfo(5).
-/// Field 3 tells file systems apart; after the lone `-` stand type, source and the file system's own
-/// options. An overlay counts only as the root (of a container): elsewhere its upper file system is
-/// mounted, and counted, itself.
+/// A line: `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/sda rw`; see
+/// proc_pid_mountinfo(5). Field 3 tells file systems apart; after the lone `-` stand type, source
+/// and the file system's own options. An overlay counts only as the root (of a container):
+/// elsewhere its upper file system is mounted, and counted, itself.
 pub fn mounts(text: &str) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();
     let mut points = Vec::new();

@@ -1,7 +1,8 @@
-//! What `/proc` says, as text in and figures out; see proc(5) and the kernel's `accounting/psi.rst`.
+//! What `/proc` says, as text in and figures out; see proc(5) and the kernel's
+//! `accounting/psi.rst`.
 //!
-//! Every parser takes the whole text and gives `None` when it is not what the kernel documents: an old
-//! kernel, PSI switched off, or a container that hides the file.
+//! Every parser takes the whole text and gives `None` when it is not what the kernel documents: an
+//! old kernel, PSI switched off, or a container that hides the file.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -27,7 +28,8 @@ pub fn read(path: &Path) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// `some avg10` of a file in `/proc/pressure`: the share of the last 10 s in which some task waited.
+/// `some avg10` of a file in `/proc/pressure`: the share of the last 10 s in which some task
+/// waited.
 ///
 /// The line: `some avg10=1.53 avg60=0.80 avg300=0.20 total=58761459`, in percent.
 pub fn psi_some_avg10(text: &str) -> Option<Share> {
@@ -67,8 +69,8 @@ impl RunQueue {
 
 /// Bytes received and sent since its start, by interface, from `/proc/net/dev`; without loopback.
 ///
-/// A line: `  eth0: 1296 16 0 0 0 0 0 0 2240 28 …`; received bytes are the first field, sent bytes the
-/// ninth. Two header lines have no such form.
+/// A line: `  eth0: 1296 16 0 0 0 0 0 0 2240 28 …`; received bytes are the first field, sent bytes
+/// the ninth. Two header lines have no such form.
 pub fn interfaces(text: &str) -> BTreeMap<String, u64> {
     let line = |line: &str| {
         let (name, fields) = line.split_once(':')?;
@@ -88,8 +90,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// Takes the counters read at `now`; gives KiB per second since the reading before, `u32::MAX` =
-    /// unknown. An interface that came, went or started anew adds nothing.
+    /// Takes the counters read at `now`; gives KiB per second since the reading before, `u32::MAX`
+    /// = unknown. An interface that came, went or started anew adds nothing.
     pub fn observe(&mut self, counters: Option<BTreeMap<String, u64>>, now: Instant) -> u32 {
         let Some(counters) = counters else {
             self.last = None;
@@ -146,10 +148,10 @@ mod tests {
     }
 
     const DEV: &str = "\
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo: 999999      16    0    0    0     0          0         0  999999      16    0    0    0     0       0          0
-  eth0:1024      16    0    0    0     0          0         0     2048      28    0    0    0     0       0          0
+Inter-|   Receive                              |  Transmit
+ face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo …
+    lo: 999999      16    0    0    0     0          0         0  999999      16    0    0    0
+  eth0:1024      16    0    0    0     0          0         0     2048      28    0    0    0    0
   eth1: 5 1 0 0 0 0 0 0 6 1 0 0 0 0 0 0
   odd: 5 1
 ";

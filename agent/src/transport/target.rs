@@ -80,8 +80,8 @@ impl Target {
         self.lookup_runs = true;
     }
 
-    /// Takes the addresses that a lookup found; none means that it failed. `draw` in 0..1 spreads the
-    /// next one. Tells whether the address in use is another one now.
+    /// Takes the addresses that a lookup found; none means that it failed. `draw` in 0..1 spreads
+    /// the next one. Tells whether the address in use is another one now.
     pub fn lookup_ends(
         &mut self,
         mut found: Vec<SocketAddr>,
