@@ -1,1 +1,6 @@
 //! From the outbox to a receiver.
+
+mod breaker;
+pub mod outcome;
+mod queue;
+pub mod schedule;
