@@ -25,6 +25,7 @@ pub struct ControllerSetup<'w> {
     top: String,
     detector: BTreeMap<String, String>,
     tail: String,
+    tmpfs: Option<u32>,
 }
 
 impl<'w> ControllerSetup<'w> {
@@ -38,7 +39,18 @@ impl<'w> ControllerSetup<'w> {
             top: "shards = 2\nlog_level = \"debug\"\n".into(),
             detector: BTreeMap::new(),
             tail: String::new(),
+            tmpfs: None,
         }
+    }
+
+    /// Puts its state folder on a file system of so many KiB, in a mount namespace of its own: needs
+    /// root. Its secrets stay outside.
+    pub fn on_tmpfs(mut self, kib: u32) -> Self {
+        self.tmpfs = Some(kib);
+        let secret = self.world.path("tmpfs-fleet-secret");
+        let token = self.world.path("tmpfs-api-token");
+        self.top(&format!("fleet_secret_file = \"{}\"", secret.display()))
+            .top(&format!("api_token_file = \"{}\"", token.display()))
     }
 
     /// Another name, which also names its state folder, config and log.
@@ -137,7 +149,13 @@ impl<'w> ControllerSetup<'w> {
     pub fn write(&self) -> Result<PathBuf> {
         std::fs::create_dir_all(&self.state_dir)
             .with_context(|| format!("cannot make {}", self.state_dir.display()))?;
-        let secret = self.state_dir.join("fleet-secret");
+        let secret = match self.tmpfs {
+            Some(_) => self.world.path("tmpfs-fleet-secret"),
+            None => self.state_dir.join("fleet-secret"),
+        };
+        if self.tmpfs.is_some() {
+            self.world.write_secret("tmpfs-api-token", "0123456789abcdef0123456789abcdef")?;
+        }
         if !secret.exists() {
             heartwatch_common::auth::create_secret_file(
                 &secret,
@@ -155,6 +173,11 @@ impl<'w> ControllerSetup<'w> {
             log: self.world.path(format!("{}.log", self.name)),
             config,
             state_dir: self.state_dir.clone(),
+            token_file: match self.tmpfs {
+                Some(_) => self.world.path("tmpfs-api-token"),
+                None => self.state_dir.join("api-token"),
+            },
+            tmpfs: self.tmpfs,
             process: None,
             ready: Ready::default(),
         };
@@ -176,6 +199,8 @@ pub struct Controller {
     config: PathBuf,
     log: PathBuf,
     state_dir: PathBuf,
+    token_file: PathBuf,
+    tmpfs: Option<u32>,
     process: Option<Process>,
     ready: Ready,
 }
@@ -189,7 +214,19 @@ impl Controller {
 
     /// Starts its process without waiting for anything.
     pub fn spawn(&mut self) -> Result<()> {
-        let mut command = Command::new(binary("heartwatch-controller")?);
+        let program = binary("heartwatch-controller")?;
+        let mut command = match self.tmpfs {
+            None => Command::new(program),
+            Some(kib) => {
+                // Every step replaces the process, so its id stays that of the controller.
+                let script = format!(
+                    "mount -t tmpfs -o size={kib}k,mode=0700 tmpfs \"$0\" && exec \"$@\""
+                );
+                let mut command = Command::new("unshare");
+                command.args(["-m", "sh", "-c", &script]).arg(&self.state_dir).arg(program);
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(&self.config);
         self.process = Some(Process::start(&self.name, &mut command, &self.log)?);
         Ok(())
@@ -199,11 +236,13 @@ impl Controller {
     pub async fn wait_ready(&mut self) -> Result<()> {
         let deadline = now() + PATIENCE;
         loop {
+            let dir = self.visible_state_dir();
             let process = self.process.as_mut().context("the controller was not started")?;
             if let Some(status) = process.ended()? {
                 bail!("the controller ended with {status} at once; its log:\n{}", process.log());
             }
-            if let Some(ready) = read_ready(&self.state_dir, process.pid()) {
+            let pid = process.pid();
+            if let Some(ready) = read_ready(&dir, pid) {
                 self.ready = ready;
                 return Ok(());
             }
@@ -247,6 +286,17 @@ impl Controller {
         &self.state_dir
     }
 
+    /// Its state folder as this process can reach it, also if it is in another mount namespace.
+    pub fn visible_state_dir(&self) -> PathBuf {
+        match (&self.tmpfs, &self.process) {
+            (Some(_), Some(process)) => {
+                let inside = self.state_dir.strip_prefix("/").unwrap_or(&self.state_dir);
+                Path::new("/proc").join(process.pid().to_string()).join("root").join(inside)
+            }
+            _ => self.state_dir.clone(),
+        }
+    }
+
     /// Its API's base URL.
     pub fn url(&self) -> String {
         self.ready.api.map(|a| format!("http://{a}")).unwrap_or_default()
@@ -254,7 +304,7 @@ impl Controller {
 
     /// The file that holds its API's token.
     pub fn token_file(&self) -> PathBuf {
-        self.state_dir.join("api-token")
+        self.token_file.clone()
     }
 
     /// Its API. Ask again after a restart: the port may differ.
@@ -375,17 +425,16 @@ impl Api {
         let mut page: Option<String> = None;
         loop {
             let path = match &page {
-                Some(page) => format!("/v1/hosts?page={page}"),
-                None => "/v1/hosts".to_owned(),
+                Some(page) => format!("/v1/hosts?limit=1000&page={page}"),
+                None => "/v1/hosts?limit=1000".to_owned(),
             };
             let answer = self.get(&path).await?;
             let list = answer["hosts"].as_array().context("`hosts` is a list")?;
             hosts.extend(list.iter().cloned());
-            page = match &answer["next_page"] {
-                Value::Null => return Ok(hosts),
-                Value::String(s) => Some(s.clone()),
-                other => Some(other.to_string()),
-            };
+            match answer["next_page"].as_str() {
+                Some(next) => page = Some(next.to_owned()),
+                None => return Ok(hosts),
+            }
         }
     }
 
@@ -397,8 +446,7 @@ impl Api {
         }
         ensure!(status == 200, "host {host}: expected 200, seen {status}: {body}");
         let value: Value = serde_json::from_str(&body)?;
-        let state = text(&value, "/state");
-        Ok(if state.is_empty() { text(&value, "/host/state") } else { state }.to_owned())
+        Ok(text(&value, "/state").to_owned())
     }
 
     /// Waits until a host is in a state.
@@ -411,26 +459,29 @@ impl Api {
         .await
     }
 
-    /// All events after a cursor, and the cursor after them.
-    pub async fn events(&self, after: u64) -> Result<(Vec<Value>, u64)> {
+    /// All events after a cursor (empty: from the beginning), and the cursor after them.
+    pub async fn events(&self, after: &str) -> Result<(Vec<Value>, String)> {
         let mut all = Vec::new();
-        let mut cursor = after;
+        let mut cursor = after.to_owned();
         loop {
-            let answer = self.get(&format!("/v1/events?after={cursor}")).await?;
+            let path = match cursor.as_str() {
+                "" => "/v1/events?limit=1000".to_owned(),
+                cursor => format!("/v1/events?limit=1000&after={cursor}"),
+            };
+            let answer = self.get(&path).await?;
             let list = answer["events"].as_array().context("`events` is a list")?;
-            if list.is_empty() {
+            all.extend(list.iter().cloned());
+            cursor = answer["cursor"].as_str().context("`cursor` is a text")?.to_owned();
+            if answer["more"] != Value::Bool(true) {
                 return Ok((all, cursor));
             }
-            all.extend(list.iter().cloned());
-            let next = answer["cursor"].as_u64().or_else(|| answer["cursor"].as_str()?.parse().ok());
-            cursor = next.context("`cursor` is a number")?;
         }
     }
 
     /// Kinds of a host's events, oldest first.
     pub async fn kinds_of(&self, host: HostId) -> Result<Vec<String>> {
         let id = host.to_string();
-        let (events, _) = self.events(0).await?;
+        let (events, _) = self.events("").await?;
         let of_host = events.iter().filter(|e| event_host(e) == id);
         Ok(of_host.map(|e| text(e, "/type").to_owned()).collect())
     }
@@ -439,7 +490,7 @@ impl Api {
     pub async fn wait_event(&self, host: HostId, kind: &str, patience: Duration) -> Result<Value> {
         let id = host.to_string();
         eventually(patience, &format!("{kind} of {host}"), || async {
-            let (events, _) = self.events(0).await?;
+            let (events, _) = self.events("").await?;
             let found =
                 events.iter().rev().find(|e| event_host(e) == id && text(e, "/type") == kind);
             if found.is_none() {
@@ -455,17 +506,16 @@ impl Api {
     /// All deliveries.
     pub async fn deliveries(&self) -> Result<Vec<Value>> {
         let mut all: Vec<Value> = Vec::new();
+        let mut after = 0;
         loop {
-            let path = match all.last() {
-                Some(last) => format!("/v1/deliveries?limit=1000&after={}", number_of(&last["id"])),
-                None => "/v1/deliveries?limit=1000".to_owned(),
-            };
+            let path = format!("/v1/deliveries?limit=1000&after={after}");
             let answer = self.get(&path).await?;
             let list = answer["deliveries"].as_array().context("`deliveries` is a list")?;
-            if list.is_empty() {
-                return Ok(all);
-            }
             all.extend(list.iter().cloned());
+            match answer["next_after"].as_u64() {
+                Some(next) => after = next,
+                None => return Ok(all),
+            }
         }
     }
 
@@ -492,10 +542,6 @@ impl Api {
         }
         sum.with_context(|| format!("no metric {name} with {labels:?}"))
     }
-}
-
-fn number_of(value: &Value) -> u64 {
-    value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or(0)
 }
 
 /// The host id of an event, as text; empty for the controller's own.

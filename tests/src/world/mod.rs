@@ -128,12 +128,22 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.logs(40));
-        }
         if self.keep {
             eprintln!("left in place: {}", self.dir().display());
         }
+    }
+}
+
+/// Runs one end-to-end test in a world of its own.
+///
+/// # Panics
+/// If the test fails: with what was expected and seen, and the ends of all logs.
+pub async fn story(test: impl AsyncFnOnce(&World) -> Result<()>) {
+    let world = World::new().expect("a temporary folder can be made");
+    if let Err(e) = test(&world).await {
+        panic!("{e:#}
+
+{}", world.logs(60));
     }
 }
 

@@ -52,8 +52,16 @@ impl Process {
             .open(log)
             .with_context(|| format!("cannot open {}", log.display()))?;
         let twin: File = file.try_clone().context("cannot share the log")?;
+        let foreign: Vec<_> = std::env::vars_os()
+            .map(|(name, _)| name)
+            .filter(|n| n.to_string_lossy().starts_with("HEARTWATCH_"))
+            .collect();
+        foreign.iter().for_each(|name| {
+            command.env_remove(name);
+        });
         let child = command
-            .stdin(Stdio::null())
+            // Open for as long as this lives: a helper may wait for its end.
+            .stdin(Stdio::piped())
             .stdout(file)
             .stderr(twin)
             // Nothing of the machine that runs the tests may change what they see.

@@ -147,8 +147,12 @@ impl Call {
     }
 }
 
+/// Told of every call as it comes in.
+type Listener = Box<dyn Fn(&Call) + Send + Sync>;
+
 struct Shared {
     calls: Mutex<Vec<Call>>,
+    listener: Mutex<Option<Listener>>,
     plan: Mutex<Plan>,
     secrets: Mutex<Vec<String>>,
 }
@@ -165,6 +169,7 @@ impl Receiver {
     pub async fn start(secret: &str) -> Result<Self> {
         let shared = Arc::new(Shared {
             calls: Mutex::default(),
+            listener: Mutex::default(),
             plan: Mutex::new(Plan::ok()),
             secrets: Mutex::new(vec![secret.to_owned()]),
         });
@@ -210,6 +215,12 @@ impl Receiver {
     pub fn secrets(&self, secrets: &[&str]) {
         *self.shared.secrets.lock().unwrap_or_else(PoisonError::into_inner) =
             secrets.iter().map(|s| (*s).to_owned()).collect();
+    }
+
+    /// Has every further call told to `listener` as it comes in.
+    pub fn tell(&self, listener: impl Fn(&Call) + Send + Sync + 'static) {
+        *self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Box::new(listener));
     }
 
     /// Everything that came in so far, in order.
@@ -284,6 +295,9 @@ async fn take(
         raw,
         answer: answer.clone(),
     };
+    if let Some(tell) = &*shared.listener.lock().unwrap_or_else(PoisonError::into_inner) {
+        tell(&call);
+    }
     shared.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     perform(answer).await
 }
