@@ -2,5 +2,6 @@
 //! both share. End-to-end tests are in `tests/tests/e2e_*.rs`, each named after the behaviour it proves.
 
 pub mod fleet;
+pub mod fuzzing;
 pub mod vectors;
 pub mod world;

@@ -1,0 +1,216 @@
+//! What bad bytes are thrown at, and what must hold whatever they are.
+//!
+//! [`datagram`] and [`config`] are called with any bytes at all, by `heartwatch-fuzz` (mutations of the
+//! corpus, on every machine) and by libFuzzer in `tests/fuzz` (guided by coverage). Both panic if a
+//! promise is broken.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use heartwatch_agent::core::{Core, Settings};
+use heartwatch_common::auth::{FleetSecret, Keyring};
+use heartwatch_common::id::{Boot, Epoch, Generation, HostId, KeyId, Seq};
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::{self, DATAGRAM_LEN_MAX, Datagram, Message, TAG_LEN};
+use heartwatch_controller::config::RawConfig;
+use heartwatch_controller::ingest::admit::{Seen, admit, nonce_of, prove};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+const HOST: HostId = HostId([0x8a; 16]);
+const EPOCH: Epoch = Epoch(0xdead_beef);
+const NOW: Instant = Instant::from_millis(1_000_000_000);
+
+fn secret() -> FleetSecret {
+    FleetSecret::new(KeyId(3), [7; 32])
+}
+
+/// Any bytes, as a datagram that reaches a controller and an agent.
+///
+/// # Panics
+/// If a promise of the decoder, of admission or of the agent's protocol is broken.
+pub fn datagram(bytes: &[u8]) {
+    if let Ok(decoded) = wire::decode(bytes) {
+        check_decoded(bytes, &decoded);
+    }
+    let keyring = Keyring::new(vec![secret()]).expect("one secret makes a ring");
+    let forged = admit(bytes, &keyring, |_| Generation(0));
+    assert!(forged.is_err() || bytes.len() >= TAG_LEN, "too short to carry a tag");
+    to_agent(bytes);
+    // The same bytes under a true tag, so that what lies behind authentication is reached too.
+    let Some(sealed) = sealed(bytes) else { return };
+    match (wire::decode(&sealed), admit(&sealed, &keyring, |_| Generation(0))) {
+        (Err(_), Ok(_)) => panic!("admitted what cannot be decoded"),
+        (Ok(decoded), Ok(admitted)) => {
+            assert_eq!(decoded, admitted.datagram);
+            assert_eq!(decoded.message.stamp(), Some(&admitted.stamp), "only agents are admitted");
+            judge(&admitted.stamp);
+            if let Message::ProbeReply(reply) = &decoded.message {
+                assert_eq!(nonce_of(&decoded.message), Some(reply.nonce));
+            }
+        }
+        (Ok(decoded), Err(_)) => {
+            assert!(decoded.message.stamp().is_none(), "a true tag of an agent was refused");
+        }
+        (Err(_), Err(_)) => {}
+    }
+    to_agent(&sealed);
+}
+
+fn check_decoded(bytes: &[u8], decoded: &Datagram<'_>) {
+    assert!(bytes.len() <= DATAGRAM_LEN_MAX);
+    assert_eq!(decoded.signed.len() + decoded.tag.len(), bytes.len());
+    let header = &decoded.header;
+    let again = match &decoded.message {
+        Message::Beat(m) => m.encode(header),
+        Message::Leave(m) => m.encode(header),
+        Message::ProbeReply(m) => m.encode(header),
+        Message::Ack(m) => m.encode(header),
+        Message::Probe(m) => m.encode(header),
+        Message::Hello(hello) => {
+            assert!(hello.fields().count() <= bytes.len() / 2, "a field has at least two bytes");
+            return;
+        }
+    };
+    let back = wire::decode(&again).expect("what was encoded can be decoded");
+    assert_eq!((back.header, back.message), (decoded.header, decoded.message));
+}
+
+/// Whether a stamp proves life must have an answer for any history.
+fn judge(stamp: &wire::Stamp) {
+    let histories = [
+        Seen::default(),
+        Seen { boot: stamp.boot, seq: stamp.seq, ..Seen::default() },
+        Seen {
+            boot: stamp.boot,
+            seq: Seq(0),
+            baseline_ns: Some(i64::MIN),
+            challenged_until: Instant::FAR,
+        },
+        Seen {
+            boot: Boot(stamp.boot.0.wrapping_add(1)),
+            seq: Seq(u32::MAX),
+            baseline_ns: Some(i64::MAX),
+            challenged_until: NOW,
+        },
+    ];
+    for seen in histories {
+        let proof = prove(&seen, stamp, NOW, EPOCH, Duration::from_secs(30));
+        if proof.is_ok() {
+            assert_eq!(stamp.epoch, EPOCH, "a recording proved life");
+            assert!((stamp.boot, stamp.seq) > (seen.boot, seen.seq), "a replay proved life");
+        }
+    }
+}
+
+/// An agent never answers by more than it was sent.
+fn to_agent(bytes: &[u8]) {
+    let settings = Settings {
+        host: HOST,
+        key: secret().host_key(HOST, Generation(0)),
+        boot: Boot(7),
+        interval: Duration::from_secs(1),
+        jitter: 0.2,
+        interval_min: Duration::from_millis(100),
+        interval_max: Duration::from_secs(60),
+        ack_every: 10,
+        name: "fuzzed".into(),
+        os: String::new(),
+        labels: BTreeMap::new(),
+        controllers: 1,
+    };
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut core = Core::new(settings, NOW, &mut rng).expect("a short hello fits");
+    let from = SocketAddr::from(([127, 0, 0, 1], 2_328));
+    for controller in [Some(0), None] {
+        let mut out = Vec::new();
+        core.receive(from, controller, bytes, NOW, &mut out);
+        let sent: usize = out.iter().map(|o| o.bytes.as_slice().len()).sum();
+        assert!(sent <= bytes.len(), "{} bytes were answered by {sent}", bytes.len());
+    }
+}
+
+/// The bytes as a datagram of [`HOST`] with its tag put right.
+fn sealed(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = bytes.to_vec();
+    bytes.get_mut(8..24)?.copy_from_slice(&HOST.0);
+    bytes.get_mut(3..6)?.copy_from_slice(&[3, 0, 0]);
+    if bytes.len() < TAG_LEN + 24 {
+        return None;
+    }
+    secret().host_key(HOST, Generation(0)).seal(&mut bytes);
+    Some(bytes)
+}
+
+/// Any bytes, as a controller's config file.
+///
+/// # Panics
+/// If reading or checking it does, or if what was accepted is not accepted again as printed.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(raw) = toml::from_str::<RawConfig>(text) else { return };
+    if raw.check().is_ok() {
+        let printed = toml::to_string(&raw).expect("settings can be printed");
+        let again: RawConfig = toml::from_str(&printed).expect("what was printed can be read");
+        assert!(again.check().is_ok(), "what was printed is refused");
+    }
+}
+
+/// Changes bytes as bad luck or bad will might: a few random edits, often none where it matters.
+pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut StdRng) {
+    const LEN_MAX: usize = 1_300;
+    const ODD: [u8; 8] = [0, 1, 2, 0x7f, 0x80, 0xfa, 0xfe, 0xff];
+    for _ in 0..rng.random_range(1..6) {
+        let len = bytes.len();
+        let at = |rng: &mut StdRng| rng.random_range(0..len.max(1));
+        match rng.random_range(0..8) {
+            0 if len > 0 => bytes[at(rng)] ^= 1 << rng.random_range(0..8),
+            1 if len > 0 => bytes[at(rng)] = ODD[rng.random_range(0..ODD.len())],
+            2 if len > 0 => bytes[at(rng)] = rng.random(),
+            3 => bytes.truncate(at(rng)),
+            4 => bytes.resize((len + rng.random_range(1..40)).min(LEN_MAX), rng.random()),
+            5 if len > 1 => {
+                bytes.remove(at(rng));
+            }
+            6 if !other.is_empty() => {
+                // The head of one, the tail of another.
+                let cut = at(rng);
+                bytes.truncate(cut);
+                bytes.extend_from_slice(other.get(cut..).unwrap_or_default());
+            }
+            7 if len > 8 => {
+                let (from, to) = (at(rng), at(rng));
+                let width = rng.random_range(1..8).min(len - from.max(to));
+                bytes.copy_within(from..from + width, to);
+            }
+            _ => {}
+        }
+    }
+    bytes.truncate(LEN_MAX);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_targets_hold_for_every_byte_string_of_length_zero_and_one_and_for_zeros() {
+        datagram(&[]);
+        config(&[]);
+        (0..=255).for_each(|b| datagram(&[b]));
+        (0..1_300).for_each(|len| datagram(&vec![0; len]));
+    }
+
+    #[test]
+    fn one_seed_makes_the_same_mutations() {
+        let run = |seed| {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut bytes = vec![1; 80];
+            (0..50).for_each(|_| mutate(&mut bytes, &[2; 100], &mut rng));
+            bytes
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+}
