@@ -145,8 +145,7 @@ async fn an_agent_that_starts_before_its_controller_is_heard_once_that_is_there(
         // It must have tried before anybody could have heard it.
         eventually(PATIENCE, "the agent says that nobody answers", || async {
             let status = agent.status()?;
-            let sent = status.pointer("/core/controllers/0/hellos_sent");
-            let sent = sent.or_else(|| status.pointer("/controllers/0/hellos_sent"));
+            let sent = status.pointer("/controllers/0/hellos_sent");
             ensure!(sent.and_then(Value::as_u64) > Some(0), "its status: {status:#}");
             Ok(Some(()))
         })
