@@ -4,3 +4,5 @@ mod breaker;
 pub mod outcome;
 mod queue;
 pub mod schedule;
+pub mod sign;
+pub mod webhook;

@@ -1,0 +1,296 @@
+//! One signed POST, and what came back.
+//!
+//! Headers: `webhook-id` (the event's id, the same on every attempt: the idempotency key),
+//! `webhook-timestamp` (this attempt's, seconds since 1970), `webhook-signature` (see
+//! [`sign`](super::sign); absent if the receiver has no secret), `heartwatch-attempt` (from 1),
+//! `heartwatch-token` (if the event has one), `authorization: Bearer …` (if configured).
+//!
+//! Redirects are not followed: a signed failover belongs to nobody but the receiver that was
+//! configured. Of the answer's body [`BODY_LEN_MAX`] bytes are read and no longer than
+//! [`BODY_WAIT_MAX`]; the status alone decides, but for a 409's `{"highest_token": N}`. Proxies are
+//! taken from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, except for loopback addresses,
+//! which are always reached directly. Certificates are checked against the system's authorities.
+
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use heartwatch_common::auth::{SecretFileError, read_secret_file};
+use heartwatch_common::time::Wall;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
+use reqwest::{Client, Response, Url};
+
+use super::outcome::{Outcome, OutcomeClass, clip};
+use super::sign::{SecretTextError, SigningSecret, signatures};
+use crate::config::Receiver;
+use crate::store::{Outgoing, Token};
+
+/// Most bytes of an answer's body that are read.
+pub const BODY_LEN_MAX: usize = 1_024;
+/// Longest that an answer's body is waited for once the status is there.
+pub const BODY_WAIT_MAX: Duration = Duration::from_secs(2);
+
+const USER_AGENT: &str = concat!("heartwatch/", env!("CARGO_PKG_VERSION"));
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const ATTEMPT: HeaderName = HeaderName::from_static("heartwatch-attempt");
+const TOKEN: HeaderName = HeaderName::from_static("heartwatch-token");
+
+/// A receiver cannot be used as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookError {
+    /// A secret file cannot be read.
+    #[error("receiver {receiver}")]
+    File {
+        /// Whose.
+        receiver: String,
+        /// Why.
+        source: SecretFileError,
+    },
+    /// The signing secrets are not such.
+    #[error("receiver {receiver}: the secret file {path} is not usable")]
+    Secrets {
+        /// Whose.
+        receiver: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: SecretTextError,
+    },
+    /// The bearer token cannot be sent.
+    #[error("receiver {receiver}: the bearer token file {path} needs one line of printable ASCII")]
+    Bearer {
+        /// Whose.
+        receiver: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The URL is not one, or TLS cannot be set up.
+    #[error("receiver {receiver}: cannot set up HTTP: {detail}")]
+    Client {
+        /// Whose.
+        receiver: String,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// A receiver, ready to be sent to.
+pub struct Webhook {
+    client: Client,
+    url: Url,
+    secrets: Vec<SigningSecret>,
+    bearer: Option<HeaderValue>,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("Webhook").field("secrets", &self.secrets).finish_non_exhaustive()
+    }
+}
+
+impl Webhook {
+    /// Reads the receiver's secrets and prepares its connections; opens none.
+    pub fn new(receiver: &Receiver) -> Result<Self, WebhookError> {
+        let name = || receiver.name.clone();
+        let file = |source| WebhookError::File { receiver: name(), source };
+        let secrets = match &receiver.secret_file {
+            None => Vec::new(),
+            Some(path) => {
+                let text = read_secret_file(path).map_err(file)?;
+                SigningSecret::parse_all(&text).map_err(|source| WebhookError::Secrets {
+                    receiver: name(),
+                    path: path.clone(),
+                    source,
+                })?
+            }
+        };
+        let bearer = match &receiver.bearer_token_file {
+            None => None,
+            Some(path) => {
+                let text = read_secret_file(path).map_err(file)?;
+                let bad = || WebhookError::Bearer { receiver: name(), path: path.clone() };
+                Some(bearer(text.trim()).ok_or_else(bad)?)
+            }
+        };
+        let client_error = |detail: String| WebhookError::Client { receiver: name(), detail };
+        let url = Url::parse(&receiver.url).map_err(|e| client_error(e.to_string()))?;
+        install_crypto();
+        let mut builder = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(receiver.connect_timeout)
+            .timeout(receiver.timeout)
+            .user_agent(USER_AGENT);
+        if is_loopback(&url) {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|e| client_error(root(&e)))?;
+        Ok(Self { client, url, secrets, bearer, timeout: receiver.timeout })
+    }
+
+    /// Whether deliveries are signed.
+    pub fn is_signed(&self) -> bool {
+        !self.secrets.is_empty()
+    }
+
+    /// Sends it; `at` is the time of this attempt. Ends within the receiver's timeout and
+    /// [`BODY_WAIT_MAX`].
+    pub async fn post(&self, outgoing: &Outgoing, at: Wall) -> Outcome {
+        let request = self
+            .client
+            .post(self.url.clone())
+            .headers(self.headers(outgoing, at))
+            .body(outgoing.body.clone());
+        match request.send().await {
+            Ok(answer) => judge_answer(answer, at).await,
+            Err(e) => self.failure(&e),
+        }
+    }
+
+    fn headers(&self, outgoing: &Outgoing, at: Wall) -> HeaderMap {
+        let id = outgoing.event.to_string();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(at.as_secs()));
+        headers.insert(ATTEMPT, HeaderValue::from(outgoing.attempt));
+        if let Some(token) = outgoing.token {
+            headers.insert(TOKEN, HeaderValue::from(token.0));
+        }
+        if let Some(bearer) = &self.bearer {
+            headers.insert(AUTHORIZATION, bearer.clone());
+        }
+        let signature = signatures(&self.secrets, &id, at.as_secs(), outgoing.body.as_bytes());
+        for (name, text) in [(WEBHOOK_ID, id), (WEBHOOK_SIGNATURE, signature)] {
+            if !text.is_empty() {
+                let value =
+                    HeaderValue::try_from(text).expect("an id and base64 are printable ASCII");
+                headers.insert(name, value);
+            }
+        }
+        headers
+    }
+
+    fn failure(&self, e: &reqwest::Error) -> Outcome {
+        if e.is_connect() {
+            let why = if e.is_timeout() { "timed out".to_owned() } else { root(e) };
+            Outcome::failed(OutcomeClass::Connect, &format!("connect: {why}"))
+        } else if e.is_timeout() {
+            let text = format!("no answer within {:.1} s", self.timeout.as_secs_f64());
+            Outcome::failed(OutcomeClass::Timeout, &text)
+        } else {
+            Outcome::failed(OutcomeClass::Broken, &format!("the connection broke: {}", root(e)))
+        }
+    }
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    if token.is_empty() || token.bytes().any(|b| !b.is_ascii_graphic()) {
+        return None;
+    }
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// reqwest is built without a crypto provider of its own choice; ours is ring.
+fn install_crypto() {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        log::trace!("a crypto provider is installed already");
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    // `host_str` puts IPv6 addresses in brackets.
+    let host = url.host_str().unwrap_or("").trim_matches(['[', ']']);
+    match host.parse::<std::net::IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// The innermost cause. The outer ones name the URL, which may hold a password.
+fn root(e: &reqwest::Error) -> String {
+    let mut cause: Option<&(dyn Error + 'static)> = e.source();
+    while let Some(inner) = cause.and_then(Error::source) {
+        cause = Some(inner);
+    }
+    match cause {
+        Some(cause) => clip(&cause.to_string()).to_owned(),
+        None if e.is_builder() => "the request cannot be built".to_owned(),
+        None => "unknown cause".to_owned(),
+    }
+}
+
+async fn judge_answer(answer: Response, at: Wall) -> Outcome {
+    let status = answer.status();
+    let class = OutcomeClass::of_status(status.as_u16());
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|v| retry_after(v, at));
+    // Read in any case: what is left unread costs the connection. What goes wrong here changes nothing.
+    let body = tokio::time::timeout(BODY_WAIT_MAX, head(answer)).await.unwrap_or_default();
+    let highest_token = if class == OutcomeClass::Conflict { highest_token(&body) } else { None };
+    let detail = status.to_string().trim_end_matches(" <unknown status code>").to_owned();
+    Outcome { class, status: Some(status.as_u16()), detail, retry_after, highest_token }
+}
+
+/// The first [`BODY_LEN_MAX`] bytes of the body, or fewer if it breaks off.
+async fn head(mut answer: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    while body.len() < BODY_LEN_MAX
+        && let Ok(Some(chunk)) = answer.chunk().await
+    {
+        body.extend_from_slice(&chunk[..chunk.len().min(BODY_LEN_MAX - body.len())]);
+    }
+    body
+}
+
+fn highest_token(body: &[u8]) -> Option<Token> {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        highest_token: u64,
+    }
+    serde_json::from_slice::<Body>(body).ok().map(|b| Token(b.highest_token))
+}
+
+fn retry_after(value: &HeaderValue, at: Wall) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = http_date(text)?.saturating_sub(at.as_secs());
+    Some(Duration::from_secs(u64::try_from(until).unwrap_or(0)))
+}
+
+/// Seconds since 1970 of an HTTP date in the form that RFC 9110 asks for:
+/// `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn http_date(text: &str) -> Option<i64> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (_, date) = text.split_once(", ")?;
+    let mut parts = date.split(' ');
+    let mut number =
+        |max: i64| -> Option<i64> { parts.next()?.parse().ok().filter(|n| (0..=max).contains(n)) };
+    let day = number(31)?;
+    let month = MONTHS.iter().position(|m| date.get(3..6) == Some(*m))?;
+    let month = i64::try_from(month).ok()? + 1;
+    let year: i64 = date.get(7..11)?.parse().ok()?;
+    let mut clock = date.get(12..)?.strip_suffix(" GMT")?.split(':');
+    let mut unit =
+        |max: i64| -> Option<i64> { clock.next()?.parse().ok().filter(|n| (0..=max).contains(n)) };
+    let (hour, minute, second) = (unit(23)?, unit(59)?, unit(60)?);
+    // Days since 1970 of a proleptic Gregorian date: H. Hinnant, "chrono-Compatible Low-Level Date
+    // Algorithms", 2013.
+    let y = if month <= 2 { year - 1 } else { year };
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let of_era = (y % 400) * 365 + (y % 400) / 4 - (y % 400) / 100 + of_year;
+    let days = (y / 400) * 146_097 + of_era - 719_468;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests;
