@@ -214,6 +214,11 @@ impl Schedule {
         }
     }
 
+    /// Whose it is, if it is held here.
+    pub fn receiver_of(&self, id: DeliveryId) -> Option<&str> {
+        self.owner.get(&id).map(String::as_str)
+    }
+
     /// When [`Schedule::next_due`] has something next, if nothing else happens.
     pub fn next_wake(&self) -> Option<Instant> {
         self.queues.values().filter_map(Queue::wake).min()

@@ -43,6 +43,8 @@ pub struct SqliteStore {
     stopped: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     readers: Arc<Mutex<Vec<Connection>>>,
     reading: Arc<Semaphore>,
+    #[cfg(test)]
+    broken: std::sync::atomic::AtomicBool,
 }
 
 fn stopped() -> StoreError {
@@ -79,6 +81,8 @@ impl SqliteStore {
             stopped: tokio::sync::Mutex::new(Some(stopped)),
             readers: Arc::new(Mutex::new(Vec::new())),
             reading: Arc::new(Semaphore::new(READERS_MAX)),
+            #[cfg(test)]
+            broken: std::sync::atomic::AtomicBool::new(false),
         })
     }
 
@@ -99,10 +103,20 @@ impl SqliteStore {
         }
     }
 
+    /// Makes every write fail as on a full disk, or succeed again.
+    #[cfg(test)]
+    pub(crate) fn break_writes(&self, broken: bool) {
+        self.broken.store(broken, std::sync::atomic::Ordering::Relaxed);
+    }
+
     pub(super) async fn write<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&Db) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        #[cfg(test)]
+        if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(StoreError::Unavailable("broken by a test".to_owned()));
+        }
         let sender = self.commands.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (answer, answered) = oneshot::channel();
         let command: Command = Box::new(move |db| {

@@ -1,0 +1,454 @@
+//! The shell around the schedule: takes hints and results, starts attempts, asks the store.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use heartwatch_common::backoff::Backoff;
+use heartwatch_common::time::{Clock, Instant, Wall};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+
+use super::outcome::Outcome;
+use super::schedule::{BreakerState, NOT_YET_WAIT, Policy, Read, Rescan, Schedule};
+use super::webhook::Webhook;
+use super::{DeliveryMetrics, POLL_EVERY, ReceiverStatus, SWEEP_EVERY};
+use crate::config::Receiver;
+use crate::store::{
+    Backlog, Begin, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, Store, StoreError, Token,
+};
+
+/// Waits while the store cannot write.
+const STORE_BACKOFF: Backoff =
+    Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+/// A delivery that the store cannot make sense of is left alone for this long.
+const PUZZLED_WAIT: Duration = Duration::from_secs(60);
+
+/// What the handle says.
+#[derive(Debug)]
+pub(super) enum Command {
+    Wake(Vec<Due>),
+    Settled(Vec<DeliveryId>),
+    Redriven(Due),
+    Shutdown { deadline: Duration, done: oneshot::Sender<()> },
+}
+
+/// What a task of the worker brings back.
+enum Job {
+    Attempted(DeliveryId, Attempt),
+    Finished(DeliveryId, FinishVerdict, Result<Vec<Due>, StoreError>),
+    Read(Read, Result<Vec<Due>, StoreError>),
+    Backlog(Result<Backlog, StoreError>),
+}
+
+enum Attempt {
+    Answered { outcome: Outcome, attempt: u32, token: Option<Token> },
+    Gone,
+    NotYet,
+    Refused(StoreError),
+}
+
+/// Says at most once a second that the store fails.
+struct Complaint {
+    clock: Arc<dyn Clock>,
+    not_before_ns: AtomicU64,
+}
+
+impl Complaint {
+    fn say(&self, e: &StoreError) {
+        let now = self.clock.now();
+        let not_before = self.not_before_ns.load(Ordering::Relaxed);
+        if now.0 >= not_before {
+            let next = (now + Duration::from_secs(1)).0;
+            self.not_before_ns.store(next, Ordering::Relaxed);
+            log::warn!("delivery waits for the store: {e}");
+        }
+    }
+}
+
+struct Stop {
+    deadline: Pin<Box<Sleep>>,
+    done: oneshot::Sender<()>,
+}
+
+pub(super) struct Worker {
+    store: Arc<dyn Store>,
+    webhooks: BTreeMap<String, Arc<Webhook>>,
+    clock: Arc<dyn Clock>,
+    rng: StdRng,
+    metrics: Arc<DeliveryMetrics>,
+    missed: Arc<AtomicBool>,
+    status: Arc<Mutex<BTreeMap<String, ReceiverStatus>>>,
+    schedule: Schedule,
+    jobs: JoinSet<Job>,
+    /// Deliveries in flight by their task, should it panic.
+    flights: HashMap<tokio::task::Id, DeliveryId>,
+    complaint: Arc<Complaint>,
+    store_failures: u32,
+    paused_until: Instant,
+    fenced: bool,
+    poll_at: Instant,
+    sweep_at: Instant,
+    last: BTreeMap<String, (String, Wall)>,
+    /// Receivers that the store knows and the config does not, with what it has for them.
+    strangers: BTreeMap<String, u64>,
+    warned: BTreeSet<String>,
+}
+
+impl Worker {
+    #[expect(clippy::too_many_arguments, reason = "called once, by `Delivery::spawn`")]
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        webhooks: BTreeMap<String, Arc<Webhook>>,
+        receivers: &BTreeMap<String, Receiver>,
+        clock: Arc<dyn Clock>,
+        rng_seed: u64,
+        metrics: Arc<DeliveryMetrics>,
+        missed: Arc<AtomicBool>,
+        status: Arc<Mutex<BTreeMap<String, ReceiverStatus>>>,
+    ) -> Self {
+        let policies = receivers.iter().map(|(name, r)| (name.clone(), Policy::from(r))).collect();
+        let complaint = Complaint { clock: Arc::clone(&clock), not_before_ns: AtomicU64::new(0) };
+        let mut worker = Self {
+            store,
+            webhooks,
+            clock,
+            rng: StdRng::seed_from_u64(rng_seed),
+            metrics,
+            missed,
+            status,
+            schedule: Schedule::new(policies),
+            jobs: JoinSet::new(),
+            flights: HashMap::new(),
+            complaint: Arc::new(complaint),
+            store_failures: 0,
+            paused_until: Instant(0),
+            fenced: false,
+            poll_at: Instant(0),
+            sweep_at: Instant(0),
+            last: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            warned: BTreeSet::new(),
+        };
+        worker.publish();
+        worker
+    }
+
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut stop: Option<Stop> = None;
+        loop {
+            let wait = match &stop {
+                None => self.start(),
+                Some(_) if self.flights.is_empty() => break,
+                Some(_) => POLL_EVERY,
+            };
+            self.publish();
+            tokio::select! {
+                command = commands.recv() => match command {
+                    // The handle was dropped: what is under way is broken off with `self`.
+                    None => return,
+                    Some(Command::Shutdown { deadline, done }) => {
+                        let deadline = Box::pin(tokio::time::sleep(deadline));
+                        stop = Some(Stop { deadline, done });
+                    }
+                    Some(command) => self.take(command),
+                },
+                Some(job) = self.jobs.join_next_with_id() => self.ended(job),
+                () = tokio::time::sleep(wait) => {}
+                () = reached(&mut stop) => {
+                    log::warn!("delivery: {} attempts are broken off", self.flights.len());
+                    break;
+                }
+            }
+        }
+        self.jobs.shutdown().await;
+        if let Some(Stop { done, .. }) = stop
+            && done.send(()).is_err()
+        {
+            log::debug!("delivery: has stopped, nobody waits for it");
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        let now = self.clock.now();
+        match command {
+            Command::Wake(all) => all.iter().for_each(|due| self.push(due, now)),
+            Command::Settled(ids) => self.schedule.settled(&ids, now),
+            Command::Redriven(due) => {
+                if !self.schedule.redriven(&due, now) {
+                    self.stranger(&due.receiver);
+                }
+            }
+            // Taken by `run`.
+            Command::Shutdown { .. } => {}
+        }
+    }
+
+    fn push(&mut self, due: &Due, now: Instant) {
+        if !self.schedule.push(due, now) {
+            self.stranger(&due.receiver);
+        }
+    }
+
+    fn stranger(&mut self, receiver: &str) {
+        self.strangers.entry(receiver.to_owned()).or_default();
+        if self.warned.insert(receiver.to_owned()) {
+            log::warn!(
+                "deliveries to receiver {receiver} stay in the store: it is not in the config"
+            );
+        }
+    }
+
+    /// Starts what is due and asks what is to be asked; answers how long there is nothing to do.
+    fn start(&mut self) -> Duration {
+        let now = self.clock.now();
+        if self.fenced {
+            return POLL_EVERY;
+        }
+        if now < self.paused_until {
+            return self.paused_until.since(now);
+        }
+        if now >= self.sweep_at {
+            self.sweep_at = now + SWEEP_EVERY;
+            self.schedule.rescan(Rescan::All);
+            let store = Arc::clone(&self.store);
+            self.jobs.spawn(async move { Job::Backlog(store.backlog().await) });
+        } else if self.missed.swap(false, Ordering::Relaxed) {
+            self.schedule.rescan(Rescan::All);
+        }
+        if now >= self.poll_at {
+            self.poll_at = now + POLL_EVERY;
+            self.schedule.rescan(Rescan::New);
+        }
+        for read in self.schedule.reads() {
+            let store = Arc::clone(&self.store);
+            self.jobs.spawn(async move {
+                let page = store.pending(&read.receiver, read.after, read.limit).await;
+                Job::Read(read, page)
+            });
+        }
+        for id in self.schedule.next_due(now) {
+            self.attempt(id);
+        }
+        let wake = self.schedule.next_wake().unwrap_or(Instant::FAR).min(self.poll_at);
+        // Looked at again by then even if the clock is one that a test moves.
+        wake.since(now).min(POLL_EVERY)
+    }
+
+    fn attempt(&mut self, id: DeliveryId) {
+        let webhook = self.schedule.receiver_of(id).and_then(|name| self.webhooks.get(name));
+        let Some(webhook) = webhook.map(Arc::clone) else {
+            return self.schedule.gone(id, self.clock.now());
+        };
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        let task = self.jobs.spawn(async move {
+            let attempt = match store.begin_attempt(id, clock.wall()).await {
+                Ok(Begin::Go(outgoing)) => {
+                    let outcome = webhook.post(&outgoing, clock.wall()).await;
+                    Attempt::Answered { outcome, attempt: outgoing.attempt, token: outgoing.token }
+                }
+                Ok(Begin::Gone) => Attempt::Gone,
+                Ok(Begin::NotYet) => Attempt::NotYet,
+                Err(e) => Attempt::Refused(e),
+            };
+            Job::Attempted(id, attempt)
+        });
+        self.flights.insert(task.id(), id);
+    }
+
+    fn ended(&mut self, job: Result<(tokio::task::Id, Job), tokio::task::JoinError>) {
+        let now = self.clock.now();
+        match job {
+            Err(e) => {
+                log::error!("delivery: a task failed: {e}");
+                if let Some(id) = self.flights.remove(&e.id()) {
+                    self.schedule.postponed(id, PUZZLED_WAIT, now);
+                }
+            }
+            Ok((task, job)) => {
+                self.flights.remove(&task);
+                match job {
+                    Job::Attempted(id, attempt) => self.attempted(id, attempt, now),
+                    Job::Finished(id, verdict, answer) => self.finished(id, &verdict, answer, now),
+                    Job::Read(read, answer) => self.read(&read, answer, now),
+                    Job::Backlog(answer) => self.backlog(answer),
+                }
+            }
+        }
+    }
+
+    fn attempted(&mut self, id: DeliveryId, attempt: Attempt, now: Instant) {
+        match attempt {
+            Attempt::Answered { outcome, attempt, token } => {
+                self.store_failures = 0;
+                self.answered(id, outcome, attempt, token, now);
+            }
+            Attempt::Gone => self.schedule.gone(id, now),
+            Attempt::NotYet => self.schedule.postponed(id, NOT_YET_WAIT, now),
+            Attempt::Refused(StoreError::Invalid(text)) => {
+                log::error!("delivery {} cannot be attempted: {text}", id.0);
+                self.schedule.postponed(id, PUZZLED_WAIT, now);
+            }
+            Attempt::Refused(e) => {
+                self.schedule.postponed(id, Duration::ZERO, now);
+                self.store_failed(&e, now);
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        id: DeliveryId,
+        mut outcome: Outcome,
+        attempt: u32,
+        token: Option<Token>,
+        now: Instant,
+    ) {
+        // Below our own it contradicts itself, and an event without a token has none to conflict with:
+        // a refusal like any other.
+        if token.is_none() || outcome.highest_token < token {
+            outcome.highest_token = None;
+        }
+        let at = self.clock.wall();
+        if let Some(receiver) = self.schedule.receiver_of(id) {
+            self.metrics.attempted(receiver, outcome.class, attempt);
+            self.last.insert(receiver.to_owned(), (outcome.detail.clone(), at));
+        }
+        let verdict = self.schedule.judge(id, &outcome, now, &mut self.rng);
+        let (status, detail) = (outcome.status, outcome.detail);
+        let finish = Finish { at, status, detail, verdict };
+        let (store, complaint) = (Arc::clone(&self.store), Arc::clone(&self.complaint));
+        let mut rng = StdRng::seed_from_u64(self.rng.random());
+        let task = self.jobs.spawn(async move {
+            // A success that is known must not be forgotten because the disk is full just now.
+            let mut failures = 0u32;
+            loop {
+                match store.finish_attempt(id, finish.clone()).await {
+                    Err(e @ (StoreError::Unavailable(_) | StoreError::Unknown)) => {
+                        complaint.say(&e);
+                        failures = failures.saturating_add(1);
+                        tokio::time::sleep(STORE_BACKOFF.delay(failures, &mut rng)).await;
+                    }
+                    answer => return Job::Finished(id, finish.verdict, answer),
+                }
+            }
+        });
+        self.flights.insert(task.id(), id);
+    }
+
+    fn finished(
+        &mut self,
+        id: DeliveryId,
+        verdict: &FinishVerdict,
+        answer: Result<Vec<Due>, StoreError>,
+        now: Instant,
+    ) {
+        match answer {
+            Ok(born) => {
+                if let Some(receiver) = self.schedule.receiver_of(id) {
+                    match verdict {
+                        FinishVerdict::Delivered => self.metrics.delivered(receiver),
+                        FinishVerdict::Dead { reason } => {
+                            self.metrics.dead(receiver);
+                            log::warn!("delivery {} to {receiver} is given up: {reason}", id.0);
+                        }
+                        _ => {}
+                    }
+                }
+                self.schedule.finished(id, verdict, now);
+                born.iter().for_each(|due| self.push(due, now));
+            }
+            Err(StoreError::Fenced) => {
+                self.schedule.gone(id, now);
+                self.store_failed(&StoreError::Fenced, now);
+            }
+            Err(e) => {
+                log::error!("how delivery {} ended cannot be journaled: {e}", id.0);
+                self.schedule.gone(id, now);
+            }
+        }
+    }
+
+    fn read(&mut self, read: &Read, answer: Result<Vec<Due>, StoreError>, now: Instant) {
+        match answer {
+            Ok(page) => self.schedule.read(read, &page, now),
+            Err(e) => {
+                self.schedule.read_failed(read);
+                self.store_failed(&e, now);
+            }
+        }
+    }
+
+    fn backlog(&mut self, answer: Result<Backlog, StoreError>) {
+        let backlog = match answer {
+            Ok(backlog) => backlog,
+            Err(e) => return self.complaint.say(&e),
+        };
+        self.strangers.clear();
+        for ((receiver, state), n) in backlog.by_receiver {
+            let unfinished = matches!(state, DeliveryState::Pending | DeliveryState::Held);
+            if unfinished && !self.webhooks.contains_key(&receiver) {
+                self.stranger(&receiver);
+                *self.strangers.entry(receiver).or_default() += n;
+            }
+        }
+    }
+
+    /// Nothing is started for a while.
+    fn store_failed(&mut self, e: &StoreError, now: Instant) {
+        if matches!(e, StoreError::Fenced) && !self.fenced {
+            self.fenced = true;
+            log::error!("delivery stops: {e}");
+            return;
+        }
+        self.complaint.say(e);
+        if now >= self.paused_until {
+            self.store_failures = self.store_failures.saturating_add(1);
+            let wait = STORE_BACKOFF.delay(self.store_failures, &mut self.rng);
+            self.paused_until = now + wait.max(STORE_BACKOFF.base);
+        }
+    }
+
+    fn publish(&mut self) {
+        let mut all = BTreeMap::new();
+        for (name, q) in self.schedule.status() {
+            self.metrics.gauge(name, q.in_flight, q.breaker != BreakerState::Closed);
+            let last = self.last.get(name);
+            let status = ReceiverStatus {
+                configured: true,
+                breaker: q.breaker,
+                queued: q.queued as u64,
+                more: q.more,
+                in_flight: q.in_flight as u64,
+                last_outcome: last.map(|(detail, _)| detail.clone()),
+                last_ms: last.map(|(_, at)| *at),
+            };
+            all.insert(name.to_owned(), status);
+        }
+        for (name, queued) in &self.strangers {
+            let status = ReceiverStatus {
+                configured: false,
+                breaker: BreakerState::Closed,
+                queued: *queued,
+                more: false,
+                in_flight: 0,
+                last_outcome: None,
+                last_ms: None,
+            };
+            all.insert(name.clone(), status);
+        }
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+}
+
+async fn reached(stop: &mut Option<Stop>) {
+    match stop {
+        Some(stop) => stop.deadline.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
