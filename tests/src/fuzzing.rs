@@ -61,20 +61,27 @@ pub fn datagram(bytes: &[u8]) {
 fn check_decoded(bytes: &[u8], decoded: &Datagram<'_>) {
     assert!(bytes.len() <= DATAGRAM_LEN_MAX);
     assert_eq!(decoded.signed.len() + decoded.tag.len(), bytes.len());
-    let header = &decoded.header;
-    let again = match &decoded.message {
+    if let Message::Hello(hello) = &decoded.message {
+        assert!(hello.fields().count() <= bytes.len() / 2, "a field has at least two bytes");
+        return;
+    }
+    // A send time beyond 584 years saturates, so it is the second round that must change nothing.
+    let once = encoded(decoded);
+    let back = wire::decode(&once).expect("what was encoded can be decoded");
+    assert_eq!(encoded(&back), once);
+}
+
+/// Anything but a hello, unsealed.
+fn encoded(datagram: &Datagram<'_>) -> wire::Fixed {
+    let header = &datagram.header;
+    match &datagram.message {
         Message::Beat(m) => m.encode(header),
         Message::Leave(m) => m.encode(header),
         Message::ProbeReply(m) => m.encode(header),
         Message::Ack(m) => m.encode(header),
         Message::Probe(m) => m.encode(header),
-        Message::Hello(hello) => {
-            assert!(hello.fields().count() <= bytes.len() / 2, "a field has at least two bytes");
-            return;
-        }
-    };
-    let back = wire::decode(&again).expect("what was encoded can be decoded");
-    assert_eq!((back.header, back.message), (decoded.header, decoded.message));
+        Message::Hello(_) => [0; wire::DATAGRAM_LEN],
+    }
 }
 
 /// Whether a stamp proves life must have an answer for any history.

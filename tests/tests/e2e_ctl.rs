@@ -160,7 +160,7 @@ async fn dead_letters_can_be_redriven() {
         }
         let dead = || async {
             let page = controller.ctl(&["deliveries", "--state", "dead", "--json"])?.json()?;
-            Ok(page["deliveries"].as_array().cloned().unwrap_or_default())
+            anyhow::Ok(page["deliveries"].as_array().cloned().unwrap_or_default())
         };
         let letters = eventually(PATIENCE, "two dead letters", || async {
             let letters: Vec<Value> = dead().await?;

@@ -7,6 +7,8 @@ fn main() -> Result<()> {
     let path = vectors::path();
     let file = vectors::generate()?;
     let corpus = path.with_file_name("../fuzz/corpus/datagram");
+    std::fs::create_dir_all(&corpus)
+        .with_context(|| format!("cannot make {}", corpus.display()))?;
     for (n, vector) in file["vectors"].as_array().into_iter().flatten().enumerate() {
         let bytes = hex::decode(vector["datagram"].as_str().unwrap_or_default())?;
         let name = format!("{n}-{}.bin", vector["kind"].as_str().unwrap_or_default());
