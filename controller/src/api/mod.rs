@@ -58,13 +58,14 @@ mod token;
 pub mod types;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use metrics::{DeliveryMetricRow, DeliveryMetricsFn};
 pub use token::{ApiToken, ApiTokenError};
 
+pub(crate) use hosts::check_import;
 use problem::Problem;
 
 /// Rows on a page that does not say how many it wants.

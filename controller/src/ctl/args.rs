@@ -1,0 +1,195 @@
+//! The command line as typed.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use heartwatch_common::config::Span;
+use heartwatch_common::id::HostId;
+
+use crate::event::State;
+use crate::store::DeliveryState;
+
+/// Asks and steers a Heartwatch controller.
+#[derive(Debug, Parser)]
+#[command(name = "heartwatchctl", version, about, max_term_width = 100)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Where the controller's API answers.
+    #[arg(long, global = true, env = "HEARTWATCH_URL", default_value = "http://127.0.0.1:2328")]
+    pub(super) url: String,
+    /// The API token's file; read only by commands that change something.
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTWATCH_TOKEN_FILE",
+        default_value = "/var/lib/heartwatch-controller/api-token"
+    )]
+    pub(super) token_file: PathBuf,
+    /// Prints the API's JSON instead of a table.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// The controller's config file, for key and restore
+    /// [default: /etc/heartwatch/controller.toml if it exists].
+    #[arg(long, global = true)]
+    pub(super) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// How the controller is: hosts by state, doubts, shards, deliveries.
+    Status,
+    /// Lists hosts.
+    Hosts(Hosts),
+    /// Shows one host.
+    Host {
+        /// Its id or its name.
+        host: String,
+    },
+    /// Tells why a host stands where it stands: every fact and decision that is recorded.
+    Why {
+        /// Its id or its name.
+        host: String,
+    },
+    /// Lists what happened; without --after the newest events.
+    Events(Events),
+    /// Lists deliveries of webhooks.
+    Deliveries(Deliveries),
+    /// Sends dead letters again, after judging each against the present state.
+    Redrive(Redrive),
+    /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
+    Import {
+        /// The file; `-` reads the standard input.
+        file: PathBuf,
+    },
+    /// Removes a host from the registry; it comes back if it says hello again.
+    Forget {
+        /// Its id or its name.
+        host: String,
+    },
+    /// Holds all actions for a time, or ends that.
+    Pause(Pause),
+    /// Fetches a consistent copy of the controller's store.
+    Backup {
+        /// The file to write; must not exist.
+        file: PathBuf,
+    },
+    /// Makes a backup the store again, on the controller's machine while the controller is stopped.
+    Restore {
+        /// The backup.
+        file: PathBuf,
+        /// The controller's state directory [default: as the config says].
+        #[arg(long)]
+        state_dir: Option<PathBuf>,
+    },
+    /// Prints a host's own key for provisioning, from the fleet secret on this machine.
+    Key {
+        /// 32 hexadecimal digits, as `heartwatch-agent id` prints them.
+        host: HostId,
+        /// Raise it to revoke the host's older keys.
+        #[arg(long, default_value_t = 0)]
+        generation: u16,
+    },
+    /// Makes fleet secrets.
+    Secret {
+        #[command(subcommand)]
+        command: Secret,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Hosts {
+    /// Only in this state; may be repeated.
+    #[arg(long)]
+    pub(super) state: Vec<State>,
+    /// Only with this label, key=value; may be repeated.
+    #[arg(long)]
+    pub(super) label: Vec<String>,
+    /// Only with this text in the name.
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// At most this many.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) limit: u64,
+    /// All of them.
+    #[arg(long, conflicts_with = "limit")]
+    pub(super) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Continues behind this cursor, oldest first.
+    #[arg(long)]
+    pub(super) after: Option<String>,
+    /// Only of this host, by id or name.
+    #[arg(long)]
+    pub(super) host: Option<String>,
+    /// At most this many at first.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(super) limit: u64,
+    /// Goes on and prints what happens.
+    #[arg(long, short)]
+    pub(super) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Deliveries {
+    /// held, pending, delivered, cancelled, superseded or dead.
+    #[arg(long)]
+    pub(super) state: Option<DeliveryState>,
+    /// Only to this receiver.
+    #[arg(long)]
+    pub(super) receiver: Option<String>,
+    /// Only about this host, by id or name.
+    #[arg(long)]
+    pub(super) host: Option<String>,
+    /// Only with a higher number.
+    #[arg(long)]
+    pub(super) after: Option<u64>,
+    /// At most this many.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(super) limit: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["ids", "dead"])))]
+pub(super) struct Redrive {
+    /// Numbers of dead deliveries.
+    pub(super) ids: Vec<u64>,
+    /// All dead letters, the oldest 1,000.
+    #[arg(long, conflicts_with = "ids")]
+    pub(super) dead: bool,
+    /// Only to this receiver.
+    #[arg(long, requires = "dead", conflicts_with = "ids")]
+    pub(super) receiver: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["span", "end"])))]
+pub(super) struct Pause {
+    /// For how long, such as 10m; at most 7d.
+    #[arg(long = "for", requires = "reason")]
+    pub(super) span: Option<Span>,
+    /// Why; others will ask.
+    #[arg(long, requires = "span")]
+    pub(super) reason: Option<String>,
+    /// Ends the pause.
+    #[arg(long, conflicts_with_all = ["span", "reason"])]
+    pub(super) end: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Secret {
+    /// Prints a fresh line for a fleet secret file.
+    New {
+        /// Its number, 0 to 255; each secret of a file needs its own.
+        #[arg(long)]
+        key_id: u8,
+    },
+}

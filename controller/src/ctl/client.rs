@@ -1,0 +1,447 @@
+//! The API from the other side: one method per route, for the CLI, the demo and tests.
+//!
+//! Answers come as JSON values; [`typed`] makes them the types of [`crate::api::types`].
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use heartwatch_common::config::Span;
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::api::problem::{PROBLEM_JSON, Problem};
+use crate::control::{ImportHost, ImportReport, Redrive, RedriveReport};
+
+/// Time for an ordinary request.
+const TIMEOUT: Duration = Duration::from_secs(40);
+/// Time for an import, and for the first byte of a backup.
+const TIMEOUT_LONG: Duration = Duration::from_secs(660);
+/// Longest answer that is read, bytes: a page of 1,000 hosts with many labels is far shorter.
+const ANSWER_LEN_MAX: usize = 128 * 1024 * 1024;
+
+/// Why the controller could not be asked, or said no.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Not a URL of an API.
+    #[error("`{url}` is no URL of a controller's API ({message}): write http://HOST:PORT")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The HTTP client could not be made.
+    #[error("cannot make an HTTP client")]
+    Build(#[source] reqwest::Error),
+    /// Nobody listens there.
+    #[error(
+        "cannot reach a controller at {url}: is it running there (`systemctl status \
+         heartwatch-controller`, or `heartwatch-controller run`)? If it listens elsewhere, say --url \
+         or HEARTWATCH_URL"
+    )]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// What the system said.
+        source: reqwest::Error,
+    },
+    /// It did not answer in time.
+    #[error("the controller at {url} did not answer in time; what was asked may still happen")]
+    TimedOut {
+        /// Where.
+        url: String,
+    },
+    /// The conversation broke.
+    #[error("the conversation with the controller at {url} broke")]
+    Broken {
+        /// Where.
+        url: String,
+        /// How.
+        source: reqwest::Error,
+    },
+    /// The controller said no.
+    #[error("{}: {}", .0.title, .0.detail)]
+    Problem(Box<Problem>),
+    /// Something else answered.
+    #[error(
+        "{url} answered with {status}, but not as a Heartwatch controller does: is it the right URL?"
+    )]
+    Foreign {
+        /// Where.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// The answer has not the expected form.
+    #[error("the controller's answer is not understood: are its version and this one's the same?")]
+    Form(#[source] serde_json::Error),
+    /// A request that changes something was to be made without a token.
+    #[error("this needs the API token")]
+    NoToken,
+    /// The file for a backup cannot be written.
+    #[error("cannot write {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl ClientError {
+    /// The controller's own words, if it said no.
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Problem(problem) => Some(problem),
+            _ => None,
+        }
+    }
+}
+
+/// Makes an answer one of the types of [`crate::api::types`].
+pub fn typed<T: DeserializeOwned>(answer: Value) -> Result<T, ClientError> {
+    serde_json::from_value(answer).map_err(ClientError::Form)
+}
+
+/// Which hosts to list.
+#[derive(Clone, Debug, Default)]
+pub struct HostsQuery {
+    /// In one of these states; empty = any.
+    pub states: Vec<String>,
+    /// With all of these labels, `key=value`.
+    pub labels: Vec<String>,
+    /// With this text in the name.
+    pub name: Option<String>,
+    /// Page length.
+    pub limit: Option<u64>,
+    /// `next_page` of the answer before.
+    pub page: Option<String>,
+}
+
+/// Which events to read.
+#[derive(Clone, Debug, Default)]
+pub struct EventsQuery {
+    /// Behind this cursor.
+    pub after: Option<String>,
+    /// Of this host.
+    pub host: Option<String>,
+    /// Page length.
+    pub limit: Option<u64>,
+    /// Wait this long for news, at most 60 s.
+    pub wait: Option<Duration>,
+    /// The newest ones instead; excludes `after`, `limit` and `wait`.
+    pub tail: Option<u64>,
+}
+
+/// Which deliveries to list.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveriesQuery {
+    /// In this state.
+    pub state: Option<String>,
+    /// To this receiver.
+    pub receiver: Option<String>,
+    /// About this host.
+    pub host: Option<String>,
+    /// Of this outage.
+    pub incident: Option<String>,
+    /// With a higher number.
+    pub after: Option<u64>,
+    /// Page length.
+    pub limit: Option<u64>,
+}
+
+type Pairs = Vec<(&'static str, String)>;
+
+fn given(pairs: &mut Pairs, key: &'static str, value: Option<impl ToString>) {
+    pairs.extend(value.map(|v| (key, v.to_string())));
+}
+
+/// A controller's API.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    token: Option<Zeroizing<String>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Client({})", self.base)
+    }
+}
+
+fn is_loopback(base: &Url) -> bool {
+    let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+impl Client {
+    /// A client of the API at `url`. Without a token it can only read.
+    pub fn new(url: &str, token: Option<Zeroizing<String>>) -> Result<Self, ClientError> {
+        let wrong = |message: String| ClientError::Url { url: url.to_owned(), message };
+        let base = Url::parse(url).map_err(|e| wrong(e.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+            return Err(wrong("neither http nor https".to_owned()));
+        }
+        if base.query().is_some() || base.fragment().is_some() {
+            return Err(wrong("it has a query or fragment".to_owned()));
+        }
+        // An error means that a provider is installed already, which is as good.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let mut builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(5))
+            .read_timeout(TIMEOUT_LONG)
+            .user_agent(concat!("heartwatchctl/", env!("CARGO_PKG_VERSION")));
+        if is_loopback(&base) {
+            builder = builder.no_proxy();
+        }
+        if base.scheme() == "http" {
+            // No TLS, no roots: it must work where no ca-certificates are installed.
+            builder = builder.tls_certs_only([]);
+        }
+        let http = builder.build().map_err(ClientError::Build)?;
+        Ok(Self { http, base, token })
+    }
+
+    /// Where it asks.
+    pub fn url(&self) -> &str {
+        self.base.as_str().trim_end_matches('/')
+    }
+
+    fn request(&self, method: Method, path: &[&str], pairs: &Pairs) -> RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        if !pairs.is_empty() {
+            url.query_pairs_mut().extend_pairs(pairs);
+        }
+        self.http.request(method, url).timeout(TIMEOUT)
+    }
+
+    fn broken(&self, source: reqwest::Error) -> ClientError {
+        let url = self.url().to_owned();
+        if source.is_connect() {
+            ClientError::Unreachable { url, source }
+        } else if source.is_timeout() {
+            ClientError::TimedOut { url }
+        } else {
+            ClientError::Broken { url, source }
+        }
+    }
+
+    async fn bytes(&self, mut response: Response) -> Result<Vec<u8>, ClientError> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.broken(e))? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > ANSWER_LEN_MAX {
+                let status = response.status().as_u16();
+                return Err(ClientError::Foreign { url: self.url().to_owned(), status });
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Sends, and turns every "no" into an error.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|e| self.broken(e))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let media = response.headers().get(reqwest::header::CONTENT_TYPE);
+        let is_problem = media.is_some_and(|m| m.as_bytes().starts_with(PROBLEM_JSON.as_bytes()));
+        let foreign = ClientError::Foreign { url: self.url().to_owned(), status: status.as_u16() };
+        if !is_problem {
+            return Err(foreign);
+        }
+        let bytes = self.bytes(response).await?;
+        Err(serde_json::from_slice(&bytes).map_or(foreign, |p| ClientError::Problem(Box::new(p))))
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let response = self.send(request).await?;
+        let bytes = self.bytes(response).await?;
+        serde_json::from_slice(&bytes).map_err(ClientError::Form)
+    }
+
+    async fn get(&self, path: &[&str], pairs: &Pairs) -> Result<Value, ClientError> {
+        self.answer(self.request(Method::GET, path, pairs)).await
+    }
+
+    async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let response = self.send(self.request(Method::GET, &[path], &Vec::new())).await?;
+        Ok(String::from_utf8_lossy(&self.bytes(response).await?).into_owned())
+    }
+
+    /// A request that changes something.
+    fn act(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, ClientError> {
+        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
+        Ok(self.request(method, path, &Vec::new()).bearer_auth(token.trim()))
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &(impl Serialize + Sync + ?Sized),
+    ) -> Result<T, ClientError> {
+        self.answer(self.act(Method::POST, path)?.timeout(TIMEOUT_LONG).json(body)).await
+    }
+
+    /// `GET /v1/status`: a [`crate::api::types::StatusJson`].
+    pub async fn status(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "status"], &Vec::new()).await
+    }
+
+    /// `GET /v1/hosts`: a [`crate::api::types::HostsPage`].
+    pub async fn hosts(&self, query: &HostsQuery) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        pairs.extend(query.states.iter().map(|s| ("state", s.clone())));
+        pairs.extend(query.labels.iter().map(|l| ("label", l.clone())));
+        given(&mut pairs, "name", query.name.as_ref());
+        given(&mut pairs, "limit", query.limit);
+        given(&mut pairs, "page", query.page.as_ref());
+        self.get(&["v1", "hosts"], &pairs).await
+    }
+
+    /// `GET /v1/hosts/{host}`: a [`crate::api::types::HostJson`].
+    pub async fn host(&self, host: &str) -> Result<Value, ClientError> {
+        self.get(&["v1", "hosts", host], &Vec::new()).await
+    }
+
+    /// `GET /v1/hosts/{host}/why`: a [`crate::api::types::WhyJson`].
+    pub async fn why(&self, host: &str) -> Result<Value, ClientError> {
+        self.get(&["v1", "hosts", host, "why"], &Vec::new()).await
+    }
+
+    /// `GET /v1/events`: an [`crate::api::types::EventsPage`].
+    pub async fn events(&self, query: &EventsQuery) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "after", query.after.as_ref());
+        given(&mut pairs, "host", query.host.as_ref());
+        given(&mut pairs, "limit", query.limit);
+        given(&mut pairs, "wait", query.wait.map(Span));
+        given(&mut pairs, "tail", query.tail);
+        let timeout = TIMEOUT + query.wait.unwrap_or_default();
+        self.answer(self.request(Method::GET, &["v1", "events"], &pairs).timeout(timeout)).await
+    }
+
+    /// `GET /v1/deliveries`: a [`crate::api::types::DeliveriesPage`].
+    pub async fn deliveries(&self, query: &DeliveriesQuery) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "state", query.state.as_ref());
+        given(&mut pairs, "receiver", query.receiver.as_ref());
+        given(&mut pairs, "host", query.host.as_ref());
+        given(&mut pairs, "incident", query.incident.as_ref());
+        given(&mut pairs, "after", query.after);
+        given(&mut pairs, "limit", query.limit);
+        self.get(&["v1", "deliveries"], &pairs).await
+    }
+
+    /// `GET /v1/deliveries/{id}`: a [`crate::api::types::DeliveryJson`].
+    pub async fn delivery(&self, id: u64) -> Result<Value, ClientError> {
+        self.get(&["v1", "deliveries", &id.to_string()], &Vec::new()).await
+    }
+
+    /// `GET /metrics`
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        self.text("metrics").await
+    }
+
+    /// `GET /healthz`
+    pub async fn health(&self) -> Result<(), ClientError> {
+        self.text("healthz").await.map(drop)
+    }
+
+    /// `GET /readyz`: `Some` with the reasons if it is not ready.
+    pub async fn not_ready(&self) -> Result<Option<Vec<String>>, ClientError> {
+        match self.text("readyz").await {
+            Ok(_) => Ok(None),
+            Err(ClientError::Problem(p))
+                if p.status == StatusCode::SERVICE_UNAVAILABLE.as_u16() =>
+            {
+                Ok(Some(if p.reasons.is_empty() { vec![p.detail] } else { p.reasons }))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// `POST /v1/hosts/import`
+    pub async fn import(&self, hosts: &[ImportHost]) -> Result<ImportReport, ClientError> {
+        self.post(&["v1", "hosts", "import"], hosts).await
+    }
+
+    /// `DELETE /v1/hosts/{host}`
+    pub async fn forget(&self, host: &str) -> Result<(), ClientError> {
+        self.send(self.act(Method::DELETE, &["v1", "hosts", host])?).await.map(drop)
+    }
+
+    /// `POST /v1/pause`: a [`crate::api::types::PauseJson`].
+    pub async fn pause(&self, span: Duration, reason: &str) -> Result<Value, ClientError> {
+        self.post(&["v1", "pause"], &json!({"for": Span(span), "reason": reason})).await
+    }
+
+    /// `DELETE /v1/pause`: a [`crate::api::types::PauseJson`].
+    pub async fn resume(&self) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::DELETE, &["v1", "pause"])?).await
+    }
+
+    /// `POST /v1/deliveries/redrive`
+    pub async fn redrive(&self, what: &Redrive) -> Result<RedriveReport, ClientError> {
+        self.post(&["v1", "deliveries", "redrive"], what).await
+    }
+
+    /// `POST /v1/backup`, into a new file that only its owner can read. It appears under its name only
+    /// when it is whole and on the disk. Answers its length in bytes.
+    pub async fn backup(&self, to: &Path) -> Result<u64, ClientError> {
+        let failed = |source| ClientError::File { path: to.to_owned(), source };
+        if to.symlink_metadata().is_ok() {
+            let exists = "it exists, and a backup never overwrites";
+            return Err(failed(std::io::Error::new(std::io::ErrorKind::AlreadyExists, exists)));
+        }
+        let mut partial = to.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let request =
+            self.act(Method::POST, &["v1", "backup"])?.timeout(Duration::from_secs(86_400));
+        let response = tokio::time::timeout(TIMEOUT_LONG, self.send(request))
+            .await
+            .map_err(|_| ClientError::TimedOut { url: self.url().to_owned() })??;
+        let len = self.store(response, &partial).await;
+        // A link fails if the name exists, where a rename would overwrite.
+        let linked =
+            len.and_then(|len| std::fs::hard_link(&partial, to).map(|()| len).map_err(failed));
+        match std::fs::remove_file(&partial) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound && linked.is_ok() => Err(failed(e)),
+            _ => linked,
+        }
+    }
+
+    async fn store(&self, mut response: Response, partial: &Path) -> Result<u64, ClientError> {
+        let failed = |source| ClientError::File { path: partial.to_owned(), source };
+        match std::fs::remove_file(partial) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(partial)
+            .map_err(failed)?;
+        let mut len = 0;
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.broken(e))? {
+            file.write_all(&chunk).map_err(failed)?;
+            len += chunk.len() as u64;
+        }
+        file.sync_all().map_err(failed)?;
+        Ok(len)
+    }
+}

@@ -1,0 +1,309 @@
+//! Answers of the API as tables for people.
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+use super::text::{Table, between, clean, details, human_ms, percent, ppm, shorten};
+use crate::api::types::{DeliveriesPage, EventJson, HostJson, HostsPage, StatusJson};
+use crate::control::Doubt;
+use crate::event::Cause;
+
+/// What an event's line leaves to `why`.
+const BRIEF: [&str; 2] = ["evidence", "candidates"];
+
+/// Where a host stands, with the cause.
+pub(super) fn state(host: &HostJson) -> String {
+    let mut text = host.state.to_string();
+    if let Some(cause) = host.cause {
+        text.push_str(&format!(" ({})", cause.as_str()));
+    }
+    if host.duplicate {
+        text.push_str(" duplicate!");
+    }
+    text
+}
+
+fn labels(host: &HostJson) -> String {
+    let pairs: Vec<String> = host.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    pairs.join(",")
+}
+
+/// A page of hosts.
+pub(super) fn hosts(out: &mut dyn Write, page: &HostsPage) -> io::Result<()> {
+    let mut table = Table::new(
+        &["NAME", "STATE", "FOR", "SILENT", "CPU", "MEM", "ID", "LABELS"],
+        &[2, 3, 4, 5],
+    );
+    for host in &page.hosts {
+        let load = host.load.as_ref();
+        table.row([
+            if host.name.is_empty() { "-".to_owned() } else { host.name.clone() },
+            state(host),
+            between(host.since_ms, page.now_ms),
+            host.silence_ms.map_or_else(|| "-".to_owned(), human_ms),
+            percent(load.and_then(|l| l.cpu_busy_ratio)),
+            percent(load.and_then(|l| l.memory_used_ratio)),
+            host.id.to_string(),
+            shorten(&labels(host), 80),
+        ]);
+    }
+    table.write(out)
+}
+
+/// One fact a line; what is empty is left out.
+fn facts(out: &mut dyn Write, facts: &[(&str, String)]) -> io::Result<()> {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
+        writeln!(out, "{name:<width$}  {}", clean(value))?;
+    }
+    Ok(())
+}
+
+/// One host.
+pub(super) fn host(out: &mut dyn Write, host: &HostJson) -> io::Result<()> {
+    let silence = host.silence_ms.map_or_else(
+        || "no proof of life since the controller's start".to_owned(),
+        |ms| format!("{} ago", human_ms(ms)),
+    );
+    facts(
+        out,
+        &[
+            ("name", host.name.clone()),
+            ("id", host.id.to_string()),
+            ("state", format!("{} since {}", state(host), host.since_ms)),
+            ("cause", host.cause.map(|c| cause(c).to_owned()).unwrap_or_default()),
+            ("last beat", silence),
+            ("gap", host.gap_ms.map(human_ms).unwrap_or_default()),
+            ("outage", host.incident.map(|i| i.to_string()).unwrap_or_default()),
+            ("address", host.address.map(|a| a.to_string()).unwrap_or_default()),
+            ("labels", labels(host)),
+            ("system", host.os.clone()),
+            ("agent", host.agent_version.clone()),
+            ("boot", host.boot.to_string()),
+            ("key generation", host.generation.to_string()),
+            ("first seen", host.first_seen_ms.to_string()),
+        ],
+    )?;
+    let Some(load) = &host.load else { return Ok(()) };
+    let number = |n: Option<f64>| n.map(|n| format!("{n:.2}")).unwrap_or_default();
+    facts(
+        out,
+        &[
+            ("cpu busy      ", percent(load.cpu_busy_ratio)),
+            ("memory used", percent(load.memory_used_ratio)),
+            ("swap used", percent(load.swap_used_ratio)),
+            ("fullest disk", percent(load.disk_used_ratio)),
+            ("run queue/core", number(load.run_queue_per_core)),
+            ("network", load.network_kib_per_s.map(|n| format!("{n} KiB/s")).unwrap_or_default()),
+            ("waits for cpu", percent(load.psi_cpu_ratio)),
+            ("waits for mem", percent(load.psi_memory_ratio)),
+            ("waits for disk", percent(load.psi_io_ratio)),
+            ("load score", format!("{} of 1000", load.score)),
+        ],
+    )
+}
+
+/// A cause in plain words.
+pub(super) fn cause(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Silent => "neither its agent nor its operating system answered",
+        Cause::AgentLost => {
+            "its operating system answered that the agent is gone: the machine is up"
+        }
+    }
+}
+
+/// A doubt in plain words.
+pub(super) fn doubt(doubt: &Doubt) -> String {
+    match doubt {
+        Doubt::Drops { shard, drop_ppm } => format!(
+            "its own machine lost {} of the datagrams of shard {shard}; missed beats are judged by that",
+            ppm(*drop_ppm)
+        ),
+        Doubt::Lagging { shard, lag_ms } => {
+            format!(
+                "shard {shard} is {} behind: nobody is judged by mail not yet read",
+                human_ms(*lag_ms)
+            )
+        }
+        Doubt::Blind { shard } => {
+            format!("shard {shard} has lost too much for too long: actions are held")
+        }
+        Doubt::Restarted { remaining_ms } => format!(
+            "it has just started: known hosts have {} more to be heard",
+            human_ms(*remaining_ms)
+        ),
+        Doubt::Store { error } => {
+            format!("its store cannot be written, events wait in memory: {}", clean(error))
+        }
+    }
+}
+
+/// The controller.
+pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
+    let status = &s.status;
+    let listen: Vec<String> = status.listen.iter().map(ToString::to_string).collect();
+    let count = |state: &crate::event::State| {
+        let n = status.hosts.get(state.as_str()).copied().unwrap_or(0);
+        format!("{n} {state}")
+    };
+    let hosts: Vec<String> = crate::event::State::ALL.iter().map(count).collect();
+    let pause = status.pause.as_ref();
+    facts(
+        out,
+        &[
+            (
+                "controller",
+                format!("{} ({}), version {}", status.name, status.controller, status.version),
+            ),
+            ("beats on", listen.join(", ")),
+            ("running for", between(status.started_ms, s.now_ms)),
+            ("hosts", hosts.join(", ")),
+            (
+                "paused",
+                pause.map(|p| format!("until {}: {}", p.until_ms, p.reason)).unwrap_or_default(),
+            ),
+            (
+                "events waiting",
+                if status.events_waiting > 0 {
+                    status.events_waiting.to_string()
+                } else {
+                    String::new()
+                },
+            ),
+        ],
+    )?;
+    if status.doubts.is_empty() {
+        writeln!(out, "doubts          none: what it says is what it sees")?;
+    } else {
+        writeln!(out, "\nThe controller doubts its own eyes:")?;
+        for d in &status.doubts {
+            writeln!(out, "  - {}", doubt(d))?;
+        }
+    }
+    if !status.shards.is_empty() {
+        writeln!(out)?;
+        shards(out, s)?;
+    }
+    writeln!(out)?;
+    receivers(out, s)
+}
+
+fn shards(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
+    let header =
+        ["SHARD", "HOSTS", "BEATS", "DATAGRAMS", "DROPPED", "PROBING", "LAG", "BUFFER", "REJECTED"];
+    let mut table = Table::new(&header, &[0, 1, 2, 3, 4, 5, 6, 7]);
+    for shard in &s.status.shards {
+        let rejects: Vec<String> =
+            shard.rejects.iter().map(|(why, n)| format!("{why} {n}")).collect();
+        table.row([
+            shard.shard.to_string(),
+            shard.hosts.to_string(),
+            shard.beats.to_string(),
+            shard.received.to_string(),
+            shard.dropped.to_string(),
+            shard.probing.to_string(),
+            human_ms(shard.lag_ms),
+            format!("{} KiB", shard.receive_buffer_bytes / 1024),
+            rejects.join(", "),
+        ]);
+    }
+    table.write(out)
+}
+
+fn receivers(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
+    let mut table = Table::new(&["RECEIVER", "SIGNED", "HELD", "PENDING", "DEAD"], &[2, 3, 4]);
+    let known = s.config.receivers.iter().map(|r| r.name.as_str());
+    let mut names: Vec<&str> =
+        known.chain(s.status.deliveries.keys().map(String::as_str)).collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        return writeln!(out, "No receiver is configured: nobody is told when a host goes down.");
+    }
+    for name in names {
+        let config = s.config.receivers.iter().find(|r| r.name == name);
+        let backlog = |state: &str| {
+            let n = s.status.deliveries.get(name).and_then(|by_state| by_state.get(state));
+            n.copied().unwrap_or(0).to_string()
+        };
+        table.row([
+            name.to_owned(),
+            config.map_or("not configured", |c| if c.signed { "yes" } else { "no" }).to_owned(),
+            backlog("held"),
+            backlog("pending"),
+            backlog("dead"),
+        ]);
+    }
+    table.write(out)
+}
+
+/// The host of an event: its name, if the event tells it.
+fn event_host(event: &EventJson) -> String {
+    let named =
+        event.data.get("name").or_else(|| event.data.get("host").and_then(|h| h.get("name")));
+    match (named.and_then(Value::as_str).filter(|n| !n.is_empty()), event.host) {
+        (Some(name), _) => name.to_owned(),
+        (None, Some(id)) => id.to_string(),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+/// Events, oldest first.
+pub(super) fn events(out: &mut dyn Write, events: &[EventJson]) -> io::Result<()> {
+    let mut table = Table::new(&["TIME", "EVENT", "HOST", "DETAILS"], &[]);
+    for event in events {
+        table.row([
+            event.at_ms.to_string(),
+            event.kind.to_string(),
+            event_host(event),
+            details(&event.data, &BRIEF),
+        ]);
+    }
+    table.write(out)
+}
+
+/// One event, for `--follow`.
+pub(super) fn event_line(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
+    let (at, kind) = (event.at_ms, event.kind);
+    let host = clean(&event_host(event));
+    let line = format!("{at}  {kind:<19}  {host}  {}", details(&event.data, &BRIEF));
+    writeln!(out, "{}", line.trim_end())
+}
+
+/// Deliveries, oldest first.
+pub(super) fn deliveries(out: &mut dyn Write, page: &DeliveriesPage) -> io::Result<()> {
+    let header = [
+        "ID",
+        "STATE",
+        "EVENT",
+        "RECEIVER",
+        "HOST",
+        "TOKEN",
+        "TRIES",
+        "JOURNALED",
+        "WHY / LAST ANSWER",
+    ];
+    let mut table = Table::new(&header, &[0, 5, 6]);
+    for d in &page.deliveries {
+        let told = [d.reason.as_deref(), d.last_outcome.as_deref()];
+        let told: Vec<&str> = told.into_iter().flatten().collect();
+        table.row([
+            d.id.0.to_string(),
+            d.state.as_str().to_owned(),
+            d.kind.to_string(),
+            d.receiver.clone(),
+            d.host.map_or_else(|| "-".to_owned(), |h| h.to_string()),
+            d.token.map_or_else(|| "-".to_owned(), |t| t.0.to_string()),
+            d.attempts.to_string(),
+            d.created_ms.to_string(),
+            shorten(&told.join("; "), 120),
+        ]);
+    }
+    table.write(out)?;
+    match page.next_after {
+        Some(after) => writeln!(out, "more: --after {after}"),
+        None => Ok(()),
+    }
+}

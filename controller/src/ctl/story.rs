@@ -1,0 +1,324 @@
+//! `heartwatchctl why`: everything recorded about a host, told to somebody who was woken by it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+use super::show::{cause, doubt};
+use super::text::{between, clean, count, details, human_f64, human_ms, ppm};
+use crate::api::types::{DeliveryJson, EventJson, WhyJson};
+use crate::control::{HostWhy, OverdueBin};
+use crate::event::{Cause, EventId, EventKind, State};
+use crate::store::DeliveryState;
+
+/// Width of the longest bar of the histogram.
+const BAR_LEN: f64 = 40.0;
+/// Most bins of the histogram that are drawn.
+const BINS_MAX: usize = 60;
+/// Most residuals that are shown.
+const OVERDUE_MAX: usize = 16;
+/// Most verdicts of one event that are told.
+const VERDICTS_MAX: usize = 50;
+
+/// Tells the whole story.
+pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
+    verdict(out, why)?;
+    writeln!(out, "\nHOW THE CONTROLLER KNOWS")?;
+    match (&why.detector, &why.detector_error) {
+        (Some(detector), _) => evidence(out, detector)?,
+        (None, Some(e)) => writeln!(out, "  It cannot say right now: {}", clean(e))?,
+        (None, None) => writeln!(out, "  It cannot say right now.")?,
+    }
+    writeln!(out, "\nWHAT THE CONTROLLER DOUBTS ABOUT ITSELF")?;
+    if why.doubts.is_empty() {
+        writeln!(out, "  Nothing: it reads every datagram in time, and its store can be written.")?;
+    }
+    for d in &why.doubts {
+        writeln!(out, "  - {}", doubt(d))?;
+    }
+    if let Some(pause) = &why.pause {
+        let (until, reason) = (pause.until_ms, clean(&pause.reason));
+        writeln!(out, "  An operator holds all actions until {until}: {reason}")?;
+    }
+    history(out, why)
+}
+
+fn verdict(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
+    let host = &why.host;
+    let name =
+        if host.name.is_empty() { "A host without a name".to_owned() } else { clean(&host.name) };
+    let state = host.state;
+    let (since, ago) = (host.since_ms, between(host.since_ms, why.now_ms));
+    writeln!(out, "{name} ({}) is {state} since {since}, {ago} ago.", host.id)?;
+    let meaning = match (host.state, host.cause) {
+        (State::Pending, _) => "It is expected, but has never been heard.",
+        (State::Alive, _) => "Its beats arrive in time.",
+        (State::Suspect, _) => {
+            "Its next beat is overdue, and probes are asking it. This may be a mistake; nothing is \
+             failed over yet."
+        }
+        (State::Left, _) => "It said goodbye. That is no outage.",
+        (State::Down, None) => "It is taken for dead.",
+        (State::Down, Some(Cause::AgentLost)) => {
+            "Its machine is up, but its agent is gone: its operating system says that nobody listens."
+        }
+        (State::Down, Some(c)) => {
+            return writeln!(out, "It is taken for dead: {}.", cause(c))
+                .and_then(|()| rest(out, why));
+        }
+    };
+    writeln!(out, "{meaning}")?;
+    rest(out, why)
+}
+
+fn rest(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
+    if why.host.duplicate {
+        writeln!(
+            out,
+            "Two machines answer under its identity (a clone?): it is never failed over while they do."
+        )?;
+    }
+    if let Some(incident) = &why.incident {
+        let opened = incident.opened_ms.map_or_else(String::new, |at| format!(", opened {at}"));
+        writeln!(out, "It is in outage {}{opened}.", incident.id)?;
+    }
+    if let Some(address) = why.host.address {
+        writeln!(out, "Its last sign of life came from {address}.")?;
+    }
+    Ok(())
+}
+
+/// `in 990ms`, `3.2s ago`.
+fn in_or_ago(ms: i64) -> String {
+    let text = human_ms(ms.unsigned_abs());
+    if ms < 0 { format!("{text} ago") } else { format!("in {text}") }
+}
+
+fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
+    match d.silence_ms {
+        Some(ms) => writeln!(
+            out,
+            "  Last sign of life: {} ago (life {} of its agent, datagram {}).",
+            human_ms(ms),
+            d.boot,
+            d.seq
+        )?,
+        None => writeln!(out, "  No sign of life since the controller's start.")?,
+    }
+    if let Some(expected) = d.expected_in_ms {
+        let verb = if expected < 0 { "was" } else { "is" };
+        writeln!(
+            out,
+            "  Its agent announced the next beat for {} after that one: it {verb} expected {}.",
+            human_ms(d.gap_ms),
+            in_or_ago(expected)
+        )?;
+    }
+    writeln!(
+        out,
+        "  It may come {} late (the margin), which {}.",
+        human_f64(d.margin_ms),
+        margin(&d.margin_source)
+    )?;
+    if let Some(deadline) = d.deadline_in_ms {
+        let verb = if deadline < 0 { "ended" } else { "ends" };
+        writeln!(out, "  Its patience {verb} {}; after that it is suspect.", in_or_ago(deadline))?;
+    }
+    writeln!(
+        out,
+        "  Beats came {} apart on average, give or take {}; its own timer was {}ms late last time.",
+        human_f64(d.inter_arrival_mean_ms),
+        human_f64(d.inter_arrival_deviation_ms),
+        d.late_ms
+    )?;
+    if let Some(p) = &d.probes {
+        writeln!(
+            out,
+            "  Probes: {} of {} sent. {}",
+            p.sent,
+            p.of,
+            match p.unreachable {
+                0 => "None was answered.".to_owned(),
+                n => format!("To {n} its operating system answered that no agent listens."),
+            }
+        )?;
+    }
+    writeln!(
+        out,
+        "  It was wrongly suspected {} so far.",
+        count(usize::try_from(d.mistakes).unwrap_or(usize::MAX), "time")
+    )?;
+    writeln!(
+        out,
+        "  The controller's own losses where this host is watched (shard {}): {}; it judges as of {} ago.",
+        d.shard,
+        ppm(d.shard_drop_ppm),
+        human_ms(d.shard_lag_ms)
+    )?;
+    histogram(out, d)?;
+    if !d.last_overdue_ms.is_empty() {
+        let last = d.last_overdue_ms.iter().take(OVERDUE_MAX);
+        let last: Vec<String> = last.map(|ms| human_f64(*ms)).collect();
+        writeln!(out, "  The newest beats' lateness, newest first: {}", last.join(" "))?;
+    }
+    Ok(())
+}
+
+fn margin(source: &str) -> String {
+    match source {
+        "learned" => "was learned from its own beats".to_owned(),
+        "prior" => "is the fleet's usual, for it has not sent enough beats yet".to_owned(),
+        "floor" => "is the least that the settings allow (timeout_min)".to_owned(),
+        "ceiling" => "is the most that the settings allow (timeout_max)".to_owned(),
+        other => format!("comes from: {}", clean(other)),
+    }
+}
+
+fn histogram(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
+    let finite = |b: &&OverdueBin| b.count.is_finite() && b.count > 0.0;
+    let bins: Vec<&OverdueBin> = d.overdue.iter().filter(finite).take(BINS_MAX).collect();
+    let most = bins.iter().map(|b| b.count).fold(0.0, f64::max);
+    if bins.is_empty() || most <= 0.0 {
+        return writeln!(out, "  It has not learned from any beat yet.");
+    }
+    writeln!(
+        out,
+        "  How late its beats came (learned from {:.0}, old ones count less):",
+        d.beats_learned
+    )?;
+    for bin in bins {
+        // At least a dot, so that a rare one can be seen.
+        let len = (bin.count / most * BAR_LEN).round() as usize;
+        let bar = if len == 0 { ".".to_owned() } else { "#".repeat(len) };
+        writeln!(out, "    over {:>8}  {bar} {:.1}", human_f64(bin.above_ms), bin.count)?;
+    }
+    Ok(())
+}
+
+fn history(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
+    writeln!(out, "\nWHAT HAPPENED (oldest first)")?;
+    if why.events_truncated {
+        writeln!(out, "  … older events: heartwatchctl events --after c0 --host {}", why.host.id)?;
+    }
+    let mut by_event = BTreeMap::<EventId, Vec<&DeliveryJson>>::new();
+    for delivery in why.deliveries.iter().rev() {
+        by_event.entry(delivery.delivery.event).or_default().push(delivery);
+    }
+    let mut incident = None;
+    for event in why.events.iter().rev() {
+        if event.incident != incident {
+            if let Some(id) = event.incident {
+                let open = why.incident.as_ref().is_some_and(|i| i.id == id);
+                writeln!(out, "  --- outage {id}{} ---", if open { " (not over)" } else { "" })?;
+            } else {
+                writeln!(out, "  --- no outage ---")?;
+            }
+            incident = event.incident;
+        }
+        tell(out, event)?;
+        for delivery in by_event.remove(&event.id).into_iter().flatten() {
+            carry(out, delivery)?;
+        }
+    }
+    if why.events.is_empty() {
+        writeln!(out, "  Nothing is recorded.")?;
+    }
+    if !by_event.is_empty() {
+        writeln!(out, "  --- deliveries of older events ---")?;
+        for delivery in by_event.into_values().flatten() {
+            carry(out, delivery)?;
+        }
+    }
+    if why.deliveries_truncated {
+        writeln!(out, "  … more deliveries: heartwatchctl deliveries --host {}", why.host.id)?;
+    }
+    Ok(())
+}
+
+fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
+    let same_boot = event.data.get("same_boot").and_then(Value::as_bool);
+    let text = match (event.kind, same_boot) {
+        (EventKind::HostJoined, _) => "heard for the first time",
+        (EventKind::HostSuspect, _) => "overdue: became suspect, and probes were sent",
+        (EventKind::HostDown, _) => "taken for dead: no probe was answered",
+        (EventKind::HostAgentLost, _) => "its agent is gone, but the machine answers",
+        (EventKind::HostRecovered, Some(true)) => {
+            "back, in the same life of its agent: it had not crashed, we were wrong or cut off from it"
+        }
+        (EventKind::HostRecovered, Some(false)) => "back, in a new life of its agent",
+        (EventKind::HostRecovered, None) => "back",
+        (EventKind::HostRestarted, _) => "its agent was restarted, without an outage",
+        (EventKind::HostLeft, _) => "said goodbye",
+        (EventKind::HostMissing, _) => "expected, but not heard in time",
+        (EventKind::HostDuplicate, _) => "two machines answer under its identity",
+        (EventKind::HostForgotten, _) => "removed from the registry",
+        (EventKind::ControllerBlind, _) => "the controller could not trust its own eyes",
+        (EventKind::ControllerSighted, _) => "the controller could trust its eyes again",
+        (EventKind::ControllerPaused, _) => "an operator held all actions",
+        (EventKind::ControllerResumed, _) => "the operator's pause ended",
+    };
+    writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;
+    if let Some(reason) = event.data.get("reason").and_then(Value::as_str) {
+        writeln!(out, "      reason: {}", clean(reason))?;
+    }
+    let details = details(&event.data, &["reason"]);
+    let token = event.token.map(|t| format!("fencing token {}", t.0));
+    let more: Vec<String> =
+        token.into_iter().chain((!details.is_empty()).then_some(details)).collect();
+    if !more.is_empty() {
+        writeln!(out, "      {}", more.join("; "))?;
+    }
+    verdicts(out, event)
+}
+
+/// Which rule wanted whom to be told, and what was decided: also where nothing was ever sent.
+fn verdicts(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
+    let Some(list) = event.data.get("verdicts").and_then(Value::as_array) else { return Ok(()) };
+    if list.is_empty() {
+        return writeln!(out, "      no rule tells anybody of this");
+    }
+    for verdict in list.iter().take(VERDICTS_MAX) {
+        let field = |key: &str| clean(verdict.get(key).and_then(Value::as_str).unwrap_or("?"));
+        let decided = match field("verdict").as_str() {
+            "act" => "send it".to_owned(),
+            "hold" => format!("hold it back, because: {}", field("reason")),
+            "suppress" => format!("do not send it, because: {}", field("reason")),
+            other => other.to_owned(),
+        };
+        writeln!(out, "      rule `{}` for {}: {decided}", field("rule"), field("receiver"))?;
+    }
+    Ok(())
+}
+
+fn carry(out: &mut dyn Write, d: &DeliveryJson) -> io::Result<()> {
+    let row = &d.delivery;
+    let how = match row.state {
+        DeliveryState::Held => "held back",
+        DeliveryState::Pending if row.attempts == 0 => "waits to be sent",
+        DeliveryState::Pending => "not taken yet, will be tried again",
+        DeliveryState::Delivered => "delivered",
+        DeliveryState::Cancelled => "cancelled before anything was sent",
+        DeliveryState::Superseded => "superseded: later news replaced it",
+        DeliveryState::Dead => "given up (a dead letter; `heartwatchctl redrive` sends it again)",
+    };
+    let (receiver, id) = (clean(&row.receiver), row.id.0);
+    write!(out, "      -> {receiver}: {how} (delivery {id}, since {})", row.changed_ms)?;
+    match &row.reason {
+        Some(reason) => writeln!(out, ", because: {}", clean(reason))?,
+        None => writeln!(out)?,
+    }
+    for a in &d.attempt_log {
+        let answer = match (&a.detail, a.status) {
+            (Some(detail), _) => clean(detail),
+            (None, Some(status)) => format!("HTTP {status}"),
+            (None, None) => "no answer recorded".to_owned(),
+        };
+        let took = match a.ended_ms {
+            Some(end) => format!("after {}", between(a.began_ms, end)),
+            None => "under way, or the controller stopped in it".to_owned(),
+        };
+        writeln!(out, "         try {} at {}: {answer}, {took}", a.number, a.began_ms)?;
+    }
+    Ok(())
+}

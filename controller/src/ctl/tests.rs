@@ -1,0 +1,406 @@
+//! Commands against a served API over stand-ins, and the story from a fixture.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use clap::CommandFactory;
+use heartwatch_common::auth::create_secret_file;
+use heartwatch_common::id::HostId;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::testing::{TOKEN, World, delivery, event, host_row};
+use crate::api::types::WhyJson;
+use crate::event::{EventKind, State};
+use crate::store::DeliveryState;
+
+/// A world whose API is served on a real socket.
+struct Served {
+    world: World,
+    url: String,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Served {
+    fn new() -> Self {
+        let world = World::new();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = world.router.clone();
+        runtime.spawn(crate::api::serve(listener, router, std::future::pending()));
+        let served = Self { world, url, _runtime: runtime };
+        create_secret_file(&served.token_file(), TOKEN).unwrap();
+        served
+    }
+
+    fn token_file(&self) -> std::path::PathBuf {
+        self.world.state_dir.path().join("api-token")
+    }
+
+    fn run(&self, args: &[&str]) -> Result<String, CtlError> {
+        let token_file = self.token_file();
+        let global = ["--url", self.url.as_str(), "--token-file", token_file.to_str().unwrap()];
+        command(&[args, &global].concat())
+    }
+
+    fn good(&self, args: &[&str]) -> String {
+        self.run(args).unwrap_or_else(|e| panic!("{args:?}: {}", chain(&e)))
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.good(&[args, &["--json"]].concat())).unwrap()
+    }
+}
+
+fn command(args: &[&str]) -> Result<String, CtlError> {
+    let cli = Cli::try_parse_from([&["heartwatchctl"], args].concat())
+        .map_err(|e| CtlError::Usage(e.to_string()))?;
+    let mut out = Vec::new();
+    execute(&cli, &mut out)?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> String {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_command_line_is_sound_and_senseless_ones_are_usage_errors() {
+    Cli::command().debug_assert();
+    for bad in [
+        vec![],
+        vec!["hots"],
+        vec!["hosts", "--state", "dwon"],
+        vec!["hosts", "--limit", "0"],
+        vec!["hosts", "--limit", "5", "--all"],
+        vec!["redrive"],
+        vec!["redrive", "1", "--dead"],
+        vec!["redrive", "1", "--receiver", "x"],
+        vec!["pause"],
+        vec!["pause", "--for", "10m"],
+        vec!["pause", "--for", "10", "--reason", "x"],
+        vec!["pause", "--reason", "x"],
+        vec!["pause", "--end", "--for", "10m", "--reason", "x"],
+        vec!["key", "zz"],
+        vec!["key", "00000000000000000000000000000001", "--generation", "65536"],
+        vec!["secret", "new", "--key-id", "256"],
+    ] {
+        let args = [&["heartwatchctl"], bad.as_slice()].concat();
+        assert!(Cli::try_parse_from(&args).is_err(), "{args:?}");
+    }
+    for good in [
+        vec!["pause", "--end"],
+        vec!["pause", "--for", "10m", "--reason", "x"],
+        vec!["redrive", "1", "2"],
+        vec!["redrive", "--dead", "--receiver", "x"],
+        vec!["hosts", "--state", "down", "--state", "left", "--label", "a=b", "--all"],
+        vec!["status", "--json"],
+    ] {
+        let args = [&["heartwatchctl"], good.as_slice()].concat();
+        assert!(Cli::try_parse_from(&args).is_ok(), "{args:?}");
+    }
+    assert_eq!(command(&["status", "--url", "ftp://x"]).unwrap_err().exit_code(), EXIT_USAGE);
+}
+
+#[test]
+fn hosts_are_listed_over_all_pages_as_table_and_as_json() {
+    let served = Served::new();
+    for n in 0..=255 {
+        let state = if n == 7 { State::Down } else { State::Alive };
+        served.world.view.upsert(host_row(n, state), None);
+    }
+    let first = served.good(&["hosts", "--limit", "3"]);
+    assert!(first.starts_with("NAME "), "{first}");
+    assert!(first.ends_with("3 hosts; there may be more: say --limit or --all\n"), "{first}");
+    let all = served.json(&["hosts", "--all"]);
+    assert_eq!((all["hosts"].as_array().unwrap().len(), &all["next_page"]), (256, &Value::Null));
+    let down = served.good(&["hosts", "--state", "down", "--label", "zone=odd"]);
+    assert!(down.contains("host-7") && down.ends_with("\n1 host\n"), "{down}");
+    let id = HostId([7; 16]).to_string();
+    assert!(served.good(&["host", "host-7"]).contains(&id));
+    let gone = served.run(&["host", "no/such host"]).unwrap_err();
+    assert_eq!(gone.exit_code(), EXIT_FAILURE);
+    assert_eq!(chain(&gone), "no such host: no host `no/such host` is registered");
+}
+
+#[test]
+fn status_events_and_deliveries_are_readable() {
+    let served = Served::new();
+    let id = HostId([1; 16]);
+    let text = served.good(&["status"]);
+    assert!(text.contains("test (0000000000000007), version 0.1.0"), "{text}");
+    assert!(text.contains("lost 0.00% of the datagrams of shard 0"), "{text}");
+    assert!(text.contains("nobody is told"), "{text}");
+    served.world.store.push(event(id, EventKind::HostJoined, 1));
+    served.world.store.push(event(id, EventKind::HostDown, 2));
+    let text = served.good(&["events"]);
+    assert!(text.contains("1970-01-01T00:00:02.000Z  host.down") && text.contains("--after c2"));
+    let page = served.json(&["events", "--after", "c1"]);
+    assert_eq!((page["events"][0]["cursor"].as_str(), &page["more"]), (Some("c2"), &json!(false)));
+    let error = served.run(&["events", "--after", "17"]).unwrap_err();
+    assert!(chain(&error).contains("no cursor"), "{error}");
+    served.world.store.deliveries.lock().unwrap().push(delivery(4, id, DeliveryState::Dead));
+    let text = served.good(&["deliveries", "--state", "dead"]);
+    assert!(text.contains(" 4  dead") || text.contains("4  dead "), "{text}");
+}
+
+#[test]
+fn what_changes_something_reads_the_token_and_says_what_to_do_without_one() {
+    let served = Served::new();
+    served.world.view.upsert(host_row(1, State::Alive), None);
+    let error = command(&[
+        "forget",
+        "host-1",
+        "--url",
+        &served.url,
+        "--token-file",
+        "/nonexistent/api-token",
+    ])
+    .unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_CONFIG);
+    assert!(chain(&error).contains("--token-file or HEARTWATCH_TOKEN_FILE"), "{error}");
+    assert!(served.good(&["forget", "host-1"]).contains("is forgotten"));
+    assert_eq!(*served.world.control.forgotten.lock().unwrap(), [HostId([1; 16])]);
+    let text = served.good(&["pause", "--for", "10m", "--reason", "switch works"]);
+    assert!(text.contains("held until 1970-01-01T00:10:00.000Z (switch works)"), "{text}");
+    assert_eq!(served.json(&["pause", "--end"]), json!({"pause": null}));
+    assert_eq!(served.good(&["redrive", "4", "5"]), "2 deliveries on their way again\n");
+    std::fs::write(served.token_file(), "hwt1_ffffffffffffffff").unwrap();
+    let error = served.run(&["redrive", "--dead"]).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_FAILURE);
+    assert!(chain(&error).contains("not this controller's"), "{error}");
+}
+
+#[test]
+fn an_import_reports_bad_lines_and_sends_good_files() {
+    let served = Served::new();
+    let dir = served.world.state_dir.path();
+    let id = "8a4e3b1c5d6f70819203a4b5c6d7e8f9";
+    let bad = write(dir, "bad.csv", &format!("{id},a\nx,b\n"));
+    let error = served.run(&["import", &bad]).unwrap_err();
+    assert!(chain(&error).starts_with(&format!("{bad}:2: `x`: a host id")), "{error}");
+    let good = write(dir, "good.csv", &format!("id,name,labels\n{id},a,zone=x\n"));
+    let text = served.good(&["import", &good]);
+    assert_eq!(text, "1 added as pending, 0 known already\n");
+    assert_eq!(served.world.control.imported.lock().unwrap()[0].labels["zone"], "x");
+    let error = served.run(&["import", "/nonexistent"]).unwrap_err();
+    assert!(chain(&error).starts_with("/nonexistent: "), "{error}");
+}
+
+#[test]
+fn a_backup_is_whole_private_and_never_overwrites() {
+    let served = Served::new();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("copy");
+    let name = file.to_str().unwrap();
+    served.good(&["backup", name]);
+    assert_eq!(std::fs::read(&file).unwrap(), vec![7; 700_000]);
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let error = served.run(&["backup", name]).unwrap_err();
+    assert!(chain(&error).contains("never overwrites"), "{error}");
+    served.world.store.broken.store(true, std::sync::atomic::Ordering::Relaxed);
+    let other = dir.path().join("other");
+    assert!(served.run(&["backup", other.to_str().unwrap()]).is_err());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "something was left behind");
+}
+
+#[test]
+fn a_controller_that_is_not_there_or_not_one_is_told_as_such() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = command(&["status", "--url", &format!("http://{free}")]).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_FAILURE);
+    let text = chain(&error);
+    assert!(text.contains("cannot reach") && text.contains("--url") && text.contains("systemctl"));
+    let served = Served::new();
+    let error = command(&["status", "--url", &format!("{}/metrics", served.url)]).unwrap_err();
+    assert!(chain(&error).contains("no such route"), "{error}");
+    let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", foreign.local_addr().unwrap());
+    let answering = std::thread::spawn(move || {
+        use std::io::Read;
+        let (mut stream, _) = foreign.accept().unwrap();
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno").unwrap();
+    });
+    let error = command(&["status", "--url", &url]).unwrap_err();
+    assert!(chain(&error).contains("not as a Heartwatch controller does"), "{error}");
+    answering.join().unwrap();
+}
+
+#[test]
+fn keys_and_secrets_are_made_locally() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = command(&["secret", "new", "--key-id", "3"]).unwrap();
+    assert!(secret.starts_with("hwf1:3:"), "{secret}");
+    assert_ne!(secret, command(&["secret", "new", "--key-id", "3"]).unwrap());
+    let config = write(dir.path(), "c.toml", &format!("state_dir = {:?}\n", dir.path()));
+    let key = |args: &[&str]| {
+        let id = "00000000000000000000000000000001";
+        command(&[&["key", id, "--config", config.as_str()], args].concat())
+    };
+    let error = key(&[]).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_CONFIG);
+    assert!(chain(&error).contains("fleet-secret"), "{error}");
+    create_secret_file(&dir.path().join("fleet-secret"), secret.trim()).unwrap();
+    let first = key(&[]).unwrap();
+    assert!(first.starts_with("hwk1:3:0:"), "{first}");
+    let second: Value =
+        serde_json::from_str(&key(&["--generation", "1", "--json"]).unwrap()).unwrap();
+    assert!(second["key"].as_str().unwrap().starts_with("hwk1:3:1:"));
+    write(dir.path(), "c.toml", "nmae = 1\n");
+    assert_eq!(key(&[]).unwrap_err().exit_code(), EXIT_CONFIG);
+}
+
+#[test]
+fn restoring_what_is_no_backup_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(dir.path(), "no-backup", "hello");
+    let state_dir = dir.path().join("state");
+    let args = ["restore", file.as_str(), "--state-dir", state_dir.to_str().unwrap()];
+    assert_eq!(command(&args).unwrap_err().exit_code(), EXIT_CONFIG);
+    std::fs::create_dir(&state_dir).unwrap();
+    let error = command(&args).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_FAILURE, "{error}");
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let broken = CtlError::Output(io::ErrorKind::BrokenPipe.into());
+    assert_eq!(broken.exit_code(), EXIT_OK);
+    assert_eq!(CtlError::Output(io::ErrorKind::StorageFull.into()).exit_code(), EXIT_FAILURE);
+}
+
+fn fixture() -> WhyJson {
+    let (a, b) = ("018f0000-0000-7000-8000-000000000001", "018f0000-0000-7000-8000-000000000002");
+    let outage = "018f0000-0000-7000-8000-00000000000a";
+    serde_json::from_value(json!({
+        "now_ms": 1_769_860_980_000_u64,
+        "host": {
+            "id": "8a4e3b1c5d6f70819203a4b5c6d7e8f9", "name": "web-1\u{1b}[2J", "state": "down",
+            "cause": "agent-lost", "since_ms": 1_769_860_800_250_u64, "first_seen_ms": 0,
+            "labels": {"zone": "a"}, "os": "linux", "agent_version": "0.1.0", "boot": 12,
+            "generation": 0, "address": "10.0.0.1:4000", "incident": outage, "duplicate": false,
+            "silence_ms": 183_000, "gap_ms": 1_000, "load": null
+        },
+        "detector": {
+            "state": "down", "shard": 3, "boot": 12, "seq": 331, "silence_ms": 183_000,
+            "expected_in_ms": -182_000, "margin_ms": 120.5, "margin_source": "learned",
+            "deadline_in_ms": -181_900, "gap_ms": 1_000, "inter_arrival_mean_ms": 1_000.2,
+            "inter_arrival_deviation_ms": 3.1,
+            "overdue": [{"above_ms": 0.0, "count": 300.0}, {"above_ms": 100.0, "count": 0.4}],
+            "beats_learned": 300.4, "last_overdue_ms": [0.5, -0.2], "late_ms": 1, "mistakes": 2,
+            "probes": {"sent": 3, "of": 3, "unreachable": 3}, "shard_drop_ppm": 120,
+            "shard_lag_ms": 2
+        },
+        "detector_error": null,
+        "incident": {"id": outage, "opened_ms": 1_769_860_799_000_u64},
+        "events": [
+            {"cursor": "c2", "id": b, "type": "host.agent-lost", "at_ms": 1_769_860_800_250_u64,
+             "host": "8a4e3b1c5d6f70819203a4b5c6d7e8f9", "incident": outage, "token": 42,
+             "data": {"event_id": b, "reason": "3 probes, no agent", "silence_ms": 2_300, "verdicts": [
+                {"receiver": "orchestrator", "rule": "all", "verdict": "act"},
+                {"receiver": "audit", "rule": "try", "verdict": "suppress", "reason": "dry run"}]}},
+            {"cursor": "c1", "id": a, "type": "host.suspect", "at_ms": 1_769_860_799_000_u64,
+             "host": "8a4e3b1c5d6f70819203a4b5c6d7e8f9", "incident": outage, "token": 41, "data": {}}
+        ],
+        "events_truncated": true,
+        "deliveries": [
+            {"id": 18, "event": b, "type": "host.agent-lost", "host": null, "incident": outage,
+             "receiver": "orchestrator", "state": "pending", "reason": null, "token": 42,
+             "attempts": 1, "created_ms": 0, "changed_ms": 1_769_860_800_260_u64, "last_outcome": null,
+             "attempt_log": [{"number": 1, "began_ms": 1_000, "ended_ms": 1_120, "status": 503,
+                              "detail": "503 Service Unavailable"}]},
+            {"id": 17, "event": a, "type": "host.suspect", "host": null, "incident": outage,
+             "receiver": "orchestrator", "state": "cancelled", "reason": "host.agent-lost tells more",
+             "token": 41, "attempts": 0, "created_ms": 0, "changed_ms": 0, "last_outcome": null,
+             "attempt_log": []},
+            {"id": 16, "event": "018f0000-0000-7000-8000-000000000000", "type": "host.joined",
+             "host": null, "incident": null, "receiver": "audit", "state": "held",
+             "reason": "paused", "token": 40, "attempts": 0, "created_ms": 0, "changed_ms": 0,
+             "last_outcome": null, "attempt_log": []}
+        ],
+        "deliveries_truncated": false,
+        "doubts": [{"reason": "drops", "shard": 3, "drop_ppm": 120}],
+        "pause": {"until_ms": 1_769_861_000_000_u64, "reason": "switch works"}
+    }))
+    .unwrap()
+}
+
+#[test]
+fn the_story_tells_all_of_it_in_plain_words_and_in_order() {
+    let mut out = Vec::new();
+    story::write(&mut out, &fixture()).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    if std::env::var_os("HEARTWATCH_TEST_SHOW").is_some() {
+        println!("{text}");
+    }
+    let wanted = [
+        "is down since 2026-01-31T12:00:00.250Z, 2m 59s ago",
+        "Its machine is up, but its agent is gone",
+        "outage 018f0000-0000-7000-8000-00000000000a, opened 2026-01-31T11:59:59.000Z",
+        "Last sign of life: 3m 3s ago (life 12 of its agent, datagram 331)",
+        "announced the next beat for 1s after that one: it was expected 3m 2s ago",
+        "may come 120ms late",
+        "learned from its own beats",
+        "Probes: 3 of 3 sent. To 3 its operating system answered",
+        "wrongly suspected 2 times",
+        "shard 3): 0.01%",
+        &format!("{} 300.0", "#".repeat(40)),
+        ". 0.4",
+        "0.5ms -0.2ms",
+        "lost 0.01% of the datagrams of shard 3",
+        "holds all actions until 2026-01-31T12:03:20.000Z: switch works",
+        "older events: heartwatchctl events",
+        "(not over)",
+        "11:59:59.000Z  host.suspect: overdue",
+        "cancelled before anything was sent (delivery 17, since 1970-01-01T00:00:00.000Z), because: host.agent-lost tells more",
+        "12:00:00.250Z  host.agent-lost: its agent is gone",
+        "reason: 3 probes, no agent",
+        "fencing token 42; silence: 2.30s",
+        "rule `all` for orchestrator: send it",
+        "rule `try` for audit: do not send it, because: dry run",
+        "not taken yet, will be tried again",
+        "try 1 at 1970-01-01T00:00:01.000Z: 503 Service Unavailable, after 120ms",
+        "deliveries of older events",
+        "audit: held back",
+        "because: paused",
+    ];
+    let mut from = 0;
+    for line in wanted {
+        let at = text[from..].find(line);
+        from += at.unwrap_or_else(|| panic!("{line}\nis not, or not in its place, in\n{text}"));
+    }
+    assert!(!text.contains('\u{1b}'));
+}
+
+#[test]
+fn the_story_is_told_with_whatever_is_missing() {
+    let mut why = fixture();
+    why.detector = None;
+    why.detector_error = Some("shard 3 did not answer in time".to_owned());
+    why.events.clear();
+    why.deliveries.clear();
+    why.doubts.clear();
+    why.incident = None;
+    why.host.state = State::Pending;
+    why.host.name.clear();
+    let mut out = Vec::new();
+    story::write(&mut out, &why).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    for line in ["without a name", "never been heard", "shard 3 did not", "Nothing is recorded"] {
+        assert!(text.contains(line), "{line}\nis not in\n{text}");
+    }
+    let mut why = fixture();
+    let detector = why.detector.as_mut().unwrap();
+    detector.overdue =
+        vec![crate::control::OverdueBin { above_ms: f64::NAN, count: f64::INFINITY }];
+    detector.margin_ms = f64::MAX;
+    detector.expected_in_ms = Some(i64::MIN);
+    story::write(&mut Vec::new(), &why).unwrap();
+}
