@@ -11,7 +11,7 @@ use crate::store::DeliveryState;
 
 /// Asks and steers a Heartwatch controller.
 #[derive(Debug, Parser)]
-#[command(name = "heartwatchctl", version, about, max_term_width = 100)]
+#[command(name = "heartwatchctl", version, about = "Asks and steers a Heartwatch controller")]
 pub(super) struct Cli {
     #[command(flatten)]
     pub(super) global: Global,

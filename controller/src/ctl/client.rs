@@ -15,8 +15,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::api::problem::{PROBLEM_JSON, Problem};
+use crate::api::problem::PROBLEM_JSON;
 use crate::control::{ImportHost, ImportReport, Redrive, RedriveReport};
+
+mod error;
+mod query;
+
+pub use error::ClientError;
+pub use query::{DeliveriesQuery, EventsQuery, HostsQuery};
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -25,135 +31,9 @@ const TIMEOUT_LONG: Duration = Duration::from_secs(660);
 /// Longest answer that is read, bytes: a page of 1,000 hosts with many labels is far shorter.
 const ANSWER_LEN_MAX: usize = 128 * 1024 * 1024;
 
-/// Why the controller could not be asked, or said no.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Not a URL of an API.
-    #[error("`{url}` is no URL of a controller's API ({message}): write http://HOST:PORT")]
-    Url {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The HTTP client could not be made.
-    #[error("cannot make an HTTP client")]
-    Build(#[source] reqwest::Error),
-    /// Nobody listens there.
-    #[error(
-        "cannot reach a controller at {url}: is it running there (`systemctl status \
-         heartwatch-controller`, or `heartwatch-controller run`)? If it listens elsewhere, say --url \
-         or HEARTWATCH_URL"
-    )]
-    Unreachable {
-        /// Where.
-        url: String,
-        /// What the system said.
-        source: reqwest::Error,
-    },
-    /// It did not answer in time.
-    #[error("the controller at {url} did not answer in time; what was asked may still happen")]
-    TimedOut {
-        /// Where.
-        url: String,
-    },
-    /// The conversation broke.
-    #[error("the conversation with the controller at {url} broke")]
-    Broken {
-        /// Where.
-        url: String,
-        /// How.
-        source: reqwest::Error,
-    },
-    /// The controller said no.
-    #[error("{}: {}", .0.title, .0.detail)]
-    Problem(Box<Problem>),
-    /// Something else answered.
-    #[error(
-        "{url} answered with {status}, but not as a Heartwatch controller does: is it the right URL?"
-    )]
-    Foreign {
-        /// Where.
-        url: String,
-        /// HTTP status.
-        status: u16,
-    },
-    /// The answer has not the expected form.
-    #[error("the controller's answer is not understood: are its version and this one's the same?")]
-    Form(#[source] serde_json::Error),
-    /// A request that changes something was to be made without a token.
-    #[error("this needs the API token")]
-    NoToken,
-    /// The file for a backup cannot be written.
-    #[error("cannot write {path}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
-impl ClientError {
-    /// The controller's own words, if it said no.
-    pub fn problem(&self) -> Option<&Problem> {
-        match self {
-            Self::Problem(problem) => Some(problem),
-            _ => None,
-        }
-    }
-}
-
 /// Makes an answer one of the types of [`crate::api::types`].
 pub fn typed<T: DeserializeOwned>(answer: Value) -> Result<T, ClientError> {
     serde_json::from_value(answer).map_err(ClientError::Form)
-}
-
-/// Which hosts to list.
-#[derive(Clone, Debug, Default)]
-pub struct HostsQuery {
-    /// In one of these states; empty = any.
-    pub states: Vec<String>,
-    /// With all of these labels, `key=value`.
-    pub labels: Vec<String>,
-    /// With this text in the name.
-    pub name: Option<String>,
-    /// Page length.
-    pub limit: Option<u64>,
-    /// `next_page` of the answer before.
-    pub page: Option<String>,
-}
-
-/// Which events to read.
-#[derive(Clone, Debug, Default)]
-pub struct EventsQuery {
-    /// Behind this cursor.
-    pub after: Option<String>,
-    /// Of this host.
-    pub host: Option<String>,
-    /// Page length.
-    pub limit: Option<u64>,
-    /// Wait this long for news, at most 60 s.
-    pub wait: Option<Duration>,
-    /// The newest ones instead; excludes `after`, `limit` and `wait`.
-    pub tail: Option<u64>,
-}
-
-/// Which deliveries to list.
-#[derive(Clone, Debug, Default)]
-pub struct DeliveriesQuery {
-    /// In this state.
-    pub state: Option<String>,
-    /// To this receiver.
-    pub receiver: Option<String>,
-    /// About this host.
-    pub host: Option<String>,
-    /// Of this outage.
-    pub incident: Option<String>,
-    /// With a higher number.
-    pub after: Option<u64>,
-    /// Page length.
-    pub limit: Option<u64>,
 }
 
 type Pairs = Vec<(&'static str, String)>;

@@ -1,0 +1,64 @@
+//! The exposition's form and figures.
+
+use super::*;
+use crate::api::testing::{check_exposition, status};
+use crate::store::DeliveryState;
+use heartwatch_common::time::Wall;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+fn text(shards: &[Arc<ShardMetrics>], delivery: Vec<DeliveryMetricRow>) -> String {
+    let mut status = status();
+    status.doubts.push(Doubt::Store { error: "disk full".to_owned() });
+    let by_receiver = BTreeMap::from([(("a\"b".to_owned(), DeliveryState::Dead), 3)]);
+    let backlog = Backlog { by_receiver, oldest_pending: Some(Wall(1_000)) };
+    let snapshot = Snapshot {
+        status: &status,
+        ready: false,
+        backlog: Some(&backlog),
+        now_ms: 3_500,
+        hosts: [1, 2, 3, 4, 5],
+        shards,
+        delivery,
+    };
+    TextEncoder::new().encode_to_string(&families(&snapshot)).unwrap()
+}
+
+#[test]
+fn the_text_is_sane_and_holds_the_figures() {
+    let shard = ShardMetrics::default();
+    crate::metrics::add(&shard.beats, 90);
+    crate::metrics::add(&shard.beats_lost, 10);
+    shard.reject(Reject::NotRising);
+    for micros in [100_000, 1_200_000, 999_000_000] {
+        shard.detected(micros);
+    }
+    let row = DeliveryMetricRow {
+        receiver: "orchestrator".to_owned(),
+        attempts: vec![("2xx", 4), ("timeout", 1)],
+        retries: 1,
+        ..DeliveryMetricRow::default()
+    };
+    let text = text(&[Arc::new(shard), Arc::default()], vec![row]);
+    check_exposition(&text);
+    for line in [
+        "heartwatch_beats_expected_total{shard=\"0\"} 100",
+        "heartwatch_beats_received_ratio{shard=\"0\"} 0.9",
+        "heartwatch_datagrams_rejected_total{shard=\"0\",reason=\"not_rising\"} 1",
+        "heartwatch_detection_time_seconds_bucket{shard=\"0\",le=\"1.5\"} 2",
+        "heartwatch_detection_time_seconds_bucket{shard=\"0\",le=\"+Inf\"} 3",
+        "heartwatch_delivery_attempts_total{receiver=\"orchestrator\",outcome=\"timeout\"} 1",
+        "heartwatch_deliveries_backlog{receiver=\"a\\\"b\",state=\"dead\"} 3",
+        "heartwatch_delivery_oldest_pending_age_seconds 2.5",
+        "heartwatch_store_writable 0",
+        "heartwatch_doubts{reason=\"store\"} 1",
+        "heartwatch_hosts{state=\"left\"} 5",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn without_shards_and_receivers_the_text_is_still_sane() {
+    check_exposition(&text(&[], Vec::new()));
+}

@@ -1,0 +1,50 @@
+//! What can be asked for.
+
+use std::time::Duration;
+
+/// Which hosts to list.
+#[derive(Clone, Debug, Default)]
+pub struct HostsQuery {
+    /// In one of these states; empty = any.
+    pub states: Vec<String>,
+    /// With all of these labels, `key=value`.
+    pub labels: Vec<String>,
+    /// With this text in the name.
+    pub name: Option<String>,
+    /// Page length.
+    pub limit: Option<u64>,
+    /// `next_page` of the answer before.
+    pub page: Option<String>,
+}
+
+/// Which events to read.
+#[derive(Clone, Debug, Default)]
+pub struct EventsQuery {
+    /// Behind this cursor.
+    pub after: Option<String>,
+    /// Of this host.
+    pub host: Option<String>,
+    /// Page length.
+    pub limit: Option<u64>,
+    /// Wait this long for news, at most 60 s.
+    pub wait: Option<Duration>,
+    /// The newest ones instead; excludes `after`, `limit` and `wait`.
+    pub tail: Option<u64>,
+}
+
+/// Which deliveries to list.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveriesQuery {
+    /// In this state.
+    pub state: Option<String>,
+    /// To this receiver.
+    pub receiver: Option<String>,
+    /// About this host.
+    pub host: Option<String>,
+    /// Of this outage.
+    pub incident: Option<String>,
+    /// With a higher number.
+    pub after: Option<u64>,
+    /// Page length.
+    pub limit: Option<u64>,
+}
