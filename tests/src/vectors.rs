@@ -118,9 +118,9 @@ pub fn encode(vector: &Value, secret: &FleetSecret) -> Result<Vec<u8>> {
         }
         .encode(&header)
         .to_vec(),
-        "probe-reply" => ProbeReply { stamp: stamp(f)?, nonce: bytes(&f["nonce"])? }
-            .encode(&header)
-            .to_vec(),
+        "probe-reply" => {
+            ProbeReply { stamp: stamp(f)?, nonce: bytes(&f["nonce"])? }.encode(&header).to_vec()
+        }
         "ack" => Ack {
             boot: Boot(small(f, "boot")?),
             seq: Seq(small(f, "seq")?),

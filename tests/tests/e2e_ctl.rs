@@ -31,11 +31,7 @@ async fn with_receiver(world: &World, events: &[&str]) -> Result<(Controller, Re
 async fn every_command_that_reads_prints_a_table_and_the_apis_json() {
     story(async |world: &World| {
         let (controller, receiver) = with_receiver(world, &["host.joined"]).await?;
-        let agent = world
-            .agent("db-1")
-            .label("zone", "a")
-            .beats_to(controller.beats())
-            .start()?;
+        let agent = world.agent("db-1").label("zone", "a").beats_to(controller.beats()).start()?;
         receiver.wait(&agent.host().to_string(), "host.joined", PATIENCE).await?;
         let commands: [(&[&str], &str); 8] = [
             (&["status"], "alive"),
@@ -71,10 +67,12 @@ async fn expected_hosts_are_pending_then_missing_and_alive_once_they_say_hello()
         let controller = world.controller().detector("missing_after", "\"2s\"").start().await?;
         let api = controller.api()?;
         let (csv, lines) = (host_id("from-csv"), host_id("from-json"));
-        let file = world.write("hosts.csv", &format!("id,name,labels\n{csv},from-csv,zone=a;rack=r1\n"))?;
+        let file = world
+            .write("hosts.csv", &format!("id,name,labels\n{csv},from-csv,zone=a;rack=r1\n"))?;
         let said = controller.ctl(&["import", &file.to_string_lossy()])?.ok()?;
         ensure!(said.contains('1'), "expected one added, seen {said}");
-        let host = json!({ "id": lines.to_string(), "name": "from-json", "labels": { "zone": "b" } });
+        let host =
+            json!({ "id": lines.to_string(), "name": "from-json", "labels": { "zone": "b" } });
         let file = world.write("hosts.json", &json!([host]).to_string())?;
         let report = controller.ctl(&["import", &file.to_string_lossy(), "--json"])?.json()?;
         ensure!(number(&report, "/added") == 1 && number(&report, "/known") == 0, "{report}");
@@ -285,7 +283,8 @@ async fn following_events_shows_what_happens_from_now_on_across_a_restart() {
         // The API's port must stay for somebody who follows.
         let api_address = controller.url().trim_start_matches("http://").to_owned();
         let text = std::fs::read_to_string(controller.config())?;
-        let text = text.replace("api_listen = \"127.0.0.1:0\"", &format!("api_listen = \"{api_address}\""));
+        let text = text
+            .replace("api_listen = \"127.0.0.1:0\"", &format!("api_listen = \"{api_address}\""));
         std::fs::write(controller.config(), text)?;
         controller.pin_ports()?;
         let mut command = Command::new(binary("heartwatchctl")?);

@@ -14,8 +14,8 @@ const NAME: &str = "a_full_disk_stops_no_beat_is_told_and_loses_nothing";
 
 /// Writes until the file system has no byte left.
 fn fill(path: &Path) -> Result<()> {
-    let mut file = std::fs::File::create(path)
-        .with_context(|| format!("cannot make {}", path.display()))?;
+    let mut file =
+        std::fs::File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
     // Large pieces first, then small ones, so that no page remains.
     for size in [64 * 1024, 4 * 1024, 512, 1] {
         let block = vec![0xa5; size];

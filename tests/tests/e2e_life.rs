@@ -67,7 +67,8 @@ async fn a_host_joins_crashes_is_found_down_comes_back_and_leaves() {
         agent.start()?;
         api.wait_state(host, "alive").await?;
         let kinds = api.kinds_of(host).await?;
-        let wanted = ["host.joined", "host.suspect", "host.agent-lost", "host.recovered", "host.left"];
+        let wanted =
+            ["host.joined", "host.suspect", "host.agent-lost", "host.recovered", "host.left"];
         ensure!(in_order(&kinds, &wanted), "expected {wanted:?} in this order, seen {kinds:?}");
         Ok(())
     })
@@ -75,7 +76,8 @@ async fn a_host_joins_crashes_is_found_down_comes_back_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_falls_silent_is_down_silent_and_the_same_boot_that_returns_says_we_were_wrong() {
+async fn a_host_that_falls_silent_is_down_silent_and_the_same_boot_that_returns_says_we_were_wrong()
+{
     story(async |world: &World| {
         let controller = world.controller().start().await?;
         let api = controller.api()?;

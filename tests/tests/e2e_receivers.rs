@@ -18,7 +18,12 @@ fn check_repeats(calls: &[Call]) -> Result<()> {
     let first = &calls[0];
     for call in calls {
         ensure!(call.verified.is_ok(), "expected a right signature: {call:?}");
-        ensure!(call.id == first.id, "expected one idempotency key, seen {} and {}", first.id, call.id);
+        ensure!(
+            call.id == first.id,
+            "expected one idempotency key, seen {} and {}",
+            first.id,
+            call.id
+        );
         ensure!(call.raw == first.raw, "expected the same bytes on every attempt");
         ensure!(call.id == text(&call.body, "/data/event_id"), "{call:?}");
     }
@@ -47,9 +52,11 @@ async fn a_delivery_arrives_after_its_receiver_heals_whatever_ailed_it() {
         for (name, answer) in ailments {
             let receiver = Receiver::start(&secret).await?;
             receiver.plan(Plan::script([answer.clone(), answer]));
-            setup = setup
-                .receiver_with(name, &receiver.url(), &file, SHORT)
-                .rule(name, &["host.joined"], &[name]);
+            setup = setup.receiver_with(name, &receiver.url(), &file, SHORT).rule(
+                name,
+                &["host.joined"],
+                &[name],
+            );
             receivers.push((name, receiver));
         }
         let controller = setup.start().await?;
@@ -59,7 +66,10 @@ async fn a_delivery_arrives_after_its_receiver_heals_whatever_ailed_it() {
         for (name, receiver) in &receivers {
             receiver.wait(&id, "host.joined", PATIENCE).await.map_err(|e| e.context(*name))?;
             let calls = receiver.calls();
-            ensure!(calls.len() >= 3, "{name}: expected two bad attempts and a good one: {calls:?}");
+            ensure!(
+                calls.len() >= 3,
+                "{name}: expected two bad attempts and a good one: {calls:?}"
+            );
             check_repeats(&calls).map_err(|e| e.context(*name))?;
         }
         ensure!(trap.calls().is_empty(), "expected that no redirect is followed");
@@ -86,9 +96,11 @@ async fn an_answer_of_2xx_counts_however_its_body_goes_on() {
         for (name, answer) in [("huge", Answer::Huge(200)), ("breaks", Answer::CloseMidBody(200))] {
             let receiver = Receiver::start(&secret).await?;
             receiver.plan(Plan::Always(answer));
-            setup = setup
-                .receiver_with(name, &receiver.url(), &file, SHORT)
-                .rule(name, &["host.joined"], &[name]);
+            setup = setup.receiver_with(name, &receiver.url(), &file, SHORT).rule(
+                name,
+                &["host.joined"],
+                &[name],
+            );
             receivers.push(receiver);
         }
         let controller = setup.start().await?;

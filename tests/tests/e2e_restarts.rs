@@ -82,7 +82,8 @@ async fn a_controller_that_stood_still_for_20_s_suspects_nobody_that_was_beating
         let victim = fleet.ids()[VICTIM];
         api.wait_state(victim, "down").await?;
         throughout(Duration::from_secs(5), || async {
-            let mut after = happened(&api, &["host.suspect", "host.down", "host.agent-lost"]).await?;
+            let mut after =
+                happened(&api, &["host.suspect", "host.down", "host.agent-lost"]).await?;
             after.remove(&victim.to_string());
             ensure!(
                 after == before,
@@ -103,8 +104,7 @@ async fn a_restart_forgets_no_host_calls_no_live_one_down_and_finds_those_that_d
     story(async |world: &World| {
         const HOSTS: usize = 60;
         const DEAD: [usize; 3] = [3, 20, 41];
-        let mut controller =
-            world.controller().detector("restart_grace", "\"4s\"").start().await?;
+        let mut controller = world.controller().detector("restart_grace", "\"4s\"").start().await?;
         controller.pin_ports()?;
         let api = controller.api()?;
         let fleet = fleet(world, &controller, HOSTS, Duration::from_millis(500))?;
@@ -117,7 +117,11 @@ async fn a_restart_forgets_no_host_calls_no_live_one_down_and_finds_those_that_d
         let api = controller.api()?;
         let kept: BTreeSet<String> =
             api.hosts().await?.iter().map(|h| text(h, "/name").to_owned()).collect();
-        ensure!(kept == names, "expected every host to be kept, lost {:?}", names.difference(&kept));
+        ensure!(
+            kept == names,
+            "expected every host to be kept, lost {:?}",
+            names.difference(&kept)
+        );
         for n in DEAD {
             api.wait_state(fleet.ids()[n], "down").await?;
         }
@@ -213,7 +217,12 @@ impl Tally<'_> {
                 ensure!(first.raw == call.raw, "{} was sent in two versions", call.id);
             }
             if let Some(id) = by_token.insert((call.host(), call.token()), &call.id) {
-                ensure!(id == call.id, "token {} names two events: {id}, {}", call.token(), call.id);
+                ensure!(
+                    id == call.id,
+                    "token {} names two events: {id}, {}",
+                    call.token(),
+                    call.id
+                );
             }
         }
         Ok(repeats)

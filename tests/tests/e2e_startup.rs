@@ -104,12 +104,19 @@ async fn a_port_in_use_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_cannot_be_read_or_that_everybody_can_read_is_refused() {
     story(async |world: &World| {
-        let missing = world.path("no-such-secret");
-        let line = format!("fleet_secret_file = \"{}\"", missing.display());
-        let config = world.controller().named("missing").top(&line).write()?;
+        let nowhere = world.path("no-such-folder").join("fleet-secret");
+        let line = format!("fleet_secret_file = \"{}\"", nowhere.display());
+        let config = world.controller().named("nowhere").top(&line).write()?;
         let (code, said) = refused(world, "heartwatch-controller", &config).await?;
         ensure!([EXIT_CONFIG, EXIT_FAILURE].contains(&code), "seen exit {code}:\n{said}");
-        ensure!(said.contains("no-such-secret"), "expected the file's name, seen:\n{said}");
+        ensure!(said.contains("no-such-folder"), "expected the file's name, seen:\n{said}");
+
+        let garbage = world.write_secret("garbage", "this is no secret")?;
+        let line = format!("fleet_secret_file = \"{}\"", garbage.display());
+        let config = world.controller().named("garbage").top(&line).write()?;
+        let (code, said) = refused(world, "heartwatch-controller", &config).await?;
+        ensure!([EXIT_CONFIG, EXIT_FAILURE].contains(&code), "seen exit {code}:\n{said}");
+        ensure!(said.contains("garbage"), "expected the file's name, seen:\n{said}");
 
         let config = world.controller().named("open").write()?;
         let secret = world.path("open").join("fleet-secret");
@@ -136,8 +143,7 @@ async fn a_secret_that_cannot_be_read_or_that_everybody_can_read_is_refused() {
 async fn a_webhook_secret_of_the_wrong_form_is_refused_at_start() {
     story(async |world: &World| {
         let file = world.write_secret("hook", "not-a-secret")?;
-        let config =
-            world.controller().receiver("r", "http://127.0.0.1:9/", &file).write()?;
+        let config = world.controller().receiver("r", "http://127.0.0.1:9/", &file).write()?;
         let (code, said) = refused(world, "heartwatch-controller", &config).await?;
         ensure!(code != 0, "expected a refusal, seen exit 0:\n{said}");
         ensure!(said.contains("hook") || said.contains("whsec_"), "expected why, seen:\n{said}");

@@ -28,8 +28,7 @@ fn the_controllers_example_equals_the_defaults() {
 fn the_controllers_example_shows_every_setting() {
     let text = switched_on(&example("controller.toml"));
     let shown: toml::Table = text.parse().unwrap();
-    let all: toml::Table =
-        toml::to_string(&RawConfig::default()).unwrap().parse().unwrap();
+    let all: toml::Table = toml::to_string(&RawConfig::default()).unwrap().parse().unwrap();
     for (key, value) in &all {
         assert!(shown.contains_key(key), "{key} is not shown");
         for inner in value.as_table().into_iter().flat_map(toml::Table::keys) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use heartwatch_common::time::Instant;
+use heartwatch_common::time::{Clock, Instant, SystemClock};
 use heartwatch_tests::world::{
     Agent, Call, Controller, Receiver, World, eventually, now, number, text, throughout,
     webhook_secret,
@@ -149,9 +149,18 @@ impl Demo<'_> {
             .rule("tell", &["host.suspect", "host.left"], &["orchestrator"])
             .start()
             .await?;
-        self.say(&format!("controller: beats on UDP {}, API on {}", controller.beats(), controller.url()));
-        self.say(&format!("receiver:   webhooks on {}, every signature is checked", receiver.url()));
-        self.say("rule:       host.agent-lost is acted on here like host.down, because all five hosts");
+        self.say(&format!(
+            "controller: beats on UDP {}, API on {}",
+            controller.beats(),
+            controller.url()
+        ));
+        self.say(&format!(
+            "receiver:   webhooks on {}, every signature is checked",
+            receiver.url()
+        ));
+        self.say(
+            "rule:       host.agent-lost is acted on here like host.down, because all five hosts",
+        );
         self.say("            are this one machine: its kernel answers for a process that is gone");
         Ok(controller)
     }
@@ -203,12 +212,15 @@ impl Demo<'_> {
         let api = controller.api()?;
         let host = victim.host();
         victim.kill()?;
-        let killed = now();
+        let (killed, killed_wall) = (now(), SystemClock.wall());
         self.say("killed web-1");
         api.wait_event(host, "host.suspect", STEP_MAX).await?;
         self.say("web-1 is suspect: its beat is overdue; the controller probes it now");
         let event = api.wait_event(host, "host.agent-lost", STEP_MAX).await?;
-        let detected = now().since(killed);
+        // By the event's own time: we only looked every now and then.
+        let at_ms = event["at_ms"].as_i64().context("an event has a time")?;
+        let detected_ms = at_ms.saturating_sub(killed_wall.0);
+        let detected = Duration::from_millis(u64::try_from(detected_ms).unwrap_or(0));
         self.say(&format!(
             "web-1 is down, cause agent-lost: no probe was answered by an agent, but the kernel says \
              that nobody listens there; found {:.1} s after the kill",
@@ -308,7 +320,10 @@ impl Demo<'_> {
         let rows = [
             ("detection time (kill to event)", format!("{:.2} s", crash.detected.as_secs_f64())),
             ("kill to failover webhook", format!("{:.2} s", crash.delivered.as_secs_f64())),
-            ("fencing tokens, failover then recovery", format!("{}, {}", crash.token, recovered.token())),
+            (
+                "fencing tokens, failover then recovery",
+                format!("{}, {}", crash.token, recovered.token()),
+            ),
             ("deliveries journaled", deliveries.len().to_string()),
             ("  of which delivered", delivered.to_string()),
             ("attempts", attempts.to_string()),

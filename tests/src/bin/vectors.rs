@@ -12,10 +12,12 @@ fn main() -> Result<()> {
     for (n, vector) in file["vectors"].as_array().into_iter().flatten().enumerate() {
         let bytes = hex::decode(vector["datagram"].as_str().unwrap_or_default())?;
         let name = format!("{n}-{}.bin", vector["kind"].as_str().unwrap_or_default());
-        std::fs::write(corpus.join(&name), bytes).with_context(|| format!("cannot write {name}"))?;
+        std::fs::write(corpus.join(&name), bytes)
+            .with_context(|| format!("cannot write {name}"))?;
     }
     let text = serde_json::to_string_pretty(&file)?;
-    std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    std::fs::write(&path, text + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))?;
     println!("wrote {}", path.display());
     Ok(())
 }

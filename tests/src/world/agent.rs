@@ -109,8 +109,14 @@ impl<'w> AgentSetup<'w> {
         let config = self.write()?;
         let log = self.world.path(format!("agent-{}.log", self.name));
         let state_dir = self.dir().join("state");
-        let mut agent =
-            Agent { name: self.name.clone(), host: self.host, config, log, state_dir, process: None };
+        let mut agent = Agent {
+            name: self.name.clone(),
+            host: self.host,
+            config,
+            log,
+            state_dir,
+            process: None,
+        };
         agent.start()?;
         Ok(agent)
     }

@@ -131,8 +131,7 @@ impl<'w> ControllerSetup<'w> {
 
     /// The config as TOML.
     pub fn config(&self) -> String {
-        let detector: String =
-            self.detector.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
+        let detector: String = self.detector.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
         format!(
             "name = \"{}\"\nlisten = [\"{}\"]\napi_listen = \"{}\"\nstate_dir = \"{}\"\n{}\n\
              [detector]\n{detector}\n{}",
@@ -157,10 +156,7 @@ impl<'w> ControllerSetup<'w> {
             self.world.write_secret("tmpfs-api-token", "0123456789abcdef0123456789abcdef")?;
         }
         if !secret.exists() {
-            heartwatch_common::auth::create_secret_file(
-                &secret,
-                &self.world.secret().to_text(),
-            )?;
+            heartwatch_common::auth::create_secret_file(&secret, &self.world.secret().to_text())?;
         }
         self.world.write(&format!("{}.toml", self.name), &self.config())
     }
@@ -219,9 +215,8 @@ impl Controller {
             None => Command::new(program),
             Some(kib) => {
                 // Every step replaces the process, so its id stays that of the controller.
-                let script = format!(
-                    "mount -t tmpfs -o size={kib}k,mode=0700 tmpfs \"$0\" && exec \"$@\""
-                );
+                let script =
+                    format!("mount -t tmpfs -o size={kib}k,mode=0700 tmpfs \"$0\" && exec \"$@\"");
                 let mut command = Command::new("unshare");
                 command.args(["-m", "sh", "-c", &script]).arg(&self.state_dir).arg(program);
                 command
@@ -494,8 +489,11 @@ impl Api {
             let found =
                 events.iter().rev().find(|e| event_host(e) == id && text(e, "/type") == kind);
             if found.is_none() {
-                let kinds: Vec<_> =
-                    events.iter().filter(|e| event_host(e) == id).map(|e| text(e, "/type")).collect();
+                let kinds: Vec<_> = events
+                    .iter()
+                    .filter(|e| event_host(e) == id)
+                    .map(|e| text(e, "/type"))
+                    .collect();
                 bail!("its events are {kinds:?}");
             }
             Ok(found.cloned())

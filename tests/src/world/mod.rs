@@ -141,9 +141,12 @@ impl Drop for World {
 pub async fn story(test: impl AsyncFnOnce(&World) -> Result<()>) {
     let world = World::new().expect("a temporary folder can be made");
     if let Err(e) = test(&world).await {
-        panic!("{e:#}
+        panic!(
+            "{e:#}
 
-{}", world.logs(60));
+{}",
+            world.logs(60)
+        );
     }
 }
 
@@ -228,8 +231,8 @@ pub fn skip(test: &str, why: &str) {
     eprintln!("SKIPPED {test}: {why}");
     let Some(log) = std::env::var_os("HEARTWATCH_SKIP_LOG") else { return };
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&log);
-    let written =
-        file.and_then(|mut f| std::io::Write::write_all(&mut f, format!("{test}: {why}\n").as_bytes()));
+    let written = file
+        .and_then(|mut f| std::io::Write::write_all(&mut f, format!("{test}: {why}\n").as_bytes()));
     if let Err(e) = written {
         eprintln!("cannot note the skip in {}: {e}", log.display());
     }

@@ -12,7 +12,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Response, StatusCode};
 use base64::Engine;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use heartwatch_common::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -274,11 +274,7 @@ fn verify(secrets: &[String], headers: &HeaderMap, body: &[u8]) -> Result<(), St
     Err(last)
 }
 
-async fn take(
-    State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response<Body> {
+async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response<Body> {
     let Ok(bytes) = axum::body::to_bytes(body, BODY_LEN_MAX).await else {
         return respond(413, Body::empty());
     };
@@ -319,9 +315,13 @@ async fn perform(answer: Answer) -> Response<Body> {
         }
         Answer::Huge(status) => respond(status, Body::from(vec![b'x'; HUGE])),
         Answer::CloseMidBody(status) => {
-            let broken = std::io::Error::other("broken on purpose");
-            let parts = [Ok(Bytes::from_static(b"{\"half\":")), Err(broken)];
-            respond(status, Body::from_stream(stream::iter(parts)))
+            // After a moment, so that status and first half have left.
+            let first = stream::iter([Ok(Bytes::from_static(b"{\"half\":"))]);
+            let broken = stream::once(async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Err(std::io::Error::other("broken on purpose"))
+            });
+            respond(status, Body::from_stream(first.chain(broken)))
         }
         Answer::Conflict(highest) => {
             respond(409, Body::from(json!({ "highest_token": highest }).to_string()))

@@ -9,8 +9,8 @@ use heartwatch_common::id::{Boot, Epoch, HostId, Seq};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, Beat, FLAG_ACK_WANTED, Field, Header, Leave, LeaveReason, Message, Probe, ProbeReply,
-    Stamp,
+    self, Ack, Beat, FLAG_ACK_WANTED, Field, Header, Leave, LeaveReason, Message, Probe,
+    ProbeReply, Stamp,
 };
 
 use super::{World, host_id, now};
@@ -79,13 +79,7 @@ impl Station {
     /// The stamp of the next datagram.
     pub fn stamp(&mut self) -> Stamp {
         self.seq += 1;
-        Stamp {
-            boot: self.boot,
-            seq: Seq(self.seq),
-            sent: now(),
-            gap: self.gap,
-            epoch: self.epoch,
-        }
+        Stamp { boot: self.boot, seq: Seq(self.seq), sent: now(), gap: self.gap, epoch: self.epoch }
     }
 
     /// Seals with its own key.

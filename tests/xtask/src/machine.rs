@@ -71,7 +71,9 @@ pub(crate) fn provide_test_tools() {
     }
     if !may_install() {
         if !python {
-            println!("note: python3 is missing, its test will be skipped: apt-get install -y python3");
+            println!(
+                "note: python3 is missing, its test will be skipped: apt-get install -y python3"
+            );
         }
         if !promtool {
             println!(

@@ -98,7 +98,10 @@ impl Report {
     /// Prints the table, what was skipped, and the closing line.
     pub(crate) fn print(&self) {
         let total = self.total();
-        println!("\n{:<28} {:>9} {:>8} {:>8} {:>8}", "stage", "seconds", "passed", "failed", "skipped");
+        println!(
+            "\n{:<28} {:>9} {:>8} {:>8} {:>8}",
+            "stage", "seconds", "passed", "failed", "skipped"
+        );
         for row in &self.rows {
             let Counts { passed, failed, skipped } = row.counts;
             let mark = if failed > 0 { "  <-- FAILED" } else { "" };

@@ -95,7 +95,12 @@ fn test_stages(report: &mut Report) -> Result<(), String> {
     doc_tests(report)?;
     sim_stage(report)?;
     fuzz_stage(report)?;
-    tests(report, "end-to-end tests", &["--no-fail-fast", "--test", "e2e_*"], &["--test-threads=2"])?;
+    tests(
+        report,
+        "end-to-end tests",
+        &["--no-fail-fast", "--test", "e2e_*"],
+        &["--test-threads=2"],
+    )?;
     let demo = stream(&mut Command::new(build_dir(PROFILE).join("heartwatch-demo")))?;
     report.book("demo", demo.took, one(demo.success));
     Ok(())
@@ -219,7 +224,9 @@ pub(crate) fn fuzz(args: &[String]) -> Result<(), String> {
 /// which only a nightly compiler has.
 fn fuzz_with_coverage(args: &[String]) -> Result<(), String> {
     if !machine::has("c++", "--version") {
-        return Err("libFuzzer is C++. On Debian or Ubuntu: apt-get install -y build-essential".into());
+        return Err(
+            "libFuzzer is C++. On Debian or Ubuntu: apt-get install -y build-essential".into()
+        );
     }
     let seconds = match args {
         [] => "60".to_owned(),
