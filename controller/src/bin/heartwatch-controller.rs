@@ -1,2 +1,145 @@
-//! Placeholder.
-fn main() {}
+//! The daemon: flags → config → run → exit code.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use heartwatch_common::daemon;
+use heartwatch_common::time::SystemClock;
+use heartwatch_controller::app::App;
+use heartwatch_controller::config::{Config, RawConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Where the config file is looked for if none is named.
+const CONFIG_FILE: &str = "/etc/heartwatch/controller.toml";
+
+#[derive(Parser)]
+#[command(name = "heartwatch-controller", version, about)]
+/// Watches a fleet's beats, decides who is down, and delivers the failover.
+struct Cli {
+    /// The config file [default: /etc/heartwatch/controller.toml, if it exists]
+    #[arg(long, short, global = true, env = "HEARTWATCH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run until told to stop (SIGTERM or Ctrl-C).
+    Run,
+    /// Check the configuration and print the effective one.
+    CheckConfig,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Nothing to be done about a closed stdout.
+            e.print().unwrap_or_default();
+            let code = if e.use_stderr() { daemon::EXIT_USAGE } else { daemon::EXIT_OK };
+            return ExitCode::from(code);
+        }
+    };
+    daemon::init_log(log::LevelFilter::Info);
+    let named = cli.config.or_else(|| {
+        let usual = Path::new(CONFIG_FILE);
+        usual.exists().then(|| usual.to_owned())
+    });
+    let checked = RawConfig::load(named.as_deref()).and_then(|raw| Ok((raw.check()?, raw)));
+    let (config, raw) = match checked {
+        Ok(both) => both,
+        Err(e) => {
+            log::error!("{:#}", anyhow::Error::from(e));
+            return ExitCode::from(daemon::EXIT_CONFIG);
+        }
+    };
+    ExitCode::from(match cli.command {
+        Command::CheckConfig => check_config(&raw),
+        Command::Run => run(config),
+    })
+}
+
+fn check_config(raw: &RawConfig) -> u8 {
+    match toml::to_string_pretty(raw) {
+        Ok(text) => {
+            use std::io::Write;
+            // Nothing to be done about a closed stdout.
+            std::io::stdout().write_all(text.as_bytes()).unwrap_or_default();
+            daemon::EXIT_OK
+        }
+        Err(e) => {
+            log::error!("cannot print the configuration: {e}");
+            daemon::EXIT_FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> u8 {
+    daemon::init_log(config.log_level);
+    for receiver in config.receivers.values().filter(|r| r.secret_file.is_none()) {
+        log::warn!(
+            "receiver {} has no secret_file: what it gets is not signed, so it can't tell a true \
+             failover from a forged one",
+            receiver.name
+        );
+    }
+    if config.rules.is_empty() {
+        log::warn!("there are no rules: hosts are watched, but nobody is told");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            log::error!("cannot start the run time: {e}");
+            return daemon::EXIT_FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        let mut app = match App::start(config, Arc::new(SystemClock)).await {
+            Ok(app) => app,
+            Err(e) => {
+                let code = e.exit_code();
+                log::error!("{:#}", anyhow::Error::from(e));
+                return code;
+            }
+        };
+        let code = tokio::select! {
+            failure = app.failed() => {
+                log::error!("{:#}", anyhow::Error::from(failure));
+                daemon::EXIT_FAILURE
+            }
+            () = told_to_stop() => daemon::EXIT_OK,
+        };
+        app.stop().await;
+        code
+    })
+}
+
+/// Waits for SIGTERM or SIGINT. SIGHUP is no reason to stop: settings are read at start.
+async fn told_to_stop() {
+    let signals = (|| {
+        std::io::Result::Ok((
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+        ))
+    })();
+    let (mut term, mut interrupt, mut hangup) = match signals {
+        Ok(signals) => signals,
+        Err(e) => {
+            log::error!("cannot wait for signals: {e}");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => return,
+            _ = interrupt.recv() => return,
+            _ = hangup.recv() => {
+                log::warn!("SIGHUP: the controller reads its settings at start; restart it");
+            }
+        }
+    }
+}

@@ -143,13 +143,16 @@ impl Doubt {
     }
 
     /// Judges a host whose next beat was expected at `expected` with a margin, whose gaps are about
-    /// `gap`, as of the watermark `seen` (everything up to it has been read).
+    /// `gap`, as of the watermark `seen` (everything up to it has been read), and which has been excused
+    /// since `excused_since`. That, not its deadline, is where `doubt_max` counts from: after a long stop
+    /// every deadline is long past, and everybody deserves a chance to be heard again.
     pub fn judge(
         &mut self,
         expected: Instant,
         gap: Duration,
         margin: Duration,
         seen: Instant,
+        excused_since: Option<Instant>,
     ) -> Excuse {
         if self.dropped_until < expected {
             return Excuse::None;
@@ -167,7 +170,7 @@ impl Doubt {
             from = if from == expected { expected + Duration::from_nanos(1) } else { from + span };
             to = from + span + margin;
         }
-        if seen.since(expected + margin) >= self.doubt_max {
+        if excused_since.is_some_and(|since| seen.since(since) >= self.doubt_max) {
             self.blind = true;
             return Excuse::Exhausted;
         }
@@ -186,24 +189,39 @@ mod tests {
         Instant::from_millis(n * 1_000)
     }
 
-    /// A doubt that saw `share` of datagrams dropped in every quarter of a second up to `until`.
-    fn dropping(per_mille: u64, until: u64) -> Doubt {
-        let mut doubt = Doubt::new(s(0), 30 * SECOND);
-        for q in 1..=until * 4 {
-            doubt.record(Instant::from_millis(q * 250), 1_000 - per_mille, per_mille);
-        }
+    /// A doubt that saw so many of 1,000 datagrams dropped in every quarter of a second up to `until`.
+    fn dropping(per_mille: u64, until: u64, doubt_max: u64) -> Doubt {
+        let mut doubt = Doubt::new(s(0), Duration::from_secs(doubt_max));
+        quarters(&mut doubt, 0, until, per_mille);
         doubt
     }
 
+    fn quarters(doubt: &mut Doubt, from: u64, to: u64, per_mille: u64) {
+        for q in from * 4 + 1..=to * 4 {
+            doubt.record(Instant::from_millis(q * 250), 1_000 - per_mille, per_mille);
+        }
+    }
+
+    fn judge(doubt: &mut Doubt, expected: u64, seen: u64) -> Excuse {
+        doubt.judge(s(expected), SECOND, MARGIN, s(seen), None)
+    }
+
     /// Seconds of silence until a host expected at 10 s is convicted (or excuses end).
-    fn convicted_after(mut doubt: Doubt, per_mille: u64) -> (u64, Excuse) {
-        for q in 40..800 {
+    fn convicted_after(per_mille: u64, doubt_max: u64) -> (u64, Excuse) {
+        let mut doubt = dropping(per_mille, 10, doubt_max);
+        let mut since = None;
+        for q in 41..800 {
             let now = Instant::from_millis(q * 250);
             doubt.record(now, 1_000 - per_mille, per_mille);
-            match doubt.judge(s(10), SECOND, MARGIN, now) {
-                Excuse::Until(at) => assert!(at > now),
-                done if now >= s(10) + MARGIN => return (q / 4 - 10, done),
-                _ => {}
+            if now < s(10) + MARGIN {
+                continue;
+            }
+            match doubt.judge(s(10), SECOND, MARGIN, now, since) {
+                Excuse::Until(at) => {
+                    assert!(at > now);
+                    since = since.or(Some(now));
+                }
+                done => return (q / 4 - 10, done),
             }
         }
         panic!("excused for ever");
@@ -211,67 +229,67 @@ mod tests {
 
     #[test]
     fn without_drops_one_missed_beat_is_enough() {
-        assert_eq!(convicted_after(dropping(0, 10), 0), (0, Excuse::None));
+        assert_eq!(convicted_after(0, 30), (0, Excuse::None));
     }
 
     #[test]
     fn the_fair_chance_grows_with_the_drop_share() {
         // −ln 0.01 = 4.6: four beats; at one beat per 1.5 s at the worst.
-        let (one_percent, verdict) = convicted_after(dropping(10, 10), 10);
+        let (one_percent, verdict) = convicted_after(10, 30);
         assert_eq!(verdict, Excuse::None);
         assert!((3..=6).contains(&one_percent), "{one_percent}");
         // −ln 0.5 = 0.69: twenty-one beats.
-        let (half, verdict) = convicted_after(dropping(500, 10), 500);
+        let (half, verdict) = convicted_after(500, 60);
         assert_eq!(verdict, Excuse::None);
-        assert!((20..=31).contains(&half), "{half}");
+        assert!((20..=32).contains(&half), "{half}");
     }
 
     #[test]
     fn a_flood_excuses_for_doubt_max_and_no_longer() {
-        let (after, verdict) = convicted_after(dropping(950, 10), 950);
+        let (after, verdict) = convicted_after(950, 30);
         assert_eq!(verdict, Excuse::Exhausted);
         assert!((30..=31).contains(&after), "{after}");
     }
 
     #[test]
     fn drops_before_the_expected_beat_excuse_nothing() {
-        let mut doubt = dropping(900, 9);
-        doubt.record(s(11), 1_000, 0);
-        assert_eq!(doubt.judge(s(10), SECOND, MARGIN, s(11)), Excuse::None);
+        let mut doubt = dropping(900, 9, 30);
+        quarters(&mut doubt, 9, 11, 0);
+        assert_eq!(judge(&mut doubt, 10, 11), Excuse::None);
     }
 
     #[test]
     fn after_a_stop_with_drops_one_clean_span_convicts() {
-        let mut doubt = dropping(0, 10);
-        // Stopped for 20 s: the buffer kept 100 of 20 000.
-        doubt.record(s(30), 100, 19_900);
-        assert!(matches!(doubt.judge(s(10), SECOND, MARGIN, s(30)), Excuse::Until(_)));
-        for q in 121..=140 {
-            doubt.record(Instant::from_millis(q * 250), 1_000, 0);
-        }
-        assert_eq!(doubt.judge(s(10), SECOND, MARGIN, s(35)), Excuse::None);
-        assert!(doubt.dropped_after(s(20)) && !doubt.dropped_after(s(31)));
+        let mut doubt = dropping(0, 10, 30);
+        // Stopped for a minute: the buffer kept 100 of 60 000. Nobody is judged by that minute.
+        doubt.record(s(70), 100, 59_900);
+        assert!(matches!(judge(&mut doubt, 10, 70), Excuse::Until(_)));
+        quarters(&mut doubt, 70, 75, 0);
+        assert_eq!(judge(&mut doubt, 10, 75), Excuse::None);
+        assert!(doubt.dropped_after(s(20)) && !doubt.dropped_after(s(71)));
     }
 
     #[test]
     fn what_is_missing_after_an_own_stall_counts_as_lost() {
         // 4 000 datagrams a second; then a minute's stop that leaves ten in the mailbox.
-        let mut doubt = dropping(0, 60);
+        let mut doubt = dropping(0, 60, 30);
         doubt.record(s(120), 10, 0);
-        assert!(matches!(doubt.judge(s(61), SECOND, MARGIN, s(120)), Excuse::Until(_)));
-        let mut heard = dropping(0, 60);
+        assert!(matches!(judge(&mut doubt, 61, 120), Excuse::Until(_)));
+        let mut heard = dropping(0, 60, 30);
         heard.record(s(120), 239_000, 0);
-        assert_eq!(heard.judge(s(61), SECOND, MARGIN, s(120)), Excuse::None);
+        assert_eq!(judge(&mut heard, 61, 120), Excuse::None);
     }
 
     #[test]
     fn blindness_ends_when_the_sockets_have_been_quiet() {
-        let mut doubt = dropping(950, 60);
-        assert_eq!(doubt.judge(s(10), SECOND, MARGIN, s(60)), Excuse::Exhausted);
+        let mut doubt = dropping(950, 60, 30);
+        let since = Some(s(20));
+        let verdict = doubt.judge(s(10), SECOND, MARGIN, s(60), since);
+        assert_eq!(verdict, Excuse::Exhausted);
         assert!(doubt.is_blind());
-        doubt.record(s(64), 1_000, 0);
+        quarters(&mut doubt, 60, 64, 0);
         assert!(doubt.is_blind());
-        doubt.record(s(66), 1_000, 0);
+        quarters(&mut doubt, 64, 66, 0);
         assert!(!doubt.is_blind());
     }
 }

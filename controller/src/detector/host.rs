@@ -73,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) other_until: Instant,
     pub(crate) duplicate: bool,
     pub(crate) missing_reported: bool,
+    /// Since when own losses excuse its silence.
+    pub(crate) excused_since: Option<Instant>,
     /// Which key its last proof of life was sealed under; `None` since the controller's start.
     pub(crate) key: Option<(KeyId, Generation)>,
     /// Which of the shard's sockets its last proof of life came in by.

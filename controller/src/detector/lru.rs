@@ -124,7 +124,8 @@ impl Rows {
         self.links[slot as usize] = UNFILED;
     }
 
-    /// Takes out one slot that is due at `at`, if there is one.
+    /// Takes out one slot that is due at `at`, if there is one. File what is not over yet again only
+    /// when no more is due: row 0 waits for nothing, so it would be due at once.
     pub fn pop_due(&mut self, at: Instant) -> Option<u32> {
         let links = &self.links;
         let due = self.rows.iter().find_map(|row| {
@@ -225,13 +226,13 @@ mod tests {
                     }
                     _ => {
                         now = now + Duration::from_millis(n);
-                        let mut expired = Vec::new();
+                        let (mut expired, mut again) = (Vec::new(), Vec::new());
                         while let Some(slot) = rows.pop_due(now) {
-                            if naive[&slot] <= now {
-                                expired.push(slot);
-                            } else {
-                                rows.file(slot, naive[&slot], now);
-                            }
+                            let over = naive[&slot] <= now;
+                            if over { &mut expired } else { &mut again }.push(slot);
+                        }
+                        for slot in again {
+                            rows.file(slot, naive[&slot], now);
                         }
                         expired.sort_unstable();
                         let wanted: Vec<u32> =

@@ -154,7 +154,12 @@ pub struct Detector {
     fleet: PriorLearner,
     since_prior: u32,
     alive: u64,
+    /// What slots are filed by: the newest watermark. It never falls, and a deadline is looked at when
+    /// the *watermark* has passed it, so filing by `now` would look late whenever reading lags behind.
+    clock: Instant,
     dice: u64,
+    /// Room for slots to be filed again after a pass.
+    again: Vec<(u32, Instant)>,
 }
 
 impl Detector {
@@ -173,7 +178,9 @@ impl Detector {
             fleet: PriorLearner::default(),
             since_prior: 0,
             alive: 0,
+            clock: now,
             dice: seed | 1,
+            again: Vec::new(),
         }
     }
 
@@ -291,6 +298,7 @@ impl Detector {
             other_until: Instant(0),
             duplicate: known.duplicate,
             missing_reported: known.missing_reported,
+            excused_since: None,
             key: None,
             listen: 0,
             live: known.live,
@@ -299,7 +307,7 @@ impl Detector {
         self.hosts[slot as usize] = Some(host);
         self.index.insert(known.id, slot);
         if let Some(due) = due {
-            self.rows.file(slot, due, now);
+            self.rows.file(slot, due, self.clock);
         }
         Some(slot)
     }
@@ -364,7 +372,6 @@ impl Detector {
         &mut self,
         slot: u32,
         proof: &Proof<'_>,
-        now: Instant,
         turns: &mut Vec<Transition>,
     ) -> Observed {
         let evidence = match self.host(slot).state {
@@ -411,6 +418,7 @@ impl Detector {
         h.deadline = h.expected + h.learned.margin(&settings.patience).0;
         h.last_arrival = Some(arrival);
         h.missing_reported = false;
+        h.excused_since = None;
         observed.moved = h.address != Some(proof.from);
         h.address = Some(proof.from);
         h.live.beat(arrival, h.gap.as_micros() as u64);
@@ -435,10 +443,10 @@ impl Detector {
             observed.mistake = Some(state);
         }
         if state == State::Alive {
-            self.rows.hasten(slot, deadline, now);
+            self.rows.hasten(slot, deadline, self.clock);
         } else {
             self.confirm.end(slot);
-            self.rows.file(slot, deadline, now);
+            self.rows.file(slot, deadline, self.clock);
             self.set_state(slot, State::Alive);
         }
         self.since_prior += 1;
@@ -471,7 +479,7 @@ impl Detector {
     ) {
         if self.host(slot).state != State::Left {
             let before = turns.len();
-            self.observe(slot, proof, now, turns);
+            self.observe(slot, proof, turns);
             // The goodbye says all: whatever it proved on the way is not worth a word of its own.
             turns.truncate(before);
         } else {
@@ -482,7 +490,7 @@ impl Detector {
         self.set_state(slot, State::Left);
         let forget = now + self.settings.forget_after;
         self.host_mut(slot).deadline = forget;
-        self.rows.file(slot, forget, now);
+        self.rows.file(slot, forget, self.clock);
         let evidence = self.evidence(slot, proof.arrival);
         let turn = Turn::Left { reason: leave.reason, expected: leave.expected };
         turns.push(self.turn(slot, turn, proof.arrival, evidence));
@@ -507,14 +515,19 @@ impl Detector {
         now: Instant,
         out: &mut Vec<Judged>,
     ) {
+        self.clock = self.clock.max(seen);
+        let seen = self.clock;
+        let mut again = std::mem::take(&mut self.again);
         while let Some(slot) = self.rows.pop_due(seen) {
             let deadline = self.host(slot).deadline;
             if deadline > seen {
-                self.rows.file(slot, deadline, now);
+                again.push((slot, deadline));
                 continue;
             }
             match self.host(slot).state {
-                State::Alive | State::Suspect => self.overdue(slot, seen, now, out),
+                State::Alive | State::Suspect => {
+                    again.extend(self.overdue(slot, seen, now, out).map(|at| (slot, at)));
+                }
                 State::Pending => {
                     let h = self.host_mut(slot);
                     h.missing_reported = true;
@@ -526,12 +539,16 @@ impl Detector {
                     // Asked again in an hour, should the registry not have forgotten it by then.
                     let again = now + Duration::from_secs(3_600);
                     self.host_mut(slot).deadline = again;
-                    self.rows.file(slot, again, now);
+                    self.rows.file(slot, again, self.clock);
                     let turn = self.turn(slot, Turn::Forgettable, now, Evidence::default());
                     out.push(Judged::Turn(turn));
                 }
             }
         }
+        for (slot, at) in again.drain(..) {
+            self.rows.file(slot, at, self.clock);
+        }
+        self.again = again;
         while let Some(step) = self.confirm.step(now, seen.min(seen_probes)) {
             match step {
                 Step::Probe { slot, number, nonce } => {
@@ -545,17 +562,25 @@ impl Detector {
         }
     }
 
-    fn overdue(&mut self, slot: u32, seen: Instant, now: Instant, out: &mut Vec<Judged>) {
+    /// Judges a host whose deadline has passed. `Some`: excused until then.
+    fn overdue(
+        &mut self,
+        slot: u32,
+        seen: Instant,
+        now: Instant,
+        out: &mut Vec<Judged>,
+    ) -> Option<Instant> {
         let h = self.host(slot);
         let (expected, gap, restored) = (h.expected, h.gap, h.state == State::Suspect);
         let margin = self.margin(h).0;
-        let in_doubt = match self.doubt.judge(expected, gap, margin, seen) {
+        let excused_since = h.excused_since;
+        let in_doubt = match self.doubt.judge(expected, gap, margin, seen, excused_since) {
             Excuse::None => false,
             Excuse::Exhausted => true,
             Excuse::Until(at) => {
-                self.rows.file(slot, at, now);
+                self.host_mut(slot).excused_since = Some(excused_since.unwrap_or(seen));
                 out.push(Judged::Excused);
-                return;
+                return Some(at);
             }
         };
         let mut nonce = [0; 16];
@@ -569,6 +594,7 @@ impl Detector {
         if !restored {
             out.push(Judged::Turn(self.turn(slot, Turn::Suspect, now, evidence)));
         }
+        None
     }
 
     fn down(&mut self, slot: u32, cause: Cause, now: Instant, out: &mut Vec<Judged>) {
@@ -579,7 +605,7 @@ impl Detector {
         self.set_state(slot, State::Down);
         let forget = now + self.settings.forget_after;
         self.host_mut(slot).deadline = forget;
-        self.rows.file(slot, forget, now);
+        self.rows.file(slot, forget, self.clock);
         out.push(Judged::Turn(self.turn(slot, Turn::Down(cause), now, evidence)));
     }
 

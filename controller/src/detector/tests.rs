@@ -1,1 +1,340 @@
+use super::*;
+use heartwatch_common::id::{Epoch, Seq};
+use heartwatch_common::wire::LeaveReason;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::view::LiveCell;
+
+const MARGIN: Duration = Duration::from_millis(500);
+const SPACING: Duration = Duration::from_millis(200);
+
+/// Floor and ceiling of the margin are one: what is learned is tested in `timeout`, not here.
+fn settings() -> Settings {
+    Settings {
+        patience: Patience { cost_s: 1e5, min: MARGIN, max: MARGIN },
+        gap_max: Duration::from_secs(60),
+        plan: ProbePlan { probes: 3, spacing: SPACING, rate_max: 1_000_000 },
+        doubt_max: Duration::from_secs(30),
+        restart_grace: Duration::from_secs(10),
+        missing_after: Duration::from_secs(60),
+        forget_after: Duration::from_secs(3_600),
+    }
+}
+
+fn ms(n: u64) -> Instant {
+    Instant::from_millis(n)
+}
+
+fn id(n: u8) -> HostId {
+    HostId([n; 16])
+}
+
+fn known(n: u8, state: State) -> Known {
+    Known {
+        id: id(n),
+        state,
+        boot: Boot(if state == State::Pending { 0 } else { 1 }),
+        generation: Default::default(),
+        address: Some("127.0.0.1:9".parse().unwrap()),
+        in_state: Duration::ZERO,
+        missing_reported: false,
+        duplicate: false,
+        live: Arc::new(LiveCell::default()),
+    }
+}
+
+struct World {
+    detector: Detector,
+    seqs: BTreeMap<u8, u32>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { detector: Detector::new(settings(), 1, ms(0)), seqs: BTreeMap::new() }
+    }
+
+    /// A beat of host `n` that arrives at `at`; its agent's clock runs with ours.
+    fn beat(&mut self, n: u8, boot: u32, at: Instant, gap: Duration) -> Vec<Turn> {
+        self.proof(n, boot, at, gap, false)
+    }
+
+    fn proof(&mut self, n: u8, boot: u32, at: Instant, gap: Duration, rebase: bool) -> Vec<Turn> {
+        let seq = self.seqs.entry(n).or_default();
+        *seq += 1;
+        let stamp = Stamp { boot: Boot(boot), seq: Seq(*seq), sent: at, gap, epoch: Epoch(1) };
+        let proof = Proof {
+            stamp: &stamp,
+            arrival: at,
+            from: "127.0.0.1:9".parse().unwrap(),
+            late_ms: 0,
+            load: None,
+            rebase,
+        };
+        let slot = self.detector.slot(id(n)).unwrap();
+        let mut turns = Vec::new();
+        self.detector.observe(slot, &proof, &mut turns);
+        turns.into_iter().map(|t| t.turn).collect()
+    }
+
+    fn leave(&mut self, n: u8, boot: u32, at: Instant) -> Vec<Turn> {
+        let seq = self.seqs.entry(n).or_default();
+        *seq += 1;
+        let gap = Duration::from_secs(1);
+        let stamp = Stamp { boot: Boot(boot), seq: Seq(*seq), sent: at, gap, epoch: Epoch(1) };
+        let leave = Leave { stamp, reason: LeaveReason::Shutdown, expected: Duration::ZERO };
+        let proof = Proof {
+            stamp: &stamp,
+            arrival: at,
+            from: "127.0.0.1:9".parse().unwrap(),
+            late_ms: 0,
+            load: None,
+            rebase: false,
+        };
+        let slot = self.detector.slot(id(n)).unwrap();
+        let mut turns = Vec::new();
+        self.detector.leave(slot, &leave, &proof, at, &mut turns);
+        turns.into_iter().map(|t| t.turn).collect()
+    }
+
+    /// Judges at every millisecond of a span; answers (ms, turn).
+    fn judge(&mut self, from: u64, to: u64) -> Vec<(u64, Turn)> {
+        let mut turns = Vec::new();
+        let mut out = Vec::new();
+        for at in from..=to {
+            self.detector.judge(ms(at), ms(at), ms(at), &mut out);
+            turns.extend(out.drain(..).filter_map(|j| match j {
+                Judged::Turn(t) => Some((at, t.turn)),
+                _ => None,
+            }));
+        }
+        turns
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_silent_host_is_suspect_after_its_margin_and_down_after_its_probes() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Pending), ms(0));
+    assert_eq!(w.beat(1, 5, ms(1_000), SECOND), [Turn::Joined]);
+    let turns = w.judge(1_000, 5_000);
+    assert_eq!(turns, [(2_500, Turn::Suspect), (3_100, Turn::Down(Cause::Silent))]);
+    assert_eq!(w.beat(1, 5, ms(6_000), SECOND), [Turn::Recovered { same_boot: true }]);
+    w.detector.check();
+}
+
+#[test]
+fn one_lost_beat_alone_never_makes_a_down_while_probes_are_answered() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Pending), ms(0));
+    w.beat(1, 5, ms(1_000), SECOND);
+    assert_eq!(w.judge(1_000, 2_600), [(2_500, Turn::Suspect)]);
+    // The probe that went out at 2 500 is answered; the lost beat's successor comes at 3 000.
+    assert_eq!(
+        w.beat(1, 5, ms(2_610), Duration::from_millis(390)),
+        [Turn::Recovered { same_boot: true }]
+    );
+    w.beat(1, 5, ms(3_000), SECOND);
+    assert_eq!(w.judge(2_611, 4_400), []);
+}
+
+#[test]
+fn a_beat_between_two_probes_ends_the_suspicion() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.beat(1, 1, ms(100), SECOND);
+    assert_eq!(w.judge(101, 2_100).len(), 1);
+    assert_eq!(w.detector.probing(), 1);
+    w.beat(1, 1, ms(2_150), SECOND);
+    assert_eq!((w.detector.probing(), w.judge(2_151, 3_600)), (0, vec![]));
+}
+
+#[test]
+fn a_new_boot_starts_with_a_new_clock_but_keeps_the_host() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.beat(1, 1, ms(100), SECOND);
+    assert_eq!(w.beat(1, 2, ms(900), SECOND), [Turn::Restarted]);
+    // A stale estimate of the old clock would judge it by the wrong expectation.
+    assert_eq!(w.judge(900, 2_399), []);
+    assert_eq!(w.judge(2_400, 2_400), [(2_400, Turn::Suspect)]);
+}
+
+#[test]
+fn two_boots_that_both_answer_are_a_duplicate_once() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.beat(1, 1, ms(100), SECOND);
+    assert_eq!(w.beat(1, 9, ms(200), SECOND), [Turn::Restarted]);
+    let back = w.proof(1, 1, ms(300), SECOND, true);
+    assert_eq!(back, [Turn::Restarted, Turn::Duplicate { other: Boot(9) }]);
+    assert_eq!(w.beat(1, 9, ms(400), SECOND), [Turn::Restarted]);
+}
+
+#[test]
+fn a_goodbye_is_never_followed_by_a_suspicion() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.beat(1, 1, ms(100), SECOND);
+    assert!(matches!(w.leave(1, 1, ms(500))[..], [Turn::Left { .. }]));
+    assert_eq!(w.leave(1, 1, ms(550)), [], "said twice, told once");
+    assert_eq!(w.judge(551, 60_000), []);
+    assert_eq!(w.beat(1, 2, ms(61_000), SECOND), [Turn::Restarted]);
+}
+
+#[test]
+fn known_hosts_get_a_spread_out_second_chance_after_a_restart() {
+    let mut w = World::new();
+    for n in 0..50 {
+        let mut host = known(n, State::Alive);
+        host.id.0[12] = n.wrapping_mul(5);
+        w.detector.register(host, ms(0));
+    }
+    let turns = w.judge(0, 12_000);
+    let suspects: Vec<u64> =
+        turns.iter().filter(|(_, t)| *t == Turn::Suspect).map(|(at, _)| *at).collect();
+    assert_eq!(suspects.len(), 50);
+    assert!(suspects[0] >= 5_000 && suspects[49] <= 10_500, "{suspects:?}");
+    assert!(suspects[40] - suspects[10] > 1_000, "{suspects:?}");
+}
+
+#[test]
+fn a_suspect_of_before_the_restart_is_not_told_twice() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Suspect), ms(0));
+    let turns: Vec<Turn> = w.judge(0, 12_000).into_iter().map(|t| t.1).collect();
+    assert_eq!(turns, [Turn::Down(Cause::Silent)]);
+}
+
+#[test]
+fn an_expected_host_goes_missing_once_and_may_still_come() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Pending), ms(0));
+    assert_eq!(w.judge(0, 200_000), [(60_000, Turn::Missing)]);
+    assert_eq!(w.beat(1, 3, ms(200_001), SECOND), [Turn::Joined]);
+}
+
+#[test]
+fn the_dead_are_offered_to_be_forgotten() {
+    let mut w = World::new();
+    let mut host = known(1, State::Down);
+    host.in_state = Duration::from_secs(3_590);
+    w.detector.register(host, ms(0));
+    assert_eq!(w.judge(0, 20_000), [(10_000, Turn::Forgettable)]);
+    assert!(w.detector.remove(id(1)) && !w.detector.remove(id(1)));
+    w.detector.check();
+}
+
+#[test]
+fn nobody_is_judged_beyond_the_watermark() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.beat(1, 1, ms(100), SECOND);
+    let mut out = Vec::new();
+    // An hour has passed, but everything since 1 599 ms lies unread.
+    w.detector.judge(ms(1_599), ms(1_599), ms(3_600_000), &mut out);
+    assert_eq!(out, []);
+    w.detector.judge(ms(1_600), ms(1_600), ms(3_600_000), &mut out);
+    assert!(!out.is_empty());
+}
+
+#[test]
+fn nothing_is_learned_from_a_gap_that_own_drops_explain() {
+    let learned = |dropped: u64| {
+        let mut w = World::new();
+        w.detector.register(known(1, State::Alive), ms(0));
+        w.beat(1, 1, ms(100), SECOND);
+        w.detector.heard(ms(3_000), 10, dropped);
+        w.beat(1, 1, ms(4_100), SECOND);
+        let slot = w.detector.slot(id(1)).unwrap();
+        let why = w.detector.why(slot, 0, ms(4_100), Duration::ZERO);
+        why.overdue.iter().map(|b| b.count).sum::<f64>()
+    };
+    assert!(learned(0) > 0.5);
+    assert_eq!(learned(5), 0.0);
+}
+
+/// The detector as anybody would write it: a map and a loop.
+#[derive(Default)]
+struct Naive {
+    hosts: BTreeMap<u8, NaiveHost>,
+}
+
+struct NaiveHost {
+    state: State,
+    deadline: u64,
+    /// Probes sent, and when the next step is due.
+    probing: Option<(u8, u64)>,
+}
+
+impl Naive {
+    fn beat(&mut self, n: u8, at: u64, gap: u64) {
+        let deadline = at + gap + 500;
+        self.hosts.insert(n, NaiveHost { state: State::Alive, deadline, probing: None });
+    }
+
+    fn judge(&mut self, at: u64) {
+        for host in self.hosts.values_mut() {
+            if host.state == State::Alive && host.deadline <= at {
+                host.state = State::Suspect;
+                host.probing = Some((0, at));
+            }
+            while let Some((sent, due)) = host.probing.filter(|(_, due)| *due <= at) {
+                if sent == 3 {
+                    host.state = State::Down;
+                    host.probing = None;
+                } else {
+                    host.probing = Some((sent + 1, at.max(due) + 200));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_detector_does_what_a_map_and_a_loop_do(
+        ops in proptest::collection::vec((0..5u8, 0..8u8, 1..4_000u64), 1..150)
+    ) {
+        let mut w = World::new();
+        let mut naive = Naive::default();
+        let mut now = 1_000;
+        for n in 0..8 {
+            w.detector.register(known(n, State::Pending), ms(now));
+        }
+        let mut out = Vec::new();
+        for (op, n, x) in ops {
+            match op {
+                0 | 1 => {
+                    if w.detector.slot(id(n)).is_none() {
+                        w.detector.register(known(n, State::Pending), ms(now));
+                    }
+                    w.beat(n, 1, ms(now), Duration::from_millis(x));
+                    naive.beat(n, now, x);
+                }
+                2 | 3 => {
+                    now += x;
+                    w.detector.judge(ms(now), ms(now), ms(now), &mut out);
+                    naive.judge(now);
+                }
+                _ => {
+                    if x % 2 == 0 && naive.hosts.contains_key(&n) {
+                        w.leave(n, 1, ms(now));
+                        let gone = NaiveHost { state: State::Left, deadline: 0, probing: None };
+                        naive.hosts.insert(n, gone);
+                    } else {
+                        w.detector.remove(id(n));
+                        naive.hosts.remove(&n);
+                    }
+                }
+            }
+            w.detector.check();
+            for (n, host) in &naive.hosts {
+                prop_assert_eq!(w.detector.state(id(*n)), Some(host.state), "host {} at {}", n, now);
+            }
+        }
+    }
+}

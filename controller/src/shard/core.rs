@@ -229,7 +229,7 @@ impl ShardCore {
             inc(&m.leaves);
             self.detector.leave(slot, leave, &proof, now, &mut turns);
         } else {
-            let observed = self.detector.observe(slot, &proof, now, &mut turns);
+            let observed = self.detector.observe(slot, &proof, &mut turns);
             inc(&m.beats);
             add(&m.beats_lost, u64::from(observed.lost));
             match observed.mistake {

@@ -1,1 +1,328 @@
+use super::*;
+use heartwatch_common::auth::{FleetSecret, HostKey};
+use heartwatch_common::id::{Boot, Seq};
+use heartwatch_common::load::LoadSample;
+use heartwatch_common::wire::{Beat, Leave, LeaveReason, encode_hello};
 
+use crate::detector::confirm::ProbePlan;
+use crate::detector::timeout::Patience;
+use crate::metrics::get;
+
+const HOST: HostId = HostId([4; 16]);
+const EPOCH: Epoch = Epoch(77);
+
+fn ms(n: u64) -> Instant {
+    Instant::from_millis(n)
+}
+
+fn here() -> SocketAddr {
+    "127.0.0.1:9".parse().unwrap()
+}
+
+fn secret() -> FleetSecret {
+    FleetSecret::new(KeyId(1), [9; 32])
+}
+
+struct World {
+    core: ShardCore,
+    key: HostKey,
+    metrics: Arc<ShardMetrics>,
+}
+
+impl World {
+    fn new() -> Self {
+        let metrics = Arc::new(ShardMetrics::default());
+        let identity = Identity {
+            shard: 0,
+            controller: ControllerId(1),
+            epoch: EPOCH,
+            keyring: Keyring::new(vec![secret()]).unwrap(),
+            interval: Duration::ZERO,
+            cadence: 10,
+            seed: 1,
+        };
+        let settings = Settings {
+            patience: Patience {
+                cost_s: 1e5,
+                min: Duration::from_millis(500),
+                max: Duration::from_secs(30),
+            },
+            gap_max: Duration::from_secs(60),
+            plan: ProbePlan { probes: 3, spacing: Duration::from_millis(200), rate_max: 1_000 },
+            doubt_max: Duration::from_secs(30),
+            restart_grace: Duration::from_secs(10),
+            missing_after: Duration::from_secs(60),
+            forget_after: Duration::from_secs(3_600),
+        };
+        let core = ShardCore::new(identity, settings, Arc::clone(&metrics), ms(0));
+        Self { core, key: secret().host_key(HOST, Generation(0)), metrics }
+    }
+
+    /// A world in which the host is alive under boot 5, last heard with seq 10 at 1 s.
+    fn alive() -> Self {
+        let mut w = Self::new();
+        w.give(&w.hello(5, 1, 0), 100);
+        w.give(&w.beat(5, 10, 1_000, EPOCH), 1_000);
+        assert_eq!(w.state(), Some(State::Alive));
+        while w.core.notices().pop().is_some() {}
+        w
+    }
+
+    fn stamp(&self, boot: u32, seq: u32, sent_ms: u64, epoch: Epoch) -> Stamp {
+        Stamp {
+            boot: Boot(boot),
+            seq: Seq(seq),
+            sent: ms(sent_ms),
+            gap: Duration::from_secs(1),
+            epoch,
+        }
+    }
+
+    fn header(&self) -> Header {
+        Header { host: HOST, key_id: KeyId(1), generation: Generation(0), flags: FLAG_ACK_WANTED }
+    }
+
+    fn seal(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        self.key.seal(&mut bytes);
+        bytes
+    }
+
+    fn beat(&self, boot: u32, seq: u32, sent_ms: u64, epoch: Epoch) -> Vec<u8> {
+        let stamp = self.stamp(boot, seq, sent_ms, epoch);
+        let beat = Beat { stamp, late_ms: 0, checks: 0, load: LoadSample::UNKNOWN };
+        self.seal(beat.encode(&self.header()).to_vec())
+    }
+
+    fn hello(&self, boot: u32, seq: u32, epoch: u32) -> Vec<u8> {
+        let stamp = self.stamp(boot, seq, 50, Epoch(epoch));
+        let fields = [Field::Name("db-1"), Field::Label("zone", "a")];
+        let interval = Duration::from_secs(1);
+        self.seal(encode_hello(&self.header(), &stamp, 0, interval, &fields).unwrap())
+    }
+
+    fn reply(&self, boot: u32, seq: u32, sent_ms: u64, nonce: [u8; 16]) -> Vec<u8> {
+        let stamp = self.stamp(boot, seq, sent_ms, EPOCH);
+        self.seal(ProbeReply { stamp, nonce }.encode(&self.header()).to_vec())
+    }
+
+    /// Gives bytes to the shard; answers what it sends, after checking that no answer is larger.
+    fn give(&mut self, bytes: &[u8], at_ms: u64) -> Vec<Message<'static>> {
+        let mut out = Vec::new();
+        self.core.receive(bytes, here(), Via::Beats(0), ms(at_ms), ms(at_ms), &mut out);
+        assert!(out.len() <= 1 && out.iter().all(|s| s.bytes.len() <= bytes.len()));
+        out.iter().map(|s| self.open(&s.bytes)).collect()
+    }
+
+    /// What a datagram of the shard says, under the host's key.
+    fn open(&self, bytes: &Fixed) -> Message<'static> {
+        let datagram = wire::decode(bytes).unwrap();
+        assert!(self.key.verify(&datagram));
+        match datagram.message {
+            Message::Ack(ack) => Message::Ack(ack),
+            Message::Probe(probe) => Message::Probe(probe),
+            other => panic!("controllers do not send {other:?}"),
+        }
+    }
+
+    fn nonce_asked(&mut self, bytes: &[u8], at_ms: u64) -> [u8; 16] {
+        match self.give(bytes, at_ms)[..] {
+            [Message::Probe(probe)] => probe.nonce,
+            ref other => panic!("expected a nonce probe, got {other:?}"),
+        }
+    }
+
+    fn state(&self) -> Option<State> {
+        self.core.detector().state(HOST)
+    }
+
+    fn rejects(&self, why: Reject) -> u64 {
+        get(&self.metrics.rejects[why as usize])
+    }
+
+    fn turns(&mut self) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        while let Some(notice) = self.core.notices().pop() {
+            if let Notice::Turn(t) = notice {
+                turns.push(t.turn);
+            }
+        }
+        turns
+    }
+
+    fn judge(&mut self, from_ms: u64, to_ms: u64) -> Vec<Send> {
+        let mut out = Vec::new();
+        for at in from_ms..=to_ms {
+            self.core.judge(ms(at), ms(at), ms(at), &mut out);
+        }
+        out
+    }
+}
+
+#[test]
+fn a_host_is_registered_by_hello_and_joins_with_its_first_fresh_beat() {
+    let mut w = World::new();
+    // A beat of a stranger: told to say hello, and nothing is remembered.
+    let [Message::Ack(_)] = w.give(&w.beat(5, 1, 0, Epoch(0)), 10)[..] else { panic!() };
+    assert_eq!((w.state(), w.rejects(Reject::UnknownHost)), (None, 1));
+    // Its hello registers it, but proves nothing: it may be a recording.
+    let [Message::Ack(ack)] = w.give(&w.hello(5, 2, 0), 20)[..] else { panic!() };
+    assert_eq!((w.state(), ack.epoch), (Some(State::Pending), EPOCH));
+    assert_eq!(w.turns(), []);
+    w.give(&w.beat(5, 3, 30, EPOCH), 30);
+    assert_eq!((w.state(), w.turns()), (Some(State::Alive), vec![Turn::Joined]));
+}
+
+#[test]
+fn what_does_not_authenticate_changes_nothing_and_is_never_answered() {
+    let mut w = World::alive();
+    let mut forged = w.beat(5, 11, 2_000, EPOCH);
+    forged[79] ^= 1;
+    assert!(w.give(&forged, 2_000).is_empty());
+    let mut stranger = secret();
+    std::mem::swap(&mut stranger, &mut FleetSecret::new(KeyId(1), [8; 32]));
+    let mut foreign = w.beat(5, 11, 2_000, EPOCH);
+    stranger.host_key(HOST, Generation(0)).seal(&mut foreign);
+    assert!(w.give(&foreign, 2_000).is_empty());
+    assert_eq!(w.rejects(Reject::Unauthentic), 2);
+    let short = w.beat(5, 11, 2_000, EPOCH)[..79].to_vec();
+    let mut version = w.beat(5, 11, 2_000, EPOCH);
+    version[0] = 9;
+    assert!(w.give(&short, 2_000).is_empty() && w.give(&version, 2_000).is_empty());
+    assert!(w.give(&[0; 1_201], 2_000).is_empty());
+    let counted = [Reject::TooShort, Reject::Version, Reject::TooLong].map(|r| w.rejects(r));
+    assert_eq!(counted, [1, 1, 1]);
+    assert_eq!((w.turns(), w.state()), (vec![], Some(State::Alive)));
+}
+
+#[test]
+fn replays_are_counted_and_challenged_at_most_once_a_second() {
+    let mut w = World::alive();
+    let replay = w.beat(5, 10, 1_000, EPOCH);
+    let answers: usize = (0..100).map(|i| w.give(&replay, 1_100 + i).len()).sum();
+    assert_eq!((answers, w.rejects(Reject::NotRising)), (1, 100));
+    // They extend nothing: the host is suspect when its margin is over all the same.
+    w.judge(1_200, 40_000);
+    assert!(w.turns().contains(&Turn::Suspect));
+}
+
+#[test]
+fn a_recording_of_an_earlier_epoch_only_learns_the_present_one() {
+    let mut w = World::alive();
+    let [Message::Ack(ack)] = w.give(&w.beat(5, 11, 2_000, Epoch(76)), 2_000)[..] else { panic!() };
+    assert_eq!((ack.epoch, w.rejects(Reject::WrongEpoch)), (EPOCH, 1));
+    assert!(w.give(&w.beat(5, 12, 2_100, Epoch(76)), 2_100).is_empty(), "once per 200 ms");
+    assert_eq!(w.turns(), []);
+}
+
+#[test]
+fn a_boot_number_that_fell_is_rebased_by_one_nonce_probe() {
+    let mut w = World::alive();
+    let nonce = w.nonce_asked(&w.beat(2, 1, 1_500, EPOCH), 1_500);
+    assert_eq!((w.rejects(Reject::EarlierBoot), w.turns()), (1, vec![]));
+    w.give(&w.reply(2, 2, 1_510, nonce), 1_510);
+    assert_eq!(w.turns(), [Turn::Restarted]);
+    w.give(&w.beat(2, 3, 2_500, EPOCH), 2_500);
+    assert_eq!(w.rejects(Reject::EarlierBoot), 1, "not locked out");
+}
+
+#[test]
+fn a_restored_snapshot_is_rebased_by_one_nonce_probe() {
+    let mut w = World::alive();
+    // Numbers and clock fell back by a day.
+    let nonce = w.nonce_asked(&w.beat(5, 3, 20, EPOCH), 90_000);
+    w.give(&w.reply(5, 4, 30, nonce), 90_010);
+    w.turns();
+    w.give(&w.beat(5, 5, 1_000, EPOCH), 90_990);
+    let rejects = w.rejects(Reject::NotRising) + w.rejects(Reject::OffTime);
+    assert_eq!((w.state(), rejects), (Some(State::Alive), 1));
+}
+
+#[test]
+fn a_stepped_agent_clock_is_rebased_by_one_nonce_probe() {
+    let mut w = World::alive();
+    let nonce = w.nonce_asked(&w.beat(5, 11, 3_602_000, EPOCH), 2_000);
+    assert_eq!(w.rejects(Reject::OffTime), 1);
+    w.give(&w.reply(5, 12, 3_602_010, nonce), 2_010);
+    w.give(&w.beat(5, 13, 3_603_000, EPOCH), 3_000);
+    assert_eq!((w.state(), w.rejects(Reject::OffTime)), (Some(State::Alive), 1));
+}
+
+#[test]
+fn a_nonce_is_good_once_and_a_foreign_one_never() {
+    let mut w = World::alive();
+    w.give(&w.reply(5, 11, 1_400, [3; 16]), 1_400);
+    assert_eq!(w.rejects(Reject::UnaskedReply), 1);
+    let nonce = w.nonce_asked(&w.beat(2, 1, 1_500, EPOCH), 1_500);
+    let reply = w.reply(2, 2, 1_510, nonce);
+    w.give(&reply, 1_510);
+    w.give(&reply, 1_520);
+    assert_eq!(w.rejects(Reject::UnaskedReply), 2);
+}
+
+#[test]
+fn a_new_boot_held_back_by_the_network_is_not_believed_late() {
+    let mut w = World::alive();
+    w.give(&w.beat(6, 1, 1_500, Epoch(0)), 1_500);
+    // Its second beat echoes the epoch, but comes an hour after the challenge.
+    w.nonce_asked(&w.beat(6, 2, 2_500, EPOCH), 3_600_000);
+    assert_eq!(w.rejects(Reject::OffTime), 1);
+}
+
+#[test]
+fn probes_go_by_both_sockets_and_an_answer_by_either_ends_the_suspicion() {
+    let mut w = World::alive();
+    let sends = w.judge(1_001, 40_000);
+    let first: Vec<_> = sends.iter().take(2).map(|s| s.via).collect();
+    assert_eq!(first, [Via::Beats(0), Via::Probes]);
+    assert_eq!(sends.len(), 6, "three probes, each by both");
+    assert_eq!(w.turns(), [Turn::Suspect, Turn::Down(crate::event::Cause::Silent)]);
+
+    let mut w = World::alive();
+    let mut at = 1_001;
+    let probe = loop {
+        if let Some(send) = w.judge(at, at).first() {
+            break *send;
+        }
+        at += 1;
+    };
+    let Message::Probe(probe) = w.open(&probe.bytes) else { panic!() };
+    let mut out = Vec::new();
+    let reply = w.reply(5, 11, at + 5, probe.nonce);
+    w.core.receive(&reply, here(), Via::Probes, ms(at + 5), ms(at + 5), &mut out);
+    assert_eq!(w.turns(), [Turn::Suspect, Turn::Recovered { same_boot: true }]);
+    assert_eq!(get(&w.metrics.mistakes), 1);
+}
+
+#[test]
+fn a_quoted_nonce_makes_agent_lost_and_anything_else_nothing() {
+    let mut w = World::alive();
+    let mut at = 1_001;
+    let probe = loop {
+        if let Some(send) = w.judge(at, at).first() {
+            break *send;
+        }
+        at += 1;
+    };
+    let mut foreign = probe.bytes;
+    foreign[50] ^= 1;
+    w.core.unreachable(&foreign);
+    w.core.unreachable(&probe.bytes[..40]);
+    assert_eq!(get(&w.metrics.unreachables), 0);
+    w.core.unreachable(&probe.bytes);
+    w.judge(at + 1, at + 1_000);
+    assert_eq!(w.turns(), [Turn::Suspect, Turn::Down(crate::event::Cause::AgentLost)]);
+}
+
+#[test]
+fn a_recorded_goodbye_mutes_nobody() {
+    let mut w = World::alive();
+    let stamp = w.stamp(5, 11, 1_100, Epoch(76));
+    let leave = Leave { stamp, reason: LeaveReason::Shutdown, expected: Duration::ZERO };
+    let old = w.seal(leave.encode(&w.header()).to_vec());
+    w.give(&old, 1_100);
+    assert_eq!(w.state(), Some(State::Alive));
+    let stamp = w.stamp(5, 11, 1_100, EPOCH);
+    let fresh = w.seal(Leave { stamp, ..leave }.encode(&w.header()).to_vec());
+    w.give(&fresh, 1_100);
+    assert_eq!(w.state(), Some(State::Left));
+}

@@ -1,0 +1,554 @@
+//! Wiring and shutdown order, nothing else.
+//!
+//! Start: secrets → store (locks the state directory) → sockets → registry → shards → delivery → policy
+//! → API → "ready". Stop is the other way round: the API stops taking, shards stop telling, the policy
+//! writes what it decided, attempts under way end, the store is closed.
+
+mod running;
+mod secrets;
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use heartwatch_common::auth::Keyring;
+use heartwatch_common::daemon;
+use heartwatch_common::id::{ControllerId, Epoch};
+use heartwatch_common::time::Clock;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::{mpsc, watch};
+
+use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
+use crate::config::Config;
+use crate::delivery::metrics::{DeliveryMetrics, ReceiverCounts};
+use crate::delivery::webhook::WebhookError;
+use crate::delivery::{Delivery, DeliveryHandle};
+use crate::detector::Settings;
+use crate::detector::host::Known;
+use crate::ingest::socket::{BatchSocket, Role};
+use crate::metrics::ShardMetrics;
+use crate::policy::driver::{self, Driver, DriverStatus, known_of};
+use crate::policy::{Author, Policy};
+use crate::shard::core::{Identity, ShardCore};
+use crate::shard::route::shard_of;
+use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Retention, Store, StoreError};
+use crate::view::{LiveCell, View};
+use running::{Pulse, Running};
+pub use secrets::SecretError;
+
+/// Where a running controller tells its addresses: a file in the state directory.
+pub const RUNTIME_FILE: &str = "runtime.json";
+/// How long attempts under way may take at the end.
+const DELIVERY_END_MAX: Duration = Duration::from_secs(5);
+/// How often what is past its retention is thrown away.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// Why the controller could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration, or a secret that it names, is not usable: restarting will not help.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A receiver's secrets are not usable: restarting will not help.
+    #[error(transparent)]
+    Receiver(#[from] WebhookError),
+    /// An address can't be had.
+    #[error("cannot listen on {protocol} {address}: is another controller running on it?")]
+    Listen {
+        /// UDP or TCP.
+        protocol: &'static str,
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The state directory can't be used.
+    #[error("cannot use the state directory {path}")]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store can't be opened, or another controller took it over.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Anything else of the system.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl AppError {
+    /// The exit code that says whether a restart may help.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Secret(_) | Self::Receiver(_) => daemon::EXIT_CONFIG,
+            _ => daemon::EXIT_FAILURE,
+        }
+    }
+}
+
+/// Where a controller listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// UDP, for beats.
+    pub listen: Vec<SocketAddr>,
+    /// TCP, for the API.
+    pub api: SocketAddr,
+}
+
+/// A running controller.
+pub struct App {
+    /// Where it listens.
+    pub addresses: Addresses,
+    state_dir: PathBuf,
+    store: Arc<SqliteStore>,
+    shards: Vec<ShardHandle>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    delivery: Arc<DeliveryHandle>,
+    driver: tokio::task::JoinHandle<Result<(), StoreError>>,
+    stop: watch::Sender<bool>,
+    api: tokio::task::JoinHandle<io::Result<()>>,
+    background: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl App {
+    /// Starts a controller inside a tokio run time; returns when it is ready.
+    pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        let mut rng =
+            StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(|e| AppError::System {
+                what: "draw random numbers",
+                source: io::Error::other(e.to_string()),
+            })?;
+        make_private_dir(&config.state_dir)?;
+        let keyring = secrets::keyring(&config.fleet_secret_file, &mut rng)?;
+        let token = secrets::api_token(&config.api_token_file, &mut rng)?;
+        let fresh = ControllerId(rng.random());
+        let store = Arc::new(SqliteStore::open(&config.state_dir, fresh)?);
+        let epoch = Epoch(rng.random_range(1..=u32::MAX));
+
+        let count = shard_count(config.shards);
+        let mut sockets = bind_shards(&config.listen, count)?;
+        let listen = addresses_of(&sockets)?;
+        let api_listener = listen_tcp(config.api_listen)?;
+        let api_addr = api_listener.local_addr().map_err(|source| AppError::Listen {
+            protocol: "TCP",
+            address: config.api_listen,
+            source,
+        })?;
+
+        let view = Arc::new(View::default());
+        let known = load_registry(&*store, &view, &*clock, count).await?;
+        let pause = Driver::load_pause(&*store).await?;
+
+        let (stop, stopped) = watch::channel(false);
+        let delivery_metrics = Arc::new(DeliveryMetrics::new(config.receivers.keys()));
+        let delivery = Arc::new(Delivery::spawn(
+            Arc::clone(&store) as Arc<dyn Store>,
+            config.receivers.clone(),
+            Arc::clone(&clock),
+            rng.random(),
+            Arc::clone(&delivery_metrics),
+        )?);
+
+        let settings = Settings::new(&config.detector);
+        let (notices, notices_in) = mpsc::channel(driver::NOTICES_MAX);
+        let mut shards = Vec::new();
+        let mut mailboxes = Vec::new();
+        for _ in 0..count {
+            let (handle, mailbox) = ShardHandle::new(Arc::new(ShardMetrics::default()))
+                .map_err(|source| AppError::System { what: "make a shard's mailbox", source })?;
+            shards.push(handle);
+            mailboxes.push(mailbox);
+        }
+        let mut threads = Vec::new();
+        for (shard, (mailbox, known)) in (0u16..).zip(mailboxes.into_iter().zip(known)) {
+            let probes = bind_probes(&listen)?;
+            let identity = Identity {
+                shard,
+                controller: store.controller(),
+                epoch,
+                keyring: Keyring::clone(&keyring),
+                interval: config.detector.interval,
+                cadence: config.detector.ack_every,
+                seed: rng.random(),
+            };
+            let metrics = Arc::clone(&shards[usize::from(shard)].metrics);
+            let mut core = ShardCore::new(identity, settings, Arc::clone(&metrics), clock.now());
+            for host in known {
+                core.register(host, clock.now());
+            }
+            let worker = Worker {
+                shard,
+                peers: shards.clone(),
+                core,
+                beats: std::mem::take(&mut sockets[usize::from(shard)]),
+                probes,
+                clock: Arc::clone(&clock),
+                mailbox,
+                notices: notices.clone(),
+                metrics,
+            };
+            threads.push(spawn_shard(shard, worker)?);
+        }
+        drop(notices);
+
+        let (commands, commands_in) = mpsc::channel(driver::COMMANDS_MAX);
+        let status = Arc::new(DriverStatus::default());
+        let started = clock.now();
+        let driver = Driver {
+            policy: Policy::new(
+                Author { id: store.controller(), name: config.name.clone() },
+                config.rules.clone(),
+            ),
+            view: Arc::clone(&view),
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            delivery: Arc::clone(&delivery),
+            shards: shards.clone(),
+            clock: Arc::clone(&clock),
+            seed: rng.random(),
+            release_at: started + config.detector.restart_grace,
+            status: Arc::clone(&status),
+        };
+        let driver = tokio::spawn(driver.run(notices_in, commands_in, stopped.clone(), pause));
+
+        let pulse = Arc::new(Pulse::default());
+        let running = Running {
+            name: config.name.clone(),
+            epoch,
+            listen: listen.clone(),
+            started,
+            started_wall: clock.wall(),
+            restart_grace: config.detector.restart_grace,
+            shards: shards.clone(),
+            commands,
+            driver: status,
+            view: Arc::clone(&view),
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            clock: Arc::clone(&clock),
+            pulse: Arc::clone(&pulse),
+        };
+        let api = serve_api(
+            &config,
+            token,
+            running,
+            &shards,
+            delivery_metrics,
+            api_listener,
+            stopped.clone(),
+        )?;
+        let background = vec![
+            tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
+            tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
+        ];
+        let addresses = Addresses { listen, api: api_addr };
+        write_runtime_file(&config.state_dir, &addresses)?;
+        warn_of_small_buffers(&shards);
+        let shown: Vec<String> = addresses.listen.iter().map(ToString::to_string).collect();
+        let counts = view.counts();
+        log::info!(
+            "ready: beats on UDP {}, API on http://{}, {} known hosts, {count} shards",
+            shown.join(", "),
+            addresses.api,
+            counts.iter().sum::<u64>(),
+        );
+        daemon::ready(&format!("beats on {}", shown.join(", ")));
+        Ok(Self {
+            addresses,
+            state_dir: config.state_dir,
+            store,
+            shards,
+            threads,
+            delivery,
+            driver,
+            stop,
+            api,
+            background,
+        })
+    }
+
+    /// Waits until a part of the controller fails; never returns otherwise.
+    pub async fn failed(&mut self) -> AppError {
+        tokio::select! {
+            ended = &mut self.driver => match ended {
+                Ok(Err(e)) => AppError::Store(e),
+                Ok(Ok(())) => AppError::System {
+                    what: "go on: the policy ended",
+                    source: io::Error::other("all shards are gone"),
+                },
+                Err(e) => AppError::System {
+                    what: "go on: the policy died",
+                    source: io::Error::other(e),
+                },
+            },
+            ended = &mut self.api => AppError::System {
+                what: "serve the API",
+                source: ended.map_or_else(io::Error::other, |r| {
+                    r.err().unwrap_or_else(|| io::Error::other("it ended"))
+                }),
+            },
+        }
+    }
+
+    /// Stops in order.
+    pub async fn stop(mut self) {
+        daemon::stopping();
+        let mut all_told = true;
+        self.stop.send_replace(true);
+        for task in &self.background {
+            task.abort();
+        }
+        for (i, shard) in self.shards.iter().enumerate() {
+            if shard.send(ShardCommand::Stop).is_err() {
+                log::warn!("shard {i} takes no commands and is left behind");
+                all_told = false;
+            }
+        }
+        if all_told {
+            let threads = std::mem::take(&mut self.threads);
+            let joined = tokio::task::spawn_blocking(move || {
+                threads.into_iter().try_for_each(std::thread::JoinHandle::join)
+            });
+            match tokio::time::timeout(Duration::from_secs(3), joined).await {
+                Ok(Ok(Ok(()))) => {}
+                _ => log::error!("a shard did not stop in order"),
+            }
+        }
+        if !self.driver.is_finished() {
+            match (&mut self.driver).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => log::error!("stopping: {e}"),
+                Err(e) => log::error!("stopping: the policy died: {e}"),
+            }
+        }
+        if !self.api.is_finished()
+            && let Err(e) = (&mut self.api).await
+        {
+            log::error!("stopping: the API died: {e}");
+        }
+        self.delivery.shutdown(DELIVERY_END_MAX).await;
+        self.store.shutdown().await;
+        if let Err(e) = std::fs::remove_file(self.state_dir.join(RUNTIME_FILE)) {
+            log::debug!("cannot remove {RUNTIME_FILE}: {e}");
+        }
+        log::info!("stopped");
+    }
+}
+
+fn make_private_dir(path: &Path) -> Result<(), AppError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| AppError::StateDir { path: path.to_owned(), source })
+}
+
+fn shard_count(configured: u16) -> u16 {
+    if configured > 0 {
+        return configured;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(cores).unwrap_or(u16::MAX).min(64)
+}
+
+/// Binds one socket per shard and address; answers them by shard.
+fn bind_shards(listen: &[SocketAddr], count: u16) -> Result<Vec<Vec<BatchSocket>>, AppError> {
+    let mut shards: Vec<Vec<BatchSocket>> = (0..count).map(|_| Vec::new()).collect();
+    for &wanted in listen {
+        let error = |source| AppError::Listen { protocol: "UDP", address: wanted, source };
+        // The first is bound without sharing, to find out whether another controller is there: with
+        // SO_REUSEPORT alone two of them would silently split the beats.
+        let alone = std::net::UdpSocket::bind(wanted).map_err(error)?;
+        let address = alone.local_addr().map_err(error)?;
+        drop(alone);
+        for sockets in &mut shards {
+            sockets.push(BatchSocket::bind(address, Role::Beats).map_err(error)?);
+        }
+        if count > 1
+            && let Err(e) = shards[0][shards[0].len() - 1].steer(count)
+        {
+            log::warn!("the kernel does not steer beats by host ({e}); shards hand them over");
+        }
+    }
+    Ok(shards)
+}
+
+fn addresses_of(shards: &[Vec<BatchSocket>]) -> Result<Vec<SocketAddr>, AppError> {
+    shards[0]
+        .iter()
+        .map(BatchSocket::local_addr)
+        .collect::<io::Result<_>>()
+        .map_err(|source| AppError::System { what: "read a socket's address", source })
+}
+
+/// Binds a probe socket where the beats are received: on the same address if there is only one kind.
+fn bind_probes(listen: &[SocketAddr]) -> Result<BatchSocket, AppError> {
+    let first = listen[0].ip();
+    let ip = if listen.iter().all(|a| a.ip() == first) {
+        first
+    } else if listen.iter().all(SocketAddr::is_ipv4) {
+        IpAddr::from([0, 0, 0, 0])
+    } else {
+        IpAddr::from(Ipv6Addr::UNSPECIFIED)
+    };
+    let address = SocketAddr::new(ip, 0);
+    BatchSocket::bind(address, Role::Probes).map_err(|source| AppError::Listen {
+        protocol: "UDP",
+        address,
+        source,
+    })
+}
+
+fn listen_tcp(address: SocketAddr) -> Result<TcpListener, AppError> {
+    let bind = || {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            None,
+        )?;
+        // A restart must not wait for connections of the life before to time out.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1024)?;
+        Ok(TcpListener::from(socket))
+    };
+    bind().map_err(|source| AppError::Listen { protocol: "TCP", address, source })
+}
+
+/// Shows the registry to readers; answers what each shard needs to know.
+async fn load_registry(
+    store: &dyn Store,
+    view: &View,
+    clock: &dyn Clock,
+    count: u16,
+) -> Result<Vec<Vec<Known>>, AppError> {
+    let mut known: Vec<Vec<Known>> = (0..count).map(|_| Vec::new()).collect();
+    let wall = clock.wall();
+    for row in store.hosts().await? {
+        let live = Arc::new(LiveCell::default());
+        let shard = usize::from(shard_of(row.id, count));
+        known[shard].push(known_of(&row, wall, Arc::clone(&live)));
+        view.upsert(row, Some(live));
+    }
+    Ok(known)
+}
+
+fn spawn_shard(shard: u16, worker: Worker) -> Result<std::thread::JoinHandle<()>, AppError> {
+    std::thread::Builder::new()
+        .name(format!("shard-{shard}"))
+        .spawn(move || worker.run())
+        .map_err(|source| AppError::System { what: "start a shard's thread", source })
+}
+
+fn serve_api(
+    config: &Config,
+    token: ApiToken,
+    running: Running,
+    shards: &[ShardHandle],
+    delivery: Arc<DeliveryMetrics>,
+    listener: TcpListener,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<tokio::task::JoinHandle<io::Result<()>>, AppError> {
+    let state = ApiState {
+        view: Arc::clone(&running.view),
+        store: Arc::clone(&running.store),
+        clock: Arc::clone(&running.clock),
+        control: Arc::new(running),
+        shards: shards.iter().map(|s| Arc::clone(&s.metrics)).collect(),
+        delivery: Box::new(move || delivery_rows(&delivery)),
+        token,
+        config: config.into(),
+        state_dir: config.state_dir.clone(),
+    };
+    let listener = tokio::net::TcpListener::from_std(listener)
+        .map_err(|source| AppError::System { what: "serve the API", source })?;
+    let shutdown = async move {
+        // An error means that the sender is gone, which is a stop too.
+        drop(stopped.wait_for(|s| *s).await);
+    };
+    Ok(tokio::spawn(api::serve(listener, api::router(state), shutdown)))
+}
+
+fn delivery_rows(metrics: &DeliveryMetrics) -> Vec<DeliveryMetricRow> {
+    let row = |(receiver, c): (String, ReceiverCounts)| DeliveryMetricRow {
+        receiver,
+        attempts: c.attempts.iter().map(|(class, n)| (class.as_str(), *n)).collect(),
+        retries: c.retries,
+        delivered: c.delivered,
+        dead: c.dead,
+        in_flight: c.in_flight,
+        breaker_open: c.breaker_open,
+    };
+    metrics.snapshot().into_iter().map(row).collect()
+}
+
+/// Feeds the service manager's watchdog as long as every shard makes progress.
+async fn watchdog(shards: Vec<ShardHandle>, pulse: Arc<Pulse>, clock: Arc<dyn Clock>) {
+    let period = daemon::watchdog_period().unwrap_or(Duration::from_secs(1));
+    let mut tick = tokio::time::interval(period.min(Duration::from_secs(1)));
+    loop {
+        tick.tick().await;
+        let stuck = pulse.stuck(&shards, clock.now());
+        if stuck.is_empty() {
+            if daemon::watchdog_period().is_some() {
+                daemon::watchdog();
+            }
+        } else {
+            log::error!("shards {stuck:?} make no progress; the watchdog is not fed");
+        }
+    }
+}
+
+async fn prune(store: Arc<SqliteStore>, retention: Retention, clock: Arc<dyn Clock>) {
+    let mut tick = tokio::time::interval(PRUNE_EVERY);
+    loop {
+        tick.tick().await;
+        // A bounded amount per call: go on until there is nothing more.
+        loop {
+            match store.prune(retention, clock.wall()).await {
+                Ok(0) => break,
+                Ok(rows) => log::debug!("{rows} rows are past their retention and gone"),
+                Err(e) => {
+                    log::warn!("cannot prune: {e}");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn write_runtime_file(state_dir: &Path, addresses: &Addresses) -> Result<(), AppError> {
+    let text = serde_json::json!({
+        "pid": std::process::id(),
+        "listen": addresses.listen,
+        "api": addresses.api,
+    });
+    let (path, staged) =
+        (state_dir.join(RUNTIME_FILE), state_dir.join(format!("{RUNTIME_FILE}.new")));
+    std::fs::write(&staged, format!("{text}\n"))
+        .and_then(|()| std::fs::rename(&staged, &path))
+        .map_err(|source| AppError::StateDir { path, source })
+}
+
+/// A default receive buffer holds some 250 beats: a burst of a small fleet overruns it.
+fn warn_of_small_buffers(shards: &[ShardHandle]) {
+    const WANTED: u64 = 4 << 20;
+    let granted = shards.iter().map(|s| crate::metrics::get(&s.metrics.receive_buffer_bytes));
+    if let Some(least) = granted.min().filter(|n| (1..WANTED).contains(n)) {
+        log::warn!(
+            "the kernel grants receive buffers of {least} bytes only: raise net.core.rmem_max"
+        );
+    }
+}

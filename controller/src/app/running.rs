@@ -1,0 +1,243 @@
+//! What the API may ask of the running controller, answered.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use heartwatch_common::id::{Epoch, HostId};
+use heartwatch_common::time::{Clock, Instant, Wall};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::{
+    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive,
+    RedriveReport, ShardStatus, Status,
+};
+use crate::event::State;
+use crate::metrics::{Reject, ShardMetrics, get};
+use crate::policy::driver::{Command, DriverStatus};
+use crate::shard::route::shard_of;
+use crate::shard::worker::{Command as ShardCommand, ShardHandle};
+use crate::store::Store;
+use crate::view::View;
+
+/// How long a shard may take to answer a question.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// How long an operator's command may take, the store included.
+const COMMAND_MAX: Duration = Duration::from_secs(15);
+/// A shard whose loop has not turned for this long is stuck (it turns ten times a second when idle).
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+/// Judging that lags further behind than this is a doubt.
+const LAG_MAX: Duration = Duration::from_secs(1);
+/// Longest reason of a pause, bytes.
+const REASON_LEN_MAX: usize = 500;
+
+/// Whether shards make progress.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    seen: Mutex<Vec<(u64, Instant)>>,
+}
+
+impl Pulse {
+    /// Shards whose loops have not turned for [`STUCK_AFTER`].
+    pub(super) fn stuck(&self, shards: &[ShardHandle], now: Instant) -> Vec<usize> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.resize(shards.len(), (u64::MAX, now));
+        let mut stuck = Vec::new();
+        for (i, (shard, seen)) in shards.iter().zip(seen.iter_mut()).enumerate() {
+            let loops = get(&shard.metrics.loops);
+            if loops != seen.0 {
+                *seen = (loops, now);
+            } else if now.since(seen.1) >= STUCK_AFTER {
+                stuck.push(i);
+            }
+        }
+        stuck
+    }
+}
+
+/// The running controller.
+pub(super) struct Running {
+    /// Its name.
+    pub(super) name: String,
+    /// Its epoch.
+    pub(super) epoch: Epoch,
+    /// Where beats are received.
+    pub(super) listen: Vec<SocketAddr>,
+    /// When it started.
+    pub(super) started: Instant,
+    /// The same, for people.
+    pub(super) started_wall: Wall,
+    /// How long after the start known hosts have their chance.
+    pub(super) restart_grace: Duration,
+    /// Its shards.
+    pub(super) shards: Vec<ShardHandle>,
+    /// To the policy.
+    pub(super) commands: mpsc::Sender<Command>,
+    /// What the policy's shell shows.
+    pub(super) driver: Arc<DriverStatus>,
+    /// The registry.
+    pub(super) view: Arc<View>,
+    /// The store.
+    pub(super) store: Arc<dyn Store>,
+    /// Where time comes from.
+    pub(super) clock: Arc<dyn Clock>,
+    /// Whether shards make progress.
+    pub(super) pulse: Arc<Pulse>,
+}
+
+impl Running {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> Command,
+    ) -> Result<T, ControlError> {
+        let busy = || {
+            ControlError::Invalid(
+                "the controller is busy or its store can't write; what was asked for will still \
+                 be done if it was taken: look at /readyz, then ask again"
+                    .to_owned(),
+            )
+        };
+        let (answer, answered) = oneshot::channel();
+        let ask = async {
+            self.commands.send(command(answer)).await.map_err(|_| busy())?;
+            answered.await.map_err(|_| busy())?
+        };
+        tokio::time::timeout(COMMAND_MAX, ask).await.map_err(|_| busy())?
+    }
+}
+
+fn shard_status(shard: u16, m: &ShardMetrics) -> ShardStatus {
+    let rejects = Reject::ALL
+        .iter()
+        .map(|r| (r.as_str().to_owned(), get(&m.rejects[*r as usize])))
+        .filter(|(_, n)| *n > 0)
+        .collect();
+    ShardStatus {
+        shard,
+        hosts: get(&m.hosts),
+        received: get(&m.received),
+        beats: get(&m.beats),
+        dropped: get(&m.dropped),
+        rejects,
+        probing: get(&m.probing),
+        lag_ms: get(&m.lag_us) / 1_000,
+        receive_buffer_bytes: get(&m.receive_buffer_bytes),
+    }
+}
+
+#[async_trait]
+impl Control for Running {
+    async fn status(&self) -> Status {
+        let counts = self.view.counts();
+        let hosts =
+            State::ALL.iter().map(|s| (s.as_str().to_owned(), counts[*s as usize])).collect();
+        let mut deliveries: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        // A store that can't be read shows among the doubts, and the rest of the status still helps.
+        if let Ok(backlog) = self.store.backlog().await {
+            for ((receiver, state), n) in backlog.by_receiver {
+                deliveries.entry(receiver).or_default().insert(state.as_str().to_owned(), n);
+            }
+        }
+        Status {
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            controller: self.store.controller(),
+            epoch: self.epoch,
+            listen: self.listen.clone(),
+            started_ms: self.started_wall,
+            hosts,
+            shards: (0u16..).zip(&self.shards).map(|(i, s)| shard_status(i, &s.metrics)).collect(),
+            doubts: self.doubts(),
+            pause: self.driver.pause(),
+            deliveries,
+            events_waiting: self.driver.waiting(),
+        }
+    }
+
+    fn doubts(&self) -> Vec<Doubt> {
+        let mut doubts = Vec::new();
+        for (shard, handle) in (0u16..).zip(&self.shards) {
+            let m = &handle.metrics;
+            let drop_ppm = get(&m.drop_ppm);
+            if drop_ppm > 0 {
+                doubts.push(Doubt::Drops { shard, drop_ppm });
+            }
+            let lag = Duration::from_micros(get(&m.lag_us));
+            if lag > LAG_MAX {
+                doubts.push(Doubt::Lagging { shard, lag_ms: lag.as_millis() as u64 });
+            }
+            if m.blind.load(Ordering::Relaxed) {
+                doubts.push(Doubt::Blind { shard });
+            }
+        }
+        let up = self.clock.now().since(self.started);
+        if let Some(left) = self.restart_grace.checked_sub(up).filter(|left| !left.is_zero()) {
+            doubts.push(Doubt::Restarted { remaining_ms: left.as_millis() as u64 });
+        }
+        if let Some(error) = self.driver.store_error() {
+            doubts.push(Doubt::Store { error });
+        }
+        doubts
+    }
+
+    async fn ready(&self) -> Result<(), Vec<String>> {
+        let mut reasons = Vec::new();
+        if let Err(e) = self.store.check().await {
+            reasons.push(e.to_string());
+        }
+        for shard in self.pulse.stuck(&self.shards, self.clock.now()) {
+            reasons.push(format!("shard {shard} makes no progress"));
+        }
+        if self.doubts().iter().any(|d| matches!(d, Doubt::Blind { .. })) {
+            reasons.push(
+                "blind: datagrams have been lost for longer than doubt_max; actions are held"
+                    .to_owned(),
+            );
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    async fn why(&self, host: HostId) -> Result<HostWhy, ControlError> {
+        let shard = shard_of(host, self.shards.len() as u16);
+        let (answer, answered) = oneshot::channel();
+        self.shards[usize::from(shard)]
+            .send(ShardCommand::Why(host, answer))
+            .map_err(|_| ControlError::Busy(shard))?;
+        tokio::time::timeout(ANSWER_MAX, answered)
+            .await
+            .map_err(|_| ControlError::Busy(shard))?
+            .map_err(|_| ControlError::Busy(shard))?
+            .ok_or(ControlError::UnknownHost(host))
+    }
+
+    async fn import(&self, hosts: Vec<ImportHost>) -> Result<ImportReport, ControlError> {
+        if let Some(long) = hosts.iter().find(|h| h.name.len() > 255 || h.labels.len() > 64) {
+            let message = format!("{}: at most 255 bytes of name and 64 labels", long.id);
+            return Err(ControlError::Invalid(message));
+        }
+        self.ask(|answer| Command::Import(hosts, answer)).await
+    }
+
+    async fn forget(&self, host: HostId) -> Result<(), ControlError> {
+        self.ask(|answer| Command::Forget(host, answer)).await
+    }
+
+    async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {
+        if span > PAUSE_MAX || reason.len() > REASON_LEN_MAX {
+            return Err(ControlError::Invalid(format!(
+                "a pause lasts at most {} and its reason has at most {REASON_LEN_MAX} bytes",
+                humantime::format_duration(PAUSE_MAX)
+            )));
+        }
+        let until_ms = Wall(self.clock.wall().0 + span.as_millis() as i64);
+        let pause = (!span.is_zero()).then_some(Pause { until_ms, reason });
+        self.ask(|answer| Command::Pause(pause, answer)).await
+    }
+
+    async fn redrive(&self, what: Redrive) -> Result<RedriveReport, ControlError> {
+        self.ask(|answer| Command::Redrive(what, answer)).await
+    }
+}

@@ -1,0 +1,671 @@
+//! The shell around the policy: takes news and commands, decides, journals, and only then has things sent.
+//!
+//! Order of one piece of news: the policy decides → the view shows the new state at once (state is
+//! never held back, not even by a full disk) → the event is journaled with its deliveries → the
+//! delivery is woken. What is to be written waits in one queue, in order, and is written in batches; a
+//! store that can't write is tried again with growing waits and nothing is skipped.
+//!
+//! Bounds: [`WORK_MAX`] things wait here; beyond that no news is taken, the channel before it fills,
+//! and shards merge news per host. So memory is bounded by the number of hosts whatever the disk does.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use heartwatch_common::backoff::Backoff;
+use heartwatch_common::daemon::Throttle;
+use heartwatch_common::id::HostId;
+use heartwatch_common::time::{Clock, Instant, Wall};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::placement::{Candidate, Ranking};
+use super::{Policy, new_row};
+use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
+use crate::delivery::DeliveryHandle;
+use crate::detector::host::{Known, Transition, Turn};
+use crate::event::{EventKind, State};
+use crate::shard::notices::{Facts, Notice};
+use crate::shard::route::shard_of;
+use crate::shard::worker::{Command as ShardCommand, ShardHandle};
+use crate::store::{
+    BATCH_LEN_MAX, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
+    Store, StoreError,
+};
+use crate::view::{LiveCell, View};
+
+/// Things that wait to be written.
+pub const WORK_MAX: usize = 10_000;
+/// News that waits for the driver.
+pub const NOTICES_MAX: usize = 8_192;
+/// Commands that wait for the driver.
+pub const COMMANDS_MAX: usize = 64;
+/// Under which name the pause stands in the store.
+const PAUSE_KEY: &str = "pause";
+/// Waits between tries of a write that failed.
+const STORE_BACKOFF: Backoff =
+    Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+/// How often ends of pauses and the like are looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What an operator may ask of the policy.
+#[derive(Debug)]
+pub enum Command {
+    /// Register expected hosts.
+    Import(Vec<ImportHost>, oneshot::Sender<Result<ImportReport, ControlError>>),
+    /// Remove a host.
+    Forget(HostId, oneshot::Sender<Result<(), ControlError>>),
+    /// Pause, or end a pause.
+    Pause(Option<Pause>, oneshot::Sender<Result<Option<Pause>, ControlError>>),
+    /// Send dead letters again.
+    Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
+}
+
+/// Something to be written, in order.
+#[derive(Debug)]
+enum Work {
+    Event(Box<NewEvent>),
+    Rows(Vec<HostRow>),
+    Forget(HostId, Box<NewEvent>),
+    /// Judge what is held of this host again.
+    Release(HostId),
+    Put(&'static str, Option<String>),
+    /// All before this is written: say so.
+    Done(oneshot::Sender<()>),
+}
+
+/// What others may see of the driver.
+#[derive(Debug, Default)]
+pub struct DriverStatus {
+    waiting: AtomicU64,
+    store_error: Mutex<Option<String>>,
+    pause: Mutex<Option<Pause>>,
+}
+
+impl DriverStatus {
+    /// Things that wait to be written.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// What the store said when it last failed, if it has not worked since.
+    pub fn store_error(&self) -> Option<String> {
+        self.store_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The pause in force.
+    pub fn pause(&self) -> Option<Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_store_error(&self, error: Option<String>) {
+        *self.store_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    fn set_pause(&self, pause: Option<Pause>) {
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+    }
+}
+
+/// What the driver works with.
+pub struct Driver {
+    /// Decides.
+    pub policy: Policy,
+    /// What readers see.
+    pub view: Arc<View>,
+    /// What survives.
+    pub store: Arc<dyn Store>,
+    /// What sends.
+    pub delivery: Arc<DeliveryHandle>,
+    /// Who watches.
+    pub shards: Vec<ShardHandle>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Names events; from the operating system's generator in production.
+    pub seed: u64,
+    /// When what was held before the start may be judged again: hosts have had their chance by then.
+    pub release_at: Instant,
+    /// What others may see.
+    pub status: Arc<DriverStatus>,
+}
+
+struct Running {
+    d: Driver,
+    rng: StdRng,
+    work: VecDeque<Work>,
+    /// When the present pause ends, on the monotonic clock: a stepped wall clock changes nothing.
+    pause_ends: Option<Instant>,
+    released_at_start: bool,
+}
+
+impl Driver {
+    /// Reads what was in force before the restart.
+    pub async fn load_pause(store: &dyn Store) -> Result<Option<Pause>, StoreError> {
+        let text = store.get(PAUSE_KEY).await?;
+        Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
+    }
+
+    /// Works until `stop` turns true; then writes what waits, for a few seconds at most. Answers
+    /// [`StoreError::Fenced`] if another controller took the store over.
+    pub async fn run(
+        mut self,
+        mut notices: mpsc::Receiver<Notice>,
+        mut commands: mpsc::Receiver<Command>,
+        mut stop: watch::Receiver<bool>,
+        pause: Option<Pause>,
+    ) -> Result<(), StoreError> {
+        let rng = StdRng::seed_from_u64(self.seed);
+        let pause_ends = pause.as_ref().map(|p| self.monotonic_end(p));
+        self.status.set_pause(pause.clone());
+        self.policy.set_pause(pause);
+        let clock = Arc::clone(&self.clock);
+        let mut running =
+            Running { d: self, rng, work: VecDeque::new(), pause_ends, released_at_start: false };
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut writer = Writer {
+            store: Arc::clone(&running.d.store),
+            delivery: Arc::clone(&running.d.delivery),
+            view: Arc::clone(&running.d.view),
+            clock: Arc::clone(&clock),
+            status: Arc::clone(&running.d.status),
+            throttle: Arc::new(Throttle::new(Duration::from_secs(1))),
+            stopping: false,
+        };
+        let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
+        loop {
+            if writing.is_none() && !running.work.is_empty() {
+                let batch = running.next_batch();
+                let seed = rand::RngExt::random(&mut running.rng);
+                writing = Some(tokio::spawn(writer.clone().write(batch, seed)));
+            }
+            running.d.status.waiting.store(running.work.len() as u64, Ordering::Relaxed);
+            tokio::select! {
+                done = async { writing.as_mut().expect("checked by the guard").await },
+                    if writing.is_some() =>
+                {
+                    writing = None;
+                    match done {
+                        Ok(result) => result?,
+                        Err(e) => return Err(StoreError::Open(format!("the writer died: {e}"))),
+                    }
+                }
+                notice = notices.recv(), if running.work.len() < WORK_MAX => match notice {
+                    Some(notice) => running.hear(notice),
+                    None => break,
+                },
+                Some(command) = commands.recv(), if running.work.len() < WORK_MAX => {
+                    running.obey(command).await;
+                }
+                _ = tick.tick() => running.tick(),
+                _ = stop.changed() => break,
+            }
+        }
+        // What was decided is written before the end, if the store lets us; what is not will be decided
+        // again after the next start, from the same silence.
+        writer.stopping = true;
+        let finish = async {
+            if let Some(writing) = writing {
+                writing.await.map_err(|_| StoreError::Unknown)??;
+            }
+            while !running.work.is_empty() {
+                let batch = running.next_batch();
+                writer.clone().write(batch, 0).await?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(Duration::from_secs(5), finish).await {
+            Ok(result) => result,
+            Err(_) => {
+                log::warn!(
+                    "stopping with {} writes undone: the store can't write; the same will be \
+                     decided again after the next start",
+                    running.work.len()
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn monotonic_end(&self, pause: &Pause) -> Instant {
+        let left_ms = pause.until_ms.0.saturating_sub(self.clock.wall().0);
+        self.clock.now() + Duration::from_millis(u64::try_from(left_ms).unwrap_or(0))
+    }
+}
+
+impl Running {
+    fn hear(&mut self, notice: Notice) {
+        match notice {
+            Notice::Facts(facts) => self.facts(*facts),
+            Notice::Turn(turn) => self.turn(&turn),
+            Notice::Moved { host, address } => self.moved(host, address),
+            Notice::Blind { shard, blind } => self.blind(shard, blind),
+        }
+    }
+
+    fn facts(&mut self, facts: Facts) {
+        let known = self.d.view.get(facts.host);
+        let mut row = match &known {
+            Some(host) => HostRow::clone(&host.row),
+            None if facts.new => new_row(facts.host, self.d.clock.wall()),
+            // Its removal has overtaken this.
+            None => return,
+        };
+        if row.state == State::Pending || !facts.new {
+            row.name = facts.name;
+            row.labels = facts.labels;
+            row.os = facts.os;
+            row.agent_version = facts.agent_version;
+        }
+        if !facts.new {
+            row.generation = facts.generation;
+        }
+        if known.is_none_or(|k| *k.row != row) {
+            self.d.view.upsert(row.clone(), Some(facts.live));
+            self.save(row);
+        }
+    }
+
+    fn moved(&mut self, host: HostId, address: SocketAddr) {
+        let Some(known) = self.d.view.get(host) else { return };
+        if known.row.address != Some(address) {
+            let row = HostRow { address: Some(address), ..HostRow::clone(&known.row) };
+            self.d.view.upsert(row.clone(), None);
+            self.save(row);
+        }
+    }
+
+    fn save(&mut self, row: HostRow) {
+        if let Some(Work::Rows(rows)) = self.work.back_mut()
+            && rows.len() < READ_LEN_MAX
+        {
+            rows.push(row);
+            return;
+        }
+        self.work.push_back(Work::Rows(vec![row]));
+    }
+
+    fn turn(&mut self, turn: &Transition) {
+        let Some(known) = self.d.view.get(turn.host) else { return };
+        let at = self.wall_of(turn.at);
+        if turn.turn == Turn::Forgettable {
+            let why = format!("{} for longer than forget_after", known.row.state);
+            return self.forget(&known.row, &why);
+        }
+        let view = Arc::clone(&self.d.view);
+        let row = Arc::clone(&known.row);
+        let decision = self.d.policy.take(
+            &known.row,
+            turn,
+            at,
+            |same| candidates(&view, &row, same),
+            &mut self.rng,
+        );
+        let changed = decision.row != *known.row;
+        if changed {
+            self.d.view.upsert(decision.row.clone(), None);
+        }
+        match decision.event {
+            Some(event) => {
+                log::info!("{} {}", event.kind, line(&decision.row, &event));
+                self.work.push_back(Work::Event(Box::new(event)));
+            }
+            None if changed => self.save(decision.row),
+            None => {}
+        }
+    }
+
+    /// The wall-clock time of an instant of the monotonic clock.
+    fn wall_of(&self, at: Instant) -> Wall {
+        let ago = self.d.clock.now().since(at).as_millis();
+        Wall(self.d.clock.wall().0.saturating_sub(i64::try_from(ago).unwrap_or(0)))
+    }
+
+    fn blind(&mut self, shard: u16, blind: bool) {
+        if !self.d.policy.set_blind(shard, blind) {
+            return;
+        }
+        let (kind, reason) = if blind {
+            (
+                EventKind::ControllerBlind,
+                "own losses have lasted longer than doubt_max: actions are held, states stay true",
+            )
+        } else {
+            (EventKind::ControllerSighted, "datagrams arrive again: what was held is judged again")
+        };
+        log::warn!("{kind}: {reason}");
+        let event = self.d.policy.own_event(kind, reason, self.d.clock.wall(), &mut self.rng);
+        self.work.push_back(Work::Event(Box::new(event)));
+        self.release_all();
+    }
+
+    /// Has all held orders judged again, if nothing holds them any more.
+    fn release_all(&mut self) {
+        if self.d.policy.holding().is_some() {
+            return;
+        }
+        let mut down = Vec::new();
+        self.d.view.for_each(|h| {
+            if h.row.incident.is_some() {
+                down.push(h.row.id);
+            }
+        });
+        // Orders of hosts that are no longer in an incident were settled when it ended.
+        self.work.extend(down.into_iter().map(Work::Release));
+    }
+
+    fn forget(&mut self, row: &HostRow, why: &str) {
+        let event = self.d.policy.forgotten(row, why, self.d.clock.wall(), &mut self.rng);
+        log::info!("{} {}", event.kind, line(row, &event));
+        self.d.view.remove(row.id);
+        self.tell_shard(row.id, ShardCommand::Remove(row.id));
+        self.work.push_back(Work::Forget(row.id, Box::new(event)));
+    }
+
+    fn tell_shard(&self, host: HostId, command: ShardCommand) {
+        let shard = shard_of(host, self.d.shards.len() as u16);
+        if self.d.shards[usize::from(shard)].send(command).is_err() {
+            log::warn!("shard {shard} takes no commands: a change of {host} reaches it at restart");
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.d.clock.now();
+        if self.pause_ends.is_some_and(|end| now >= end) {
+            self.end_pause("its time is over");
+        }
+        if !self.released_at_start && now >= self.d.release_at {
+            self.released_at_start = true;
+            self.release_all();
+        }
+    }
+
+    fn end_pause(&mut self, why: &str) {
+        self.pause_ends = None;
+        self.d.policy.set_pause(None);
+        self.d.status.set_pause(None);
+        self.work.push_back(Work::Put(PAUSE_KEY, None));
+        let reason = format!("the pause ended: {why}");
+        let wall = self.d.clock.wall();
+        let kind = EventKind::ControllerResumed;
+        let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
+        log::info!("{kind}: {reason}");
+        self.work.push_back(Work::Event(Box::new(event)));
+        self.release_all();
+    }
+
+    async fn obey(&mut self, command: Command) {
+        // Whoever asked may have given up waiting; what was asked for is done all the same.
+        match command {
+            Command::Import(hosts, answer) => {
+                let report = self.import(hosts);
+                self.answer_when_written(answer, Ok(report));
+            }
+            Command::Forget(host, answer) => match self.d.view.get(host) {
+                Some(known) => {
+                    self.forget(&known.row, "an operator said so");
+                    self.answer_when_written(answer, Ok(()));
+                }
+                None => drop(answer.send(Err(ControlError::UnknownHost(host)))),
+            },
+            Command::Pause(pause, answer) => {
+                self.pause(pause);
+                let pause = self.d.policy.pause().cloned();
+                self.answer_when_written(answer, Ok(pause));
+            }
+            Command::Redrive(what, answer) => drop(answer.send(self.redrive(what).await)),
+        }
+    }
+
+    fn answer_when_written<T: Send + 'static>(&mut self, to: oneshot::Sender<T>, with: T) {
+        let (done, written) = oneshot::channel();
+        self.work.push_back(Work::Done(done));
+        tokio::spawn(async move {
+            if written.await.is_ok() {
+                drop(to.send(with));
+            }
+        });
+    }
+
+    fn import(&mut self, hosts: Vec<ImportHost>) -> ImportReport {
+        let mut report = ImportReport::default();
+        let wall = self.d.clock.wall();
+        for host in hosts {
+            if self.d.view.get(host.id).is_some() {
+                report.known += 1;
+                continue;
+            }
+            let live = Arc::new(LiveCell::default());
+            let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
+            self.d.view.upsert(row.clone(), Some(Arc::clone(&live)));
+            let known = known_of(&row, wall, live);
+            self.tell_shard(row.id, ShardCommand::Register(vec![known]));
+            self.save(row);
+            report.added += 1;
+        }
+        report
+    }
+
+    fn pause(&mut self, pause: Option<Pause>) {
+        let Some(pause) = pause else {
+            if self.d.policy.pause().is_some() {
+                self.end_pause("an operator ended it");
+            }
+            return;
+        };
+        self.pause_ends = Some(self.d.monotonic_end(&pause));
+        let text = serde_json::to_string(&pause).ok();
+        self.work.push_back(Work::Put(PAUSE_KEY, text));
+        let reason = format!("all actions are held until {}: {}", pause.until_ms, pause.reason);
+        self.d.status.set_pause(Some(pause.clone()));
+        self.d.policy.set_pause(Some(pause));
+        let kind = EventKind::ControllerPaused;
+        let wall = self.d.clock.wall();
+        let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
+        log::info!("{kind}: {reason}");
+        self.work.push_back(Work::Event(Box::new(event)));
+    }
+
+    async fn redrive(&mut self, what: Redrive) -> Result<RedriveReport, ControlError> {
+        let store = Arc::clone(&self.d.store);
+        let rows = match what {
+            Redrive::Dead { receiver } => {
+                let state = Some(DeliveryState::Dead);
+                let filter = DeliveryFilter { state, receiver, ..DeliveryFilter::default() };
+                store.deliveries(filter, READ_LEN_MAX).await?
+            }
+            Redrive::Ids(ids) => {
+                let mut rows = Vec::new();
+                for id in ids.into_iter().take(READ_LEN_MAX) {
+                    let after = id.0.checked_sub(1).map(DeliveryId);
+                    let filter = DeliveryFilter { after, ..DeliveryFilter::default() };
+                    let found = store.deliveries(filter, 1).await?;
+                    let row = found.into_iter().find(|r| r.id == id);
+                    rows.push(row.ok_or_else(|| {
+                        ControlError::Invalid(format!("there is no delivery {}", id.0))
+                    })?);
+                }
+                rows
+            }
+        };
+        let mut report = RedriveReport::default();
+        let at = self.d.clock.wall();
+        for row in rows {
+            if row.state != DeliveryState::Dead {
+                report.skipped.push(row.id);
+                continue;
+            }
+            let host = row.host.and_then(|h| self.d.view.get(h));
+            let still = match row.host {
+                None => Ok(()),
+                Some(_) => Policy::rejudge(host.as_ref().map(|h| &*h.row), row.kind, row.incident),
+            };
+            match still {
+                Ok(()) => match store.redrive(row.id, at).await? {
+                    Some(due) => {
+                        self.d.delivery.redriven(due);
+                        report.redriven.push(row.id);
+                    }
+                    None => report.skipped.push(row.id),
+                },
+                Err(why) => {
+                    store.cancel(row.id, why.clone(), at).await?;
+                    report.cancelled.push((row.id, why));
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// Takes what can be written in one go: a run of events, or one thing of another kind.
+    fn next_batch(&mut self) -> Vec<Work> {
+        let mut batch = Vec::new();
+        while let Some(next) = self.work.pop_front() {
+            let event = matches!(next, Work::Event(_));
+            batch.push(next);
+            let more = matches!(self.work.front(), Some(Work::Event(_)));
+            if !event || !more || batch.len() >= BATCH_LEN_MAX {
+                break;
+            }
+        }
+        batch
+    }
+}
+
+/// Writes one batch, however long it takes.
+#[derive(Clone)]
+struct Writer {
+    store: Arc<dyn Store>,
+    delivery: Arc<DeliveryHandle>,
+    view: Arc<View>,
+    clock: Arc<dyn Clock>,
+    status: Arc<DriverStatus>,
+    throttle: Arc<Throttle>,
+    stopping: bool,
+}
+
+impl Writer {
+    async fn write(self, batch: Vec<Work>, seed: u64) -> Result<(), StoreError> {
+        let mut events = Vec::new();
+        for work in batch {
+            match work {
+                Work::Event(event) => events.push(*event),
+                other => self.other(other, seed).await?,
+            }
+        }
+        if events.is_empty() {
+            return Ok(());
+        }
+        let appended = self.insist(seed, || self.store.append(events.clone())).await?;
+        for one in appended.unwrap_or_default() {
+            self.delivery.settled(one.settled);
+            self.delivery.wake(one.deliveries);
+        }
+        Ok(())
+    }
+
+    async fn other(&self, work: Work, seed: u64) -> Result<(), StoreError> {
+        match work {
+            Work::Rows(rows) => {
+                self.insist(seed, || self.store.save_hosts(rows.clone())).await?;
+            }
+            Work::Forget(host, event) => {
+                self.insist(seed, || self.store.forget(host, (*event).clone())).await?;
+            }
+            Work::Put(key, value) => {
+                self.insist(seed, || self.store.put(key, value.clone())).await?;
+            }
+            Work::Release(host) => {
+                // Judged now, not when it was put in the queue.
+                let known = self.view.get(host);
+                let row = known.as_ref().map(|h| &*h.row);
+                let kind = match row.and_then(|r| r.cause) {
+                    Some(crate::event::Cause::AgentLost) => EventKind::HostAgentLost,
+                    _ => EventKind::HostDown,
+                };
+                let incident = row.and_then(|r| r.incident);
+                let verdict = Policy::rejudge(row, kind, incident);
+                let at = self.clock.wall();
+                let due =
+                    self.insist(seed, || self.store.release(host, verdict.clone(), at)).await?;
+                self.delivery.wake(due.unwrap_or_default());
+            }
+            Work::Done(done) => drop(done.send(())),
+            Work::Event(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Repeats a write until it succeeds. `Ok(None)`: it can never succeed, which was logged.
+    async fn insist<T, F>(
+        &self,
+        seed: u64,
+        mut write: impl FnMut() -> F,
+    ) -> Result<Option<T>, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut failures = 0;
+        loop {
+            match write().await {
+                Ok(done) => {
+                    if failures > 0 {
+                        log::info!("the store can write again");
+                        self.status.set_store_error(None);
+                    }
+                    return Ok(Some(done));
+                }
+                Err(StoreError::Fenced) => return Err(StoreError::Fenced),
+                Err(e @ (StoreError::Invalid(_) | StoreError::Open(_))) => {
+                    log::error!("a write was refused for good, please report this: {e}");
+                    return Ok(None);
+                }
+                Err(e) => {
+                    failures += 1;
+                    self.status.set_store_error(Some(e.to_string()));
+                    if let Some(more) = self.throttle.pass(self.clock.now()) {
+                        log::error!("{e}; beats go on, events wait ({more} more tries failed)");
+                    }
+                    if self.stopping && failures > 3 {
+                        return Err(e);
+                    }
+                    tokio::time::sleep(STORE_BACKOFF.delay(failures, &mut rng)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Least loaded hosts that could take over.
+fn candidates(view: &View, failed: &HostRow, same: &[String]) -> Vec<Candidate> {
+    let mut ranking = Ranking::new(failed, same);
+    view.for_each(|h| ranking.consider(&h.row, h.live.sample()));
+    ranking.finish()
+}
+
+/// What a shard needs to know of a registered host.
+pub fn known_of(row: &HostRow, now: Wall, live: Arc<LiveCell>) -> Known {
+    let in_state = now.0.saturating_sub(row.since.0);
+    Known {
+        id: row.id,
+        state: row.state,
+        boot: row.boot,
+        generation: row.generation,
+        address: row.address,
+        in_state: Duration::from_millis(u64::try_from(in_state).unwrap_or(0)),
+        missing_reported: row.state == State::Pending && row.incident.is_some(),
+        duplicate: row.duplicate,
+        live,
+    }
+}
+
+/// One line for the log.
+fn line(row: &HostRow, event: &NewEvent) -> String {
+    let reason = event.data.get("reason").and_then(|r| r.as_str()).unwrap_or_default();
+    let name = if row.name.is_empty() { "(unnamed)" } else { &row.name };
+    format!("{name} {}: {reason}", row.id)
+}

@@ -1,0 +1,568 @@
+//! What a turn of a host's story means, and who is told: pure.
+//!
+//! `Opinion → Decision {row, event}`. The policy compares what a shard says with what was recorded
+//! before, so a turn that was merged away, or lost with a crash between detector and journal, is made
+//! good by the next one. Every receiver of an event gets a *verdict* with its reason, and all verdicts
+//! stand in the journaled event, the held and suppressed ones too.
+//!
+//! Seeing and acting are apart: the row (the state) is always true at once; only *actions* (`host.down`,
+//! `host.agent-lost`) are ever held, while the controller is blind or paused. Alerts, recoveries,
+//! goodbyes and joins never are. What was held is judged again on release ([`Policy::rejudge`]), against
+//! the present state; it is not replayed.
+
+pub mod driver;
+pub mod placement;
+pub mod rules;
+pub mod tally;
+
+use std::collections::BTreeSet;
+
+use heartwatch_common::id::{Boot, ControllerId, HostId};
+use heartwatch_common::time::Wall;
+use rand::Rng;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::config::Rule;
+use crate::control::Pause;
+use crate::detector::host::{Transition, Turn};
+use crate::event::{Cause, EventId, EventKind, IncidentId, State};
+use crate::store::{Audience, HostRow, NewDelivery, NewEvent, Settle};
+use placement::Candidate;
+use tally::{Opinion, Tally};
+
+/// What becomes of an event at one receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "verdict")]
+pub enum Disposition {
+    /// Sent.
+    Act,
+    /// Kept back until released or no longer true.
+    Hold {
+        /// Why.
+        reason: String,
+    },
+    /// Not sent.
+    Suppress {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One receiver's verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Receiver's name.
+    pub receiver: String,
+    /// The rule that chose it.
+    pub rule: String,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub disposition: Disposition,
+}
+
+/// What a turn brings about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The host's row from now on.
+    pub row: HostRow,
+    /// What is journaled and sent; `None` if the turn says nothing new.
+    pub event: Option<NewEvent>,
+}
+
+/// Who this controller is, in events.
+#[derive(Clone, Debug)]
+pub struct Author {
+    /// Its lasting identity.
+    pub id: ControllerId,
+    /// Its name.
+    pub name: String,
+}
+
+/// Decides.
+#[derive(Debug)]
+pub struct Policy {
+    author: Author,
+    rules: Vec<Rule>,
+    pause: Option<Pause>,
+    blind: BTreeSet<u16>,
+    tally: Tally,
+}
+
+/// What of a turn is worth an event.
+struct Story {
+    kind: EventKind,
+    state: State,
+    settle: Settle,
+    audience: Audience,
+    incident: Incident,
+    reason: String,
+    extra: Map<String, Value>,
+}
+
+/// What an event does to the host's incident.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Incident {
+    /// Opens one, or goes on with the open one.
+    Open,
+    /// Ends it; the event still names it.
+    Close,
+    /// Has nothing to do with one.
+    Keep,
+}
+
+impl Policy {
+    /// A policy that is neither paused nor blind.
+    pub fn new(author: Author, rules: Vec<Rule>) -> Self {
+        Self { author, rules, pause: None, blind: BTreeSet::new(), tally: Tally::new(1) }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The pause in force, if any.
+    pub fn pause(&self) -> Option<&Pause> {
+        self.pause.as_ref()
+    }
+
+    /// Sets or ends a pause.
+    pub fn set_pause(&mut self, pause: Option<Pause>) {
+        self.pause = pause;
+    }
+
+    /// Notes that a shard went blind or sees again. Answers whether the controller as a whole did.
+    pub fn set_blind(&mut self, shard: u16, blind: bool) -> bool {
+        let before = self.is_blind();
+        if blind {
+            self.blind.insert(shard);
+        } else {
+            self.blind.remove(&shard);
+        }
+        before != self.is_blind()
+    }
+
+    /// Whether any shard is blind.
+    pub fn is_blind(&self) -> bool {
+        !self.blind.is_empty()
+    }
+
+    /// Why actions are held right now, if they are.
+    pub fn holding(&self) -> Option<String> {
+        if let Some(pause) = &self.pause {
+            return Some(format!("paused until {}: {}", pause.until_ms, pause.reason));
+        }
+        self.is_blind().then(|| {
+            "the controller is blind: it has lost datagrams for longer than doubt_max".to_owned()
+        })
+    }
+
+    /// Takes a shard's opinion about a host whose recorded row is `row`. `candidates` answers who could
+    /// take over under a rule's conditions; it is asked only for actions.
+    pub fn take<R: Rng + ?Sized>(
+        &mut self,
+        row: &HostRow,
+        transition: &Transition,
+        at: Wall,
+        candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
+        rng: &mut R,
+    ) -> Decision {
+        let opinion = Opinion {
+            controller: self.author.id,
+            host: transition.host,
+            boot: transition.boot,
+            state: transition.state,
+        };
+        let mut row = row.clone();
+        if !self.tally.agrees(&opinion) {
+            return Decision { row, event: None };
+        }
+        let old_boot = row.boot;
+        row.boot = transition.boot;
+        row.address = transition.address.or(row.address);
+        let Some(story) = story(&mut row, old_boot, transition) else {
+            return Decision { row, event: None };
+        };
+        let event = self.write(&mut row, transition, story, at, candidates, rng);
+        Decision { row, event: Some(event) }
+    }
+
+    fn write<R: Rng + ?Sized>(
+        &self,
+        row: &mut HostRow,
+        transition: &Transition,
+        story: Story,
+        at: Wall,
+        candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
+        rng: &mut R,
+    ) -> NewEvent {
+        let incident = match story.incident {
+            Incident::Open => {
+                let open = row.incident.unwrap_or_else(|| IncidentId::new(at, rng));
+                row.incident = Some(open);
+                Some(open)
+            }
+            Incident::Close => row.incident.take(),
+            Incident::Keep => row.incident,
+        };
+        if row.state != story.state {
+            row.state = story.state;
+            row.since = at;
+        }
+        row.cause = match transition.turn {
+            Turn::Down(cause) => Some(cause),
+            _ if row.state == State::Down => row.cause,
+            _ => None,
+        };
+        let verdicts = self.verdicts(row, story.kind);
+        let mut data = self.describe(row, incident, &story);
+        let evidence = serde_json::to_value(transition.evidence).unwrap_or(Value::Null);
+        data.insert("evidence".to_owned(), evidence);
+        data.extend(story.extra);
+        if is_action(story.kind) {
+            let same = rules::matching(&self.rules, story.kind, Some(&row.labels))
+                .find(|r| !r.candidates_same.is_empty())
+                .map(|r| r.candidates_same.clone())
+                .unwrap_or_default();
+            data.insert("candidates".to_owned(), json!(candidates(&same)));
+        }
+        data.insert("verdicts".to_owned(), json!(verdicts));
+        NewEvent {
+            id: EventId::new(at, rng),
+            kind: story.kind,
+            at,
+            host: Some(row.id),
+            incident,
+            data,
+            row: Some(row.clone()),
+            settle: story.settle,
+            deliveries: deliveries(&verdicts),
+            audience: story.audience,
+        }
+    }
+
+    fn describe(
+        &self,
+        row: &HostRow,
+        incident: Option<IncidentId>,
+        story: &Story,
+    ) -> Map<String, Value> {
+        let mut data = Map::new();
+        data.insert(
+            "host".to_owned(),
+            json!({
+                "id": row.id,
+                "name": row.name,
+                "labels": row.labels,
+                "address": row.address,
+            }),
+        );
+        data.insert("incident".to_owned(), json!(incident));
+        data.insert("state".to_owned(), json!(story.state));
+        data.insert("cause".to_owned(), json!(row.cause));
+        data.insert("boot".to_owned(), json!(row.boot));
+        data.insert("reason".to_owned(), json!(story.reason));
+        data.insert("controller".to_owned(), self.signature());
+        data
+    }
+
+    fn signature(&self) -> Value {
+        json!({ "id": self.author.id, "name": self.author.name })
+    }
+
+    /// Who is told of an event, and what becomes of it there. Of several rules that choose one receiver
+    /// the first that lets it through counts.
+    fn verdicts(&self, row: &HostRow, kind: EventKind) -> Vec<Verdict> {
+        let action = is_action(kind);
+        let hold = if action { self.holding() } else { None };
+        let duplicate = action && row.duplicate;
+        rules::choose(&self.rules, kind, Some(&row.labels), |rule| {
+            if rule.dry_run {
+                Disposition::Suppress { reason: "the rule is a dry run".to_owned() }
+            } else if duplicate {
+                let reason = "two boots answer under this identity: never failed over".to_owned();
+                Disposition::Suppress { reason }
+            } else if let Some(reason) = &hold {
+                Disposition::Hold { reason: reason.clone() }
+            } else {
+                Disposition::Act
+            }
+        })
+    }
+
+    /// An event of the controller's own; rules without label conditions apply.
+    pub fn own_event<R: Rng + ?Sized>(
+        &self,
+        kind: EventKind,
+        reason: &str,
+        at: Wall,
+        rng: &mut R,
+    ) -> NewEvent {
+        let verdicts = rules::choose(&self.rules, kind, None, |rule| match rule.dry_run {
+            true => Disposition::Suppress { reason: "the rule is a dry run".to_owned() },
+            false => Disposition::Act,
+        });
+        let mut data = Map::new();
+        data.insert("reason".to_owned(), json!(reason));
+        data.insert("controller".to_owned(), self.signature());
+        data.insert("verdicts".to_owned(), json!(verdicts));
+        NewEvent {
+            id: EventId::new(at, rng),
+            kind,
+            at,
+            host: None,
+            incident: None,
+            data,
+            row: None,
+            settle: Settle::Nothing,
+            deliveries: deliveries(&verdicts),
+            audience: Audience::All,
+        }
+    }
+
+    /// The event that goes with a host's removal from the registry.
+    pub fn forgotten<R: Rng + ?Sized>(
+        &self,
+        row: &HostRow,
+        reason: &str,
+        at: Wall,
+        rng: &mut R,
+    ) -> NewEvent {
+        let story = Story {
+            kind: EventKind::HostForgotten,
+            state: row.state,
+            settle: Settle::All,
+            audience: Audience::All,
+            incident: Incident::Close,
+            reason: reason.to_owned(),
+            extra: Map::new(),
+        };
+        let verdicts = self.verdicts(row, story.kind);
+        let mut data = self.describe(row, row.incident, &story);
+        data.insert("verdicts".to_owned(), json!(verdicts));
+        NewEvent {
+            id: EventId::new(at, rng),
+            kind: story.kind,
+            at,
+            host: Some(row.id),
+            incident: row.incident,
+            data,
+            row: None,
+            settle: story.settle,
+            deliveries: deliveries(&verdicts),
+            audience: story.audience,
+        }
+    }
+
+    /// Whether an order about an incident is still true of a host as it stands now (`None`: forgotten).
+    /// `Err` says why not.
+    pub fn rejudge(
+        row: Option<&HostRow>,
+        kind: EventKind,
+        incident: Option<IncidentId>,
+    ) -> Result<(), String> {
+        let wanted = match kind {
+            EventKind::HostDown | EventKind::HostAgentLost => State::Down,
+            EventKind::HostSuspect => State::Suspect,
+            EventKind::HostMissing => State::Pending,
+            // News of something that ended stays true.
+            _ => return Ok(()),
+        };
+        let Some(row) = row else { return Err("the host was forgotten meanwhile".to_owned()) };
+        if row.state != wanted {
+            return Err(format!("the host is {} now", row.state));
+        }
+        if row.incident != incident {
+            return Err("that outage ended; the host is in another one now".to_owned());
+        }
+        if is_action(kind) && row.duplicate {
+            return Err("two boots answer under this identity".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Whether receivers act on it: these are held in doubt.
+pub fn is_action(kind: EventKind) -> bool {
+    matches!(kind, EventKind::HostDown | EventKind::HostAgentLost)
+}
+
+fn deliveries(verdicts: &[Verdict]) -> Vec<NewDelivery> {
+    verdicts
+        .iter()
+        .filter_map(|v| {
+            let hold = match &v.disposition {
+                Disposition::Act => None,
+                Disposition::Hold { reason } => Some(reason.clone()),
+                Disposition::Suppress { .. } => return None,
+            };
+            Some(NewDelivery { receiver: v.receiver.clone(), hold })
+        })
+        .collect()
+}
+
+fn one(key: &str, value: Value) -> Map<String, Value> {
+    Map::from_iter([(key.to_owned(), value)])
+}
+
+/// What a turn means for a host that was recorded as `row`; `None` if nothing new.
+fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
+    let recorded = row.state;
+    let (silence_s, overdue_s) =
+        (t.evidence.silence_ms as f64 / 1e3, t.evidence.overdue_ms as f64 / 1e3);
+    match t.turn {
+        Turn::Joined | Turn::Recovered { .. } | Turn::Restarted => {
+            let same_boot = match t.turn {
+                Turn::Recovered { same_boot } => same_boot,
+                _ => old_boot == t.boot,
+            };
+            alive(recorded, same_boot, old_boot, t.boot, silence_s)
+        }
+        Turn::Suspect => (recorded == State::Alive).then(|| Story {
+            kind: EventKind::HostSuspect,
+            state: State::Suspect,
+            settle: Settle::Nothing,
+            audience: Audience::All,
+            incident: Incident::Open,
+            reason: format!(
+                "silent for {silence_s:.2} s, {overdue_s:.2} s later than expected, with a margin \
+                 of {:.2} s ({}); probing",
+                t.evidence.margin_ms / 1e3,
+                t.evidence.margin_source,
+            ),
+            extra: Map::new(),
+        }),
+        Turn::Down(cause) => (recorded != State::Down).then(|| Story {
+            kind: match cause {
+                Cause::Silent => EventKind::HostDown,
+                Cause::AgentLost => EventKind::HostAgentLost,
+            },
+            state: State::Down,
+            settle: Settle::SameReceivers,
+            audience: Audience::All,
+            incident: Incident::Open,
+            reason: match cause {
+                Cause::Silent => format!(
+                    "silent for {silence_s:.2} s and {} probes went unanswered",
+                    t.evidence.probes_sent
+                ),
+                Cause::AgentLost => format!(
+                    "silent for {silence_s:.2} s; its kernel answers the probes with `port \
+                     unreachable`: the host is up, its agent is gone"
+                ),
+            },
+            extra: Map::new(),
+        }),
+        Turn::Left { reason, expected } => (recorded != State::Left).then(|| Story {
+            kind: EventKind::HostLeft,
+            state: State::Left,
+            settle: Settle::All,
+            audience: Audience::All,
+            incident: Incident::Close,
+            reason: format!("said goodbye: {}", reason.as_str()),
+            extra: Map::from_iter([
+                ("leave_reason".to_owned(), json!(reason)),
+                ("expected_away_s".to_owned(), json!(expected.as_secs())),
+            ]),
+        }),
+        Turn::Missing => (recorded == State::Pending && row.incident.is_none()).then(|| Story {
+            kind: EventKind::HostMissing,
+            state: State::Pending,
+            settle: Settle::Nothing,
+            audience: Audience::All,
+            incident: Incident::Open,
+            reason: "expected, but never heard".to_owned(),
+            extra: Map::new(),
+        }),
+        Turn::Duplicate { other } => (!row.duplicate).then(|| {
+            row.duplicate = true;
+            Story {
+                kind: EventKind::HostDuplicate,
+                state: recorded,
+                settle: Settle::Nothing,
+                audience: Audience::All,
+                incident: Incident::Keep,
+                reason: format!("boots {} and {other} both answer under this identity", t.boot),
+                extra: one("other_boot", json!(other)),
+            }
+        }),
+        Turn::Forgettable => None,
+    }
+}
+
+/// What a proof of life means for a host recorded as `recorded`.
+fn alive(
+    recorded: State,
+    same_boot: bool,
+    old_boot: Boot,
+    boot: Boot,
+    silence_s: f64,
+) -> Option<Story> {
+    let (kind, audience, reason) = match recorded {
+        State::Pending => {
+            (EventKind::HostJoined, Audience::All, "heard for the first time".to_owned())
+        }
+        State::Alive if same_boot => return None,
+        State::Alive => (
+            EventKind::HostRestarted,
+            Audience::All,
+            format!("boot {old_boot} became {boot} without an outage in between"),
+        ),
+        State::Left if !same_boot => (
+            EventKind::HostRestarted,
+            Audience::All,
+            format!("back after its goodbye, as boot {boot}"),
+        ),
+        State::Left => (
+            EventKind::HostRecovered,
+            Audience::All,
+            "goes on after its goodbye, with the same boot".to_owned(),
+        ),
+        State::Suspect | State::Down if same_boot => (
+            EventKind::HostRecovered,
+            Audience::Told,
+            format!("back after {silence_s:.2} s with the same boot: we were wrong, it lived on"),
+        ),
+        State::Suspect | State::Down => (
+            EventKind::HostRecovered,
+            Audience::Told,
+            format!("back after {silence_s:.2} s as boot {boot}: it had crashed or restarted"),
+        ),
+    };
+    Some(Story {
+        kind,
+        state: State::Alive,
+        settle: Settle::All,
+        audience,
+        incident: Incident::Close,
+        reason,
+        extra: Map::from_iter([
+            ("same_boot".to_owned(), json!(same_boot)),
+            ("from".to_owned(), json!(recorded)),
+        ]),
+    })
+}
+
+/// A row for a host that was never registered before.
+pub fn new_row(id: HostId, at: Wall) -> HostRow {
+    HostRow {
+        id,
+        name: String::new(),
+        labels: Default::default(),
+        os: String::new(),
+        agent_version: String::new(),
+        state: State::Pending,
+        cause: None,
+        boot: Boot(0),
+        generation: Default::default(),
+        address: None,
+        first_seen: at,
+        since: at,
+        incident: None,
+        duplicate: false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+use super::*;
+use crate::detector::host::Evidence;
+use heartwatch_common::time::Instant;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use std::collections::BTreeMap;
+
+fn rule(events: &[EventKind], receiver: &str) -> Rule {
+    Rule {
+        name: format!("to {receiver}"),
+        labels: BTreeMap::new(),
+        events: events.iter().copied().collect(),
+        receivers: vec![receiver.to_owned()],
+        candidates_same: Vec::new(),
+        dry_run: false,
+    }
+}
+
+fn policy() -> Policy {
+    Policy::new(
+        Author { id: ControllerId(1), name: "c".to_owned() },
+        vec![rule(&EventKind::ALL, "orchestrator")],
+    )
+}
+
+fn row(state: State) -> HostRow {
+    HostRow { state, boot: Boot(5), ..new_row(HostId([1; 16]), Wall(0)) }
+}
+
+fn turn(turn: Turn, state: State, boot: u32) -> Transition {
+    Transition {
+        host: HostId([1; 16]),
+        turn,
+        state,
+        boot: Boot(boot),
+        address: None,
+        at: Instant(0),
+        evidence: Evidence::default(),
+    }
+}
+
+fn take(p: &mut Policy, row: &HostRow, t: Transition) -> Decision {
+    // Ids of the same moment must still differ.
+    static SEED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let seed = SEED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut rng = StdRng::seed_from_u64(seed);
+    p.take(row, &t, Wall(1_000), |_| Vec::new(), &mut rng)
+}
+
+const SUSPECT: (Turn, State) = (Turn::Suspect, State::Suspect);
+const DOWN: (Turn, State) = (Turn::Down(Cause::Silent), State::Down);
+const LOST: (Turn, State) = (Turn::Down(Cause::AgentLost), State::Down);
+
+fn recovered(same_boot: bool) -> (Turn, State) {
+    (Turn::Recovered { same_boot }, State::Alive)
+}
+
+/// Plays turns; answers the kinds of the events and the row at the end.
+fn play(
+    p: &mut Policy,
+    mut at: HostRow,
+    turns: &[((Turn, State), u32)],
+) -> (Vec<NewEvent>, HostRow) {
+    let mut events = Vec::new();
+    for ((t, state), boot) in turns {
+        let decision = take(p, &at, turn(*t, *state, *boot));
+        events.extend(decision.event);
+        at = decision.row;
+    }
+    (events, at)
+}
+
+fn kinds(events: &[NewEvent]) -> Vec<EventKind> {
+    events.iter().map(|e| e.kind).collect()
+}
+
+#[test]
+fn an_outage_is_one_incident_from_suspicion_to_recovery() {
+    let turns = [(SUSPECT, 5), (DOWN, 5), (recovered(true), 5)];
+    let (events, end) = play(&mut policy(), row(State::Alive), &turns);
+    assert_eq!(
+        kinds(&events),
+        [EventKind::HostSuspect, EventKind::HostDown, EventKind::HostRecovered]
+    );
+    assert!(events[0].incident.is_some());
+    assert!(events.iter().all(|e| e.incident == events[0].incident));
+    assert_eq!((end.state, end.incident, end.cause), (State::Alive, None, None));
+    assert_eq!(events[2].data["same_boot"], true);
+    assert_eq!((events[2].settle, events[2].audience), (Settle::All, Audience::Told));
+    assert_eq!(events[1].settle, Settle::SameReceivers);
+}
+
+#[test]
+fn agent_lost_is_its_own_event_and_names_its_cause() {
+    let (events, end) = play(&mut policy(), row(State::Alive), &[(SUSPECT, 5), (LOST, 5)]);
+    assert_eq!(kinds(&events), [EventKind::HostSuspect, EventKind::HostAgentLost]);
+    assert_eq!(end.cause, Some(Cause::AgentLost));
+    assert_eq!(events[1].data["cause"], "agent-lost");
+}
+
+#[test]
+fn a_turn_that_was_merged_away_is_made_good_by_the_next() {
+    // Recorded alive; the suspicion was never told.
+    let (events, _) = play(&mut policy(), row(State::Alive), &[(DOWN, 5)]);
+    assert_eq!(kinds(&events), [EventKind::HostDown]);
+    assert!(events[0].incident.is_some());
+    // Recorded down; the recovery was never told, and now it only "restarted".
+    let (events, end) =
+        play(&mut policy(), row(State::Down), &[((Turn::Restarted, State::Alive), 6)]);
+    assert_eq!(kinds(&events), [EventKind::HostRecovered]);
+    assert_eq!((end.state, &events[0].data["same_boot"]), (State::Alive, &json!(false)));
+    // The same turn twice says nothing new.
+    let (events, _) = play(&mut policy(), row(State::Down), &[(DOWN, 5)]);
+    assert!(events.is_empty());
+}
+
+#[test]
+fn a_boot_that_changed_without_an_outage_is_a_restart() {
+    let (events, end) =
+        play(&mut policy(), row(State::Alive), &[((Turn::Restarted, State::Alive), 6)]);
+    assert_eq!((kinds(&events), end.boot), (vec![EventKind::HostRestarted], Boot(6)));
+}
+
+#[test]
+fn actions_are_held_while_paused_or_blind_and_nothing_else_is() {
+    let mut p = policy();
+    assert!(p.set_blind(0, true) && !p.set_blind(1, true));
+    let (events, end) =
+        play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5), (recovered(false), 6)]);
+    let holds: Vec<bool> = events.iter().map(|e| e.deliveries[0].hold.is_some()).collect();
+    assert_eq!(holds, [false, true, false]);
+    assert_eq!(events[1].data["verdicts"][0]["verdict"], "hold");
+    assert_eq!(end.state, State::Alive, "seeing is never held");
+    assert!(!p.set_blind(0, false) && p.set_blind(1, false));
+    p.set_pause(Some(Pause { until_ms: Wall(5), reason: "switch work".to_owned() }));
+    let (events, _) = play(&mut p, row(State::Alive), &[(LOST, 5)]);
+    assert!(events[0].deliveries[0].hold.as_ref().unwrap().contains("switch work"));
+}
+
+#[test]
+fn a_duplicate_identity_is_never_failed_over() {
+    let mut p = policy();
+    let duplicate = Turn::Duplicate { other: Boot(9) };
+    let turns = [((duplicate, State::Alive), 5), (SUSPECT, 5), (DOWN, 5)];
+    let (events, end) = play(&mut p, row(State::Alive), &turns);
+    assert_eq!(kinds(&events)[0], EventKind::HostDuplicate);
+    assert!(end.duplicate && end.state == State::Down);
+    assert!(events[2].deliveries.is_empty());
+    assert_eq!(events[2].data["verdicts"][0]["verdict"], "suppress");
+}
+
+#[test]
+fn orders_are_judged_against_the_present_state_not_replayed() {
+    let mut p = policy();
+    let (events, down) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5)]);
+    let incident = events[1].incident;
+    let judge = |row, kind| Policy::rejudge(row, kind, incident);
+    assert_eq!(judge(Some(&down), EventKind::HostDown), Ok(()));
+    let (_, back) = play(&mut p, down.clone(), &[(recovered(true), 5)]);
+    assert!(judge(Some(&back), EventKind::HostDown).unwrap_err().contains("alive"));
+    let (_, again) = play(&mut p, back.clone(), &[(DOWN, 5)]);
+    assert!(judge(Some(&again), EventKind::HostDown).unwrap_err().contains("another"));
+    assert!(judge(None, EventKind::HostDown).is_err());
+    assert_eq!(judge(None, EventKind::HostLeft), Ok(()));
+}
+
+#[test]
+fn a_missing_host_is_told_once_and_its_joining_ends_that_incident() {
+    let turns = [
+        ((Turn::Missing, State::Pending), 0),
+        ((Turn::Missing, State::Pending), 0),
+        ((Turn::Joined, State::Alive), 3),
+    ];
+    let (events, end) = play(&mut policy(), row(State::Pending), &turns);
+    assert_eq!(kinds(&events), [EventKind::HostMissing, EventKind::HostJoined]);
+    assert_eq!((events[1].incident, end.incident), (events[0].incident, None));
+}
+
+#[test]
+fn a_goodbye_closes_the_incident_and_settles_its_orders() {
+    let left = Turn::Left {
+        reason: heartwatch_common::wire::LeaveReason::Reboot,
+        expected: std::time::Duration::from_secs(600),
+    };
+    let (events, end) =
+        play(&mut policy(), row(State::Alive), &[(SUSPECT, 5), ((left, State::Left), 5)]);
+    assert_eq!(events[1].kind, EventKind::HostLeft);
+    assert_eq!((events[1].settle, end.incident), (Settle::All, None));
+    assert_eq!(events[1].data["expected_away_s"], 600);
+}
