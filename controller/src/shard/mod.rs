@@ -4,4 +4,5 @@
 pub mod core;
 pub mod notices;
 pub mod route;
+pub mod watch;
 pub mod worker;

@@ -2,14 +2,9 @@
 //!
 //! # Time
 //!
-//! Arrivals are the kernel's receive stamps, brought from the wall clock to the monotonic one and
-//! clamped into [last time the socket was found empty, now]: a stepped wall clock moves none outside
-//! the span in which it must have come.
-//!
-//! The *watermark* of a socket is the latest instant before which everything that arrived has been
-//! read: the instant before a receive that found it empty, or the newest stamp drained, less the
-//! greatest disorder seen lately. It never falls. Nobody is judged beyond it, so a process that was
-//! stopped for a minute reads its mail first, and one that is never idle still judges.
+//! [`crate::shard::watch`] says what arrivals and watermarks are. Nobody is judged beyond the watermark,
+//! so a process that was stopped for a minute reads its mail first, and one that is never idle still
+//! judges.
 //!
 //! # Bounds
 //!
@@ -38,6 +33,7 @@ use crate::metrics::{Reject, ShardMetrics, add, get, inc, set};
 use crate::shard::core::{Send, ShardCore, Via};
 use crate::shard::notices::Notice;
 use crate::shard::route::shard_of;
+use crate::shard::watch::{SLACK_MIN, Watch};
 
 /// Batches drained from one socket before judging.
 const BATCHES_MAX: usize = 16;
@@ -49,10 +45,6 @@ const COMMANDS_PER_PASS: usize = 256;
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Wait while the policy's queue is full.
 const WAIT_FULL: Duration = Duration::from_millis(10);
-/// Least and greatest allowance for stamps that are out of order.
-const SLACK_MIN: Duration = Duration::from_micros(200);
-const SLACK_MAX: Duration = Duration::from_millis(100);
-
 /// What a shard may be asked.
 #[derive(Debug)]
 pub enum Command {
@@ -115,45 +107,6 @@ impl ShardHandle {
 pub struct Mailbox {
     inbox: Receiver<Command>,
     wake: Arc<EventFd>,
-}
-
-/// One socket's place in time.
-#[derive(Debug)]
-struct Watch {
-    /// The instant before the last receive that found the socket empty.
-    empty_at: Instant,
-    newest: Instant,
-    watermark: Instant,
-    slack: Duration,
-    drops: u64,
-}
-
-impl Watch {
-    fn new(now: Instant) -> Self {
-        Self { empty_at: now, newest: now, watermark: now, slack: SLACK_MIN, drops: 0 }
-    }
-
-    /// Brings a kernel stamp to the monotonic clock.
-    fn arrival(&mut self, stamp_ns: Option<i64>, wall_ns: i64, now: Instant) -> Instant {
-        let age = stamp_ns.map_or(0, |s| wall_ns.saturating_sub(s));
-        let at = Instant(now.0.saturating_sub(u64::try_from(age).unwrap_or(0)));
-        if at < self.empty_at {
-            // Stamped before an instant at which it could not be read yet: that is the disorder.
-            let disorder = self.empty_at.since(at) * 2;
-            self.slack = self.slack.max(disorder).min(SLACK_MAX);
-        }
-        let at = at.clamp(self.empty_at.min(now), now);
-        self.newest = self.newest.max(at);
-        at
-    }
-
-    fn advance(&mut self) -> Instant {
-        let seen = self.empty_at.max(self.newest) - self.slack;
-        self.watermark = self.watermark.max(seen);
-        // Disorder is forgotten by one part in 4,096 a pass.
-        self.slack = (self.slack - self.slack / 4_096).max(SLACK_MIN);
-        self.watermark
-    }
 }
 
 /// The thread around a shard.
@@ -230,7 +183,7 @@ impl Worker {
             if !busy {
                 let due = self.core.next_due().map_or(WAIT_MAX, |at| {
                     // The watermark lags behind now by the slack: it must pass the deadline.
-                    let slack = watches.iter().map(|w| w.slack).max().unwrap_or(SLACK_MIN);
+                    let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
                     (at + slack).since(now)
                 });
                 self.wait(due.min(if full { WAIT_FULL } else { WAIT_MAX }));
@@ -320,7 +273,7 @@ impl Worker {
             add(&self.metrics.received, n as u64);
             total += n;
             if n < BATCH_LEN {
-                watch.empty_at = watch.empty_at.max(before);
+                watch.found_empty(before);
                 break;
             }
         }
@@ -403,37 +356,6 @@ fn elsewhere(bytes: &[u8], via: Via, shard: u16, shards: u16) -> Option<(u16, u8
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ms(n: u64) -> Instant {
-        Instant::from_millis(n)
-    }
-
-    #[test]
-    fn a_stepped_wall_clock_moves_no_arrival_outside_its_span() {
-        let mut watch = Watch::new(ms(1_000));
-        watch.empty_at = ms(2_000);
-        let wall = 1_700_000_000_000_000_000i64;
-        let hour = 3_600_000_000_000;
-        assert_eq!(watch.arrival(Some(wall - 5_000_000), wall, ms(2_050)), ms(2_045));
-        assert_eq!(watch.arrival(Some(wall - hour), wall, ms(2_050)), ms(2_000));
-        assert_eq!(watch.arrival(Some(wall + hour), wall, ms(2_050)), ms(2_050));
-        assert_eq!(watch.arrival(None, wall, ms(2_050)), ms(2_050));
-    }
-
-    #[test]
-    fn the_watermark_never_falls_and_follows_the_mail_after_a_stop() {
-        let mut watch = Watch::new(ms(1_000));
-        watch.empty_at = ms(2_000);
-        let before = watch.advance();
-        assert!(before <= ms(2_000) && before >= ms(1_990));
-        // Stopped for 20 s; the oldest mail is read first: nobody is judged beyond it.
-        let wall = 1_700_000_000_000_000_000i64;
-        watch.arrival(Some(wall - 19_000_000_000), wall, ms(22_000));
-        let reading = watch.advance();
-        assert!(reading >= before && reading <= ms(3_000), "{reading:?}");
-        watch.empty_at = ms(22_001);
-        assert!(watch.advance() >= ms(21_900));
-    }
 
     #[test]
     fn a_datagram_of_another_shard_is_recognised() {

@@ -1,0 +1,106 @@
+//! How far a socket has been read, and when what it held arrived: pure.
+//!
+//! *Arrivals* are the kernel's receive stamps, brought from the wall clock to the monotonic one and
+//! clamped into [last time the socket was found empty, now]: a stepped wall clock moves none outside
+//! the span in which it must have come.
+//!
+//! The *watermark* of a socket is the latest instant before which everything that arrived has been
+//! read: the instant before a receive that found it empty, or the newest stamp drained, less the
+//! greatest disorder seen lately. It never falls.
+
+use std::time::Duration;
+
+use heartwatch_common::time::Instant;
+
+/// Least allowance for stamps that are out of order.
+pub const SLACK_MIN: Duration = Duration::from_micros(200);
+/// Greatest.
+const SLACK_MAX: Duration = Duration::from_millis(100);
+
+/// One socket's place in time.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// The instant before the last receive that found the socket empty.
+    empty_at: Instant,
+    newest: Instant,
+    watermark: Instant,
+    slack: Duration,
+    /// The kernel's drop counter when last read.
+    pub drops: u64,
+}
+
+impl Watch {
+    /// A socket that was made just now.
+    pub fn new(now: Instant) -> Self {
+        Self { empty_at: now, newest: now, watermark: now, slack: SLACK_MIN, drops: 0 }
+    }
+
+    /// Notes that a receive begun at `before` found the socket empty.
+    pub fn found_empty(&mut self, before: Instant) {
+        self.empty_at = self.empty_at.max(before);
+    }
+
+    /// The allowance for disorder right now.
+    pub fn slack(&self) -> Duration {
+        self.slack
+    }
+
+    /// Brings a kernel stamp to the monotonic clock.
+    pub fn arrival(&mut self, stamp_ns: Option<i64>, wall_ns: i64, now: Instant) -> Instant {
+        let age = stamp_ns.map_or(0, |s| wall_ns.saturating_sub(s));
+        let at = Instant(now.0.saturating_sub(u64::try_from(age).unwrap_or(0)));
+        if at < self.empty_at {
+            // Stamped before an instant at which it could not be read yet: that is the disorder.
+            let disorder = self.empty_at.since(at) * 2;
+            self.slack = self.slack.max(disorder).min(SLACK_MAX);
+        }
+        let at = at.clamp(self.empty_at.min(now), now);
+        self.newest = self.newest.max(at);
+        at
+    }
+
+    /// The watermark now. It never falls; callers cap it at the present.
+    pub fn advance(&mut self) -> Instant {
+        let seen = self.empty_at.max(self.newest) - self.slack;
+        self.watermark = self.watermark.max(seen);
+        // Disorder is forgotten by one part in 4,096 a pass.
+        self.slack = (self.slack - self.slack / 4_096).max(SLACK_MIN);
+        self.watermark
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Instant {
+        Instant::from_millis(n)
+    }
+
+    #[test]
+    fn a_stepped_wall_clock_moves_no_arrival_outside_its_span() {
+        let mut watch = Watch::new(ms(1_000));
+        watch.found_empty(ms(2_000));
+        let wall = 1_700_000_000_000_000_000i64;
+        let hour = 3_600_000_000_000;
+        assert_eq!(watch.arrival(Some(wall - 5_000_000), wall, ms(2_050)), ms(2_045));
+        assert_eq!(watch.arrival(Some(wall - hour), wall, ms(2_050)), ms(2_000));
+        assert_eq!(watch.arrival(Some(wall + hour), wall, ms(2_050)), ms(2_050));
+        assert_eq!(watch.arrival(None, wall, ms(2_050)), ms(2_050));
+    }
+
+    #[test]
+    fn the_watermark_never_falls_and_follows_the_mail_after_a_stop() {
+        let mut watch = Watch::new(ms(1_000));
+        watch.found_empty(ms(2_000));
+        let before = watch.advance();
+        assert!(before <= ms(2_000) && before >= ms(1_990));
+        // Stopped for 20 s; the oldest mail is read first: nobody is judged beyond it.
+        let wall = 1_700_000_000_000_000_000i64;
+        watch.arrival(Some(wall - 19_000_000_000), wall, ms(22_000));
+        let reading = watch.advance();
+        assert!(reading >= before && reading <= ms(3_000), "{reading:?}");
+        watch.found_empty(ms(22_001));
+        assert!(watch.advance() >= ms(21_900));
+    }
+}
