@@ -242,7 +242,8 @@ async fn fifty_kills_of_the_controller_lose_no_event_and_no_order() {
         let mut controller = world
             .controller()
             .detector("restart_grace", "\"1s\"")
-            .receiver("r", &receiver.url(), &file)
+            // Waits so long that some news is overtaken by newer ones before it gets through.
+            .receiver_with("r", &receiver.url(), &file, "retry_base = \"2s\"\nretry_cap = \"4s\"")
             .rule("all", &ALL, &["r"])
             .start()
             .await?;

@@ -111,12 +111,12 @@ async fn a_secret_that_cannot_be_read_or_that_everybody_can_read_is_refused() {
         ensure!([EXIT_CONFIG, EXIT_FAILURE].contains(&code), "seen exit {code}:\n{said}");
         ensure!(said.contains("no-such-folder"), "expected the file's name, seen:\n{said}");
 
-        let garbage = world.write_secret("garbage", "this is no secret")?;
+        let garbage = world.write_secret("garbage-secret", "this is no secret")?;
         let line = format!("fleet_secret_file = \"{}\"", garbage.display());
         let config = world.controller().named("garbage").top(&line).write()?;
         let (code, said) = refused(world, "heartwatch-controller", &config).await?;
         ensure!([EXIT_CONFIG, EXIT_FAILURE].contains(&code), "seen exit {code}:\n{said}");
-        ensure!(said.contains("garbage"), "expected the file's name, seen:\n{said}");
+        ensure!(said.contains("garbage-secret"), "expected the file's name, seen:\n{said}");
 
         let config = world.controller().named("open").write()?;
         let secret = world.path("open").join("fleet-secret");

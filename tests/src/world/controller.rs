@@ -96,12 +96,15 @@ impl<'w> ControllerSetup<'w> {
         self.receiver_with(name, url, secret, "timeout = \"2s\"\n")
     }
 
-    /// A webhook receiver with further lines of TOML.
+    /// A webhook receiver with further lines of TOML, which may set other waits between attempts.
     pub fn receiver_with(mut self, name: &str, url: &str, secret: &Path, lines: &str) -> Self {
+        let waits = match lines.contains("retry_base") {
+            true => "",
+            false => "retry_base = \"50ms\"\nretry_cap = \"1s\"\n",
+        };
         write!(
             self.tail,
-            "[receivers.{name}]\nurl = \"{url}\"\nsecret_file = \"{}\"\n\
-             retry_base = \"50ms\"\nretry_cap = \"1s\"\n{lines}\n",
+            "[receivers.{name}]\nurl = \"{url}\"\nsecret_file = \"{}\"\n{waits}{lines}\n",
             secret.display()
         )
         .expect("a String takes any text");
