@@ -43,16 +43,13 @@ const HOSTS: [[&str; 4]; 5] = [
 async fn main() -> ExitCode {
     let args = Args::parse();
     let started = now();
-    let mut world = match World::new() {
+    let world = match World::new() {
         Ok(world) => world,
         Err(e) => {
             eprintln!("demo: {e:#}");
             return ExitCode::FAILURE;
         }
     };
-    if args.keep {
-        world.keep();
-    }
     let mut demo = Demo { started, world: &world, step: 0 };
     match demo.tell(args.keep).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -348,7 +345,8 @@ impl Demo<'_> {
             println!("     {ctl} {command}");
         }
         println!("     curl {}/metrics", controller.url());
-        println!("\n   Folder: {}\n   Ctrl-C ends it.", self.world.dir().display());
+        let dir = self.world.dir().display();
+        println!("\n   Configs, logs and the store are in {dir} until Ctrl-C ends it all.");
         tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")
     }
 }

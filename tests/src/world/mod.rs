@@ -38,7 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub struct World {
     dir: tempfile::TempDir,
     secret: FleetSecret,
-    keep: bool,
 }
 
 impl World {
@@ -48,7 +47,7 @@ impl World {
             .prefix("heartwatch-")
             .tempdir()
             .context("cannot make a temporary folder")?;
-        Ok(Self { dir, secret: FleetSecret::new(KeyId(1), [0x42; 32]), keep: false })
+        Ok(Self { dir, secret: FleetSecret::new(KeyId(1), [0x42; 32]) })
     }
 
     /// Its folder.
@@ -99,12 +98,6 @@ impl World {
         AgentSetup::new(self, name)
     }
 
-    /// Leaves the folder in place when dropped.
-    pub fn keep(&mut self) {
-        self.keep = true;
-        self.dir.disable_cleanup(true);
-    }
-
     /// The ends of all log files, for a test that failed.
     pub fn logs(&self, lines_max: usize) -> String {
         let mut out = String::new();
@@ -123,14 +116,6 @@ impl World {
             }
         }
         out
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if self.keep {
-            eprintln!("left in place: {}", self.dir().display());
-        }
     }
 }
 
