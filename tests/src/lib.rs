@@ -3,5 +3,7 @@
 
 pub mod fleet;
 pub mod fuzzing;
+pub mod invariants;
+pub mod sim;
 pub mod vectors;
 pub mod world;

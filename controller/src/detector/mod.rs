@@ -45,6 +45,8 @@ use timeout::{LEARN_MAX, Learned, MarginSource, Patience, Prior, PriorLearner};
 pub const HOSTS_MAX: usize = 4_000_000;
 /// How long after a change of boot the return of the other one means that two are alive.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
+/// A suspect's datagram may be this late and still prove life.
+const SUSPECT_TOLERANCE: Duration = Duration::from_secs(1);
 /// Beats between two refreshes of the fleet's prior.
 const PRIOR_EVERY: u32 = 4_096;
 
@@ -230,6 +232,16 @@ impl Detector {
     /// What a host has proved so far.
     pub fn seen(&self, slot: u32) -> Seen {
         self.host(slot).seen()
+    }
+
+    /// How far off the usual a datagram's time may be to prove life: `timeout_max`; but for a suspect or
+    /// down host no more than [`SUSPECT_TOLERANCE`]. What somebody kept from us and sends now would
+    /// otherwise revive the dead for a moment; a live host that is only slow answers the challenge.
+    pub fn tolerance(&self, slot: u32) -> Duration {
+        match self.host(slot).state {
+            State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.settings.patience.max),
+            _ => self.settings.patience.max,
+        }
     }
 
     fn roll(&mut self) -> u32 {

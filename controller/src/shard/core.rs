@@ -36,8 +36,9 @@ use crate::view::LiveCell;
 pub const EPOCH_CHALLENGE_EVERY: Duration = Duration::from_millis(200);
 /// Least time between two challenges of one host by a nonce.
 pub const NONCE_CHALLENGE_EVERY: Duration = Duration::from_secs(1);
-/// How long a nonce may be answered.
-const NONCE_LIFE: Duration = Duration::from_secs(10);
+/// How long a nonce may be answered: an answer proves that the host lived when the nonce was sent, so
+/// one that somebody kept from us must not revive it much later.
+const NONCE_LIFE: Duration = Duration::from_secs(2);
 /// Nonces outstanding at once.
 const NONCES_MAX: usize = 65_536;
 /// Challenges per second of one shard: paces the return of a whole fleet after a restart.
@@ -176,7 +177,7 @@ impl ShardCore {
         };
         let stamp = admitted.stamp;
         let seen = self.detector.seen(slot);
-        let tolerance = self.settings.patience.max;
+        let tolerance = self.detector.tolerance(slot);
         let proved = prove(&seen, &stamp, arrival, self.identity.epoch, tolerance);
         let rebase = match (&admitted.datagram.message, proved) {
             (Message::ProbeReply(reply), proved) => {

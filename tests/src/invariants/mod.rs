@@ -1,0 +1,64 @@
+//! What was promised, checked while a simulated world runs and when it has healed. One file a promise.
+
+mod detection;
+mod fresh_life;
+mod no_false_down;
+mod no_lost_event;
+mod order;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use heartwatch_common::id::{Boot, HostId, Seq};
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::Stamp;
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which promise.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub seen: String,
+}
+
+/// What is remembered to check promises by.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// Newest fresh datagram of each host that reached the controller's socket, and its gap.
+    fresh: BTreeMap<HostId, (Instant, Duration)>,
+    newest: BTreeMap<(HostId, Boot), Seq>,
+    /// When the controller last came back from a stop or a restart.
+    back: Instant,
+    violations: Vec<Violation>,
+}
+
+impl Ledger {
+    fn broken(&mut self, invariant: &'static str, seen: String) {
+        self.violations.push(Violation { invariant, seen });
+    }
+
+    /// A new life of a host's agent begins: numbers start anew.
+    pub fn begun(&mut self, host: HostId) {
+        self.newest.retain(|(h, _), _| *h != host);
+    }
+
+    /// A datagram that proves life has reached the controller's socket.
+    pub fn fresh(&mut self, host: HostId, stamp: &Stamp, at: Instant) {
+        let newest = self.newest.entry((host, stamp.boot)).or_default();
+        if stamp.seq > *newest {
+            *newest = stamp.seq;
+            self.fresh.insert(host, (at, stamp.gap));
+        }
+    }
+
+    /// The controller runs again after a stop or a restart.
+    pub fn controller_back(&mut self, at: Instant) {
+        self.back = at;
+    }
+
+    /// What was broken.
+    pub fn into_violations(self) -> Vec<Violation> {
+        self.violations
+    }
+}

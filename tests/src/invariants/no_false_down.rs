@@ -1,0 +1,46 @@
+//! No host is called suspect or down whose beats arrived in time: what reached the socket counts, read
+//! or unread.
+
+use std::time::Duration;
+
+use heartwatch_common::time::Instant;
+
+use super::Ledger;
+use crate::sim::SimHost;
+
+/// `timeout_min` of the defaults: no margin is shorter.
+const MARGIN_MIN: Duration = Duration::from_millis(50);
+/// Three probes, 200 ms apart and after the last.
+const PROBES: Duration = Duration::from_millis(600);
+/// The watermark's slack and a pass.
+const GRAIN: Duration = Duration::from_millis(20);
+
+impl Ledger {
+    /// A host was called suspect at `now`.
+    pub fn check_suspect(&mut self, host: &SimHost, now: Instant) {
+        self.check_silence(host, now, "no_false_suspect", MARGIN_MIN);
+    }
+
+    /// A host was called down at `now`.
+    pub fn check_down(&mut self, host: &SimHost, now: Instant) {
+        self.check_silence(host, now, "no_false_down", MARGIN_MIN + PROBES);
+    }
+
+    fn check_silence(
+        &mut self,
+        host: &SimHost,
+        now: Instant,
+        promise: &'static str,
+        patience: Duration,
+    ) {
+        let Some((last, gap)) = self.fresh.get(&host.id).copied() else { return };
+        let least = (gap + patience).saturating_sub(GRAIN);
+        if now.since(last) < least {
+            let silence = now.since(last);
+            self.broken(
+                promise,
+                format!("{} after {silence:?} of silence, its gap was {gap:?}", host.id),
+            );
+        }
+    }
+}

@@ -1,0 +1,547 @@
+//! The shell around the production values of a controller, in virtual time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heartwatch_common::auth::Keyring;
+use heartwatch_common::backoff::Backoff;
+use heartwatch_common::id::{ControllerId, Epoch, HostId};
+use heartwatch_common::time::{Instant, Wall};
+use heartwatch_common::wire;
+use heartwatch_controller::config::{RawConfig, Rule};
+use heartwatch_controller::control::Pause;
+use heartwatch_controller::delivery::outcome::Outcome;
+use heartwatch_controller::delivery::schedule::{self, NOT_YET_WAIT, Rescan, Schedule};
+use heartwatch_controller::detector::Settings;
+use heartwatch_controller::detector::host::{Transition, Turn};
+use heartwatch_controller::event::{EventKind, State};
+use heartwatch_controller::metrics::ShardMetrics;
+use heartwatch_controller::policy::driver::known_of;
+use heartwatch_controller::policy::placement::Ranking;
+use heartwatch_controller::policy::{Author, Policy, new_row};
+use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
+use heartwatch_controller::shard::notices::Notice;
+use heartwatch_controller::shard::watch::Watch;
+use heartwatch_controller::store::sqlite::Db;
+use heartwatch_controller::store::{
+    Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, EventRow, Finish, FinishVerdict,
+    HostRow, NewEvent,
+};
+use heartwatch_controller::view::LiveCell;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::fault::Plan;
+use super::host::secret;
+use super::receiver::Reception;
+use super::{Happening, PASS, World};
+
+/// Datagrams read from one socket in a pass.
+const READ_MAX: usize = 2_048;
+const RECEIVERS: [&str; 2] = ["orchestrator", "pager"];
+
+struct Mail {
+    from: SocketAddr,
+    bytes: Vec<u8>,
+    stamp_ns: i64,
+}
+
+#[derive(Default)]
+struct Socket {
+    mail: VecDeque<Mail>,
+    drops: u64,
+}
+
+/// Something to be written.
+enum Work {
+    Event(Box<NewEvent>),
+    Row(HostRow),
+    Release(HostId),
+}
+
+/// The controller's process and its disk.
+pub(super) struct SimController {
+    pub(super) life: u32,
+    pub(super) running: bool,
+    pub(super) stopped_until: Option<Instant>,
+    pub(super) disk_full: bool,
+    buffer_len: usize,
+    epoch: Epoch,
+    core: Option<ShardCore>,
+    policy: Policy,
+    /// The disk: it survives the process.
+    db: Db,
+    schedule: Schedule,
+    rows: BTreeMap<HostId, HostRow>,
+    sockets: [Socket; 2],
+    watches: [Watch; 2],
+    work: VecDeque<Work>,
+    unfinished: Vec<(DeliveryId, Finish, FinishVerdict)>,
+    unreachables: Vec<Vec<u8>>,
+    rescan_at: Instant,
+    release_at: Option<Instant>,
+    rng: StdRng,
+}
+
+fn rules() -> Vec<Rule> {
+    let rule = |name: &str, events: &[EventKind], receiver: &str| Rule {
+        name: name.to_owned(),
+        labels: BTreeMap::new(),
+        events: events.iter().copied().collect(),
+        receivers: vec![receiver.to_owned()],
+        candidates_same: Vec::new(),
+        dry_run: false,
+    };
+    vec![
+        rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], RECEIVERS[0]),
+        rule("everything", &EventKind::ALL, RECEIVERS[1]),
+    ]
+}
+
+fn schedule() -> Schedule {
+    let policy = schedule::Policy {
+        concurrency: 4,
+        backoff: Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(20) },
+        give_up_after: Duration::from_secs(25 * 3_600),
+        queue_len_max: 1_000,
+    };
+    Schedule::new(RECEIVERS.iter().map(|r| ((*r).to_owned(), policy)).collect())
+}
+
+fn author() -> Author {
+    Author { id: ControllerId(1), name: "simulated".to_owned() }
+}
+
+impl SimController {
+    pub(super) fn new(now: Instant, rng: &mut StdRng, plan: &Plan) -> Self {
+        let db = Db::memory().expect("memory holds a database");
+        let mut controller = Self {
+            life: 0,
+            running: true,
+            stopped_until: None,
+            disk_full: false,
+            buffer_len: plan.buffer_len,
+            epoch: Epoch(1),
+            core: None,
+            policy: Policy::new(author(), rules()),
+            db,
+            schedule: schedule(),
+            rows: BTreeMap::new(),
+            sockets: Default::default(),
+            watches: [Watch::new(now), Watch::new(now)],
+            work: VecDeque::new(),
+            unfinished: Vec::new(),
+            unreachables: Vec::new(),
+            rescan_at: now,
+            release_at: None,
+            rng: StdRng::seed_from_u64(rng.random()),
+        };
+        controller.start(now, Wall(1_700_000_000_000));
+        controller
+    }
+
+    /// A start of the process: everything but the disk is new.
+    fn start(&mut self, now: Instant, wall: Wall) {
+        self.life += 1;
+        self.running = true;
+        self.stopped_until = None;
+        self.epoch = Epoch(self.rng.random_range(1..=u32::MAX));
+        let config = RawConfig::default().check().expect("the defaults are good").detector;
+        let identity = Identity {
+            shard: 0,
+            controller: ControllerId(1),
+            epoch: self.epoch,
+            keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
+            interval: Duration::ZERO,
+            cadence: 10,
+            seed: self.rng.random(),
+        };
+        let metrics = Arc::new(ShardMetrics::default());
+        let mut core = ShardCore::new(identity, Settings::new(&config), metrics, now);
+        self.rows =
+            self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
+        for row in self.rows.values() {
+            core.register(known_of(row, wall, Arc::new(LiveCell::default())), now);
+        }
+        self.core = Some(core);
+        self.policy = Policy::new(author(), rules());
+        self.schedule = schedule();
+        self.sockets = Default::default();
+        self.watches = [Watch::new(now), Watch::new(now)];
+        self.work.clear();
+        self.unfinished.clear();
+        self.unreachables.clear();
+        self.rescan_at = now;
+        self.release_at = Some(now + config.restart_grace);
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.disk_full = false;
+        self.buffer_len = 4_096;
+    }
+
+    /// Whether the process listens right now: an agent that says goodbye is heard.
+    pub(super) fn hears(&self, _host: usize) -> bool {
+        self.running
+    }
+
+    pub(super) fn row(&self, id: HostId) -> Option<&HostRow> {
+        self.rows.get(&id)
+    }
+
+    pub(super) fn unreachable(&mut self, quoted: Vec<u8>) {
+        if self.running {
+            self.unreachables.push(quoted);
+        }
+    }
+
+    pub(super) fn events_by_kind(&self) -> BTreeMap<&'static str, u64> {
+        let mut kinds = BTreeMap::new();
+        for event in self.journal().0 {
+            *kinds.entry(event.kind.as_str()).or_default() += 1;
+        }
+        kinds
+    }
+
+    pub(super) fn journal(&self) -> (Vec<EventRow>, Vec<DeliveryRow>) {
+        let (mut events, mut after) = (Vec::new(), Cursor(0));
+        loop {
+            let page = self.db.events(after, None, 1_000).expect("reading works");
+            let Some(last) = page.last() else { break };
+            after = last.cursor;
+            events.extend(page);
+        }
+        let (mut deliveries, mut filter) = (Vec::new(), DeliveryFilter::default());
+        loop {
+            let page = self.db.deliveries(&filter, 1_000).expect("reading works");
+            let Some(last) = page.last() else { break };
+            filter.after = Some(last.id);
+            deliveries.extend(page);
+        }
+        (events, deliveries)
+    }
+
+    /// Events that were decided and never written.
+    pub(super) fn unwritten(&self) -> Vec<EventKind> {
+        self.work
+            .iter()
+            .filter_map(|w| match w {
+                Work::Event(e) => Some(e.kind),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn release_all(&mut self) {
+        if self.policy.holding().is_none() {
+            let open = self.rows.values().filter(|r| r.incident.is_some()).map(|r| r.id);
+            self.work.extend(open.collect::<Vec<_>>().into_iter().map(Work::Release));
+        }
+    }
+}
+
+impl World {
+    fn wall(&self) -> Wall {
+        Wall(self.wall_ms())
+    }
+
+    /// A datagram reaches the controller's machine.
+    pub(super) fn arrive(
+        &mut self,
+        from: SocketAddr,
+        probes: bool,
+        bytes: Vec<u8>,
+        original: Option<usize>,
+    ) {
+        self.datagrams += 1;
+        let stamp_ns = self.wall_ms() * 1_000_000 + (self.now.0 % 1_000_000) as i64;
+        let c = &mut self.controller;
+        if !c.running {
+            return;
+        }
+        let socket = &mut c.sockets[usize::from(probes)];
+        if socket.mail.len() >= c.buffer_len {
+            socket.drops += 1;
+            return;
+        }
+        // What it proves, if it proves anything, is noted before the controller has seen it.
+        if let Some(host) = original
+            && let Ok(datagram) = wire::decode(&bytes)
+            && let Some(stamp) = datagram.message.stamp()
+        {
+            let id = self.hosts[host].id;
+            let known = c.rows.get(&id).filter(|r| r.state != State::Pending);
+            if stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot) {
+                self.ledger.fresh(id, stamp, self.now);
+            }
+        }
+        c.sockets[usize::from(probes)].mail.push_back(Mail { from, bytes, stamp_ns });
+    }
+
+    /// The controller looks at its sockets, judges, writes and sends.
+    pub(super) fn pass(&mut self, life: u32) {
+        if life != self.controller.life || !self.controller.running {
+            return;
+        }
+        self.at(self.now + PASS, Happening::Pass { life });
+        if self.controller.stopped_until.is_some_and(|u| u > self.now) {
+            return;
+        }
+        let (now, wall) = (self.now, self.wall());
+        let wall_ns = self.wall_ms() * 1_000_000 + (now.0 % 1_000_000) as i64;
+        let mut sends: Vec<Send> = Vec::new();
+        let c = &mut self.controller;
+        let Some(core) = &mut c.core else { return };
+        let (mut received, mut dropped) = (0, 0);
+        for (i, via) in [Via::Beats(0), Via::Probes].into_iter().enumerate() {
+            let (socket, watch) = (&mut c.sockets[i], &mut c.watches[i]);
+            let n = socket.mail.len().min(READ_MAX);
+            for mail in socket.mail.drain(..n) {
+                let arrival = watch.arrival(Some(mail.stamp_ns), wall_ns, now);
+                core.receive(&mail.bytes, mail.from, via, arrival, now, &mut sends);
+            }
+            if n < READ_MAX {
+                watch.found_empty(now);
+            }
+            received += n as u64;
+            dropped += socket.drops - watch.drops;
+            watch.drops = socket.drops;
+        }
+        for quoted in c.unreachables.drain(..) {
+            core.unreachable(&quoted);
+        }
+        core.heard(now, received, dropped);
+        let seen = c.watches[0].advance().min(now);
+        let seen_probes = c.watches[1].advance().min(now);
+        core.judge(seen, seen_probes, now, &mut sends);
+        let mut notices = Vec::new();
+        while let Some(notice) = core.notices().pop() {
+            notices.push(notice);
+        }
+        for send in sends {
+            self.to_host(send.to, send.via == Via::Probes, send.bytes.to_vec());
+        }
+        for notice in notices {
+            self.hear(notice, wall);
+        }
+        if self.controller.release_at.is_some_and(|at| now >= at) {
+            self.controller.release_at = None;
+            self.controller.release_all();
+        }
+        self.write(wall);
+        self.deliver(wall);
+    }
+
+    fn hear(&mut self, notice: Notice, wall: Wall) {
+        match notice {
+            Notice::Facts(facts) => {
+                let c = &mut self.controller;
+                let mut row = match c.rows.get(&facts.host) {
+                    Some(row) => row.clone(),
+                    None => new_row(facts.host, wall),
+                };
+                row.name = facts.name;
+                row.labels = facts.labels;
+                c.rows.insert(row.id, row.clone());
+                c.work.push_back(Work::Row(row));
+            }
+            Notice::Moved { host, address } => {
+                if let Some(row) = self.controller.rows.get_mut(&host) {
+                    row.address = Some(address);
+                    let row = row.clone();
+                    self.controller.work.push_back(Work::Row(row));
+                }
+            }
+            Notice::Blind { shard, blind } => {
+                let c = &mut self.controller;
+                if c.policy.set_blind(shard, blind) {
+                    let kind = if blind {
+                        EventKind::ControllerBlind
+                    } else {
+                        EventKind::ControllerSighted
+                    };
+                    let event = c.policy.own_event(kind, "simulated", wall, &mut c.rng);
+                    c.work.push_back(Work::Event(Box::new(event)));
+                    c.release_all();
+                    self.tell(kind.as_str().to_owned());
+                }
+            }
+            Notice::Turn(turn) => self.turn(&turn, wall),
+        }
+    }
+
+    fn turn(&mut self, turn: &Transition, wall: Wall) {
+        let index = self.host_at(turn.host).expect("only simulated hosts beat");
+        let host = &self.hosts[index];
+        match turn.turn {
+            Turn::Down(_) => self.ledger.check_down(host, self.now),
+            Turn::Suspect => self.ledger.check_suspect(host, self.now),
+            Turn::Joined | Turn::Recovered { .. } | Turn::Restarted => {
+                self.ledger.check_alive(host, turn.at);
+            }
+            _ => {}
+        }
+        self.tell(format!("host {index} {:?} boot {}", turn.turn, turn.boot));
+        let c = &mut self.controller;
+        let Some(row) = c.rows.get(&turn.host).cloned() else { return };
+        let rows = &c.rows;
+        let candidates = |same: &[String]| {
+            let mut ranking = Ranking::new(&row, same);
+            rows.values().for_each(|r| {
+                ranking.consider(r, Some(heartwatch_common::load::LoadSample::UNKNOWN));
+            });
+            ranking.finish()
+        };
+        let decision = c.policy.take(&row, turn, wall, candidates, &mut c.rng);
+        if turn.state == State::Alive {
+            self.hosts[index].joined = true;
+        }
+        let c = &mut self.controller;
+        c.rows.insert(turn.host, decision.row.clone());
+        match decision.event {
+            Some(event) => c.work.push_back(Work::Event(Box::new(event))),
+            None => c.work.push_back(Work::Row(decision.row)),
+        }
+    }
+
+    /// Writes what waits, in order, as far as the disk lets us.
+    fn write(&mut self, wall: Wall) {
+        let now = self.now;
+        let c = &mut self.controller;
+        if c.disk_full {
+            return;
+        }
+        while let Some(work) = c.work.pop_front() {
+            let due = match work {
+                Work::Event(event) => {
+                    let appended = c.db.append(&[*event]).expect("the disk has room");
+                    let mut due = Vec::new();
+                    for one in appended {
+                        c.schedule.settled(&one.settled, now);
+                        due.extend(one.deliveries);
+                    }
+                    due
+                }
+                Work::Row(row) => {
+                    c.db.save_hosts(&[row]).expect("the disk has room");
+                    Vec::new()
+                }
+                Work::Release(host) => {
+                    let row = c.rows.get(&host);
+                    let kind = match row.and_then(|r| r.cause) {
+                        Some(heartwatch_controller::event::Cause::AgentLost) => {
+                            EventKind::HostAgentLost
+                        }
+                        _ => EventKind::HostDown,
+                    };
+                    let verdict = Policy::rejudge(row, kind, row.and_then(|r| r.incident));
+                    c.db.release(host, verdict, wall).expect("the disk has room")
+                }
+            };
+            for one in due {
+                c.schedule.push(&one, now);
+            }
+        }
+    }
+
+    /// The delivery's shell: ask the store, begin, post; and journal how it ended.
+    fn deliver(&mut self, wall: Wall) {
+        let now = self.now;
+        let c = &mut self.controller;
+        if c.disk_full {
+            return;
+        }
+        for (id, finish, verdict) in std::mem::take(&mut c.unfinished) {
+            let due = c.db.finish_attempt(id, &finish).expect("the disk has room");
+            c.schedule.finished(id, &verdict, now);
+            for one in due {
+                c.schedule.push(&one, now);
+            }
+        }
+        if now >= c.rescan_at {
+            c.rescan_at = now + Duration::from_secs(1);
+            c.schedule.rescan(Rescan::All);
+        }
+        for read in c.schedule.reads() {
+            let page = c.db.pending(&read.receiver, read.after, read.limit).expect("reading works");
+            c.schedule.read(&read, &page, now);
+        }
+        let mut posts = Vec::new();
+        for id in c.schedule.next_due(now) {
+            let receiver = c.schedule.receiver_of(id).unwrap_or_default().to_owned();
+            match c.db.begin_attempt(id, wall).expect("the disk has room") {
+                Begin::Go(outgoing) => posts.push((id, receiver, outgoing)),
+                Begin::Gone => c.schedule.gone(id, now),
+                Begin::NotYet => c.schedule.postponed(id, NOT_YET_WAIT, now),
+            }
+        }
+        let life = c.life;
+        for (delivery, receiver, outgoing) in posts {
+            let body: serde_json::Value =
+                serde_json::from_str(&outgoing.body).expect("bodies are JSON");
+            let host = body["data"]["host"]["id"].as_str().and_then(|h| h.parse().ok());
+            let reception = Reception {
+                at: now,
+                event: outgoing.event,
+                kind: outgoing.kind,
+                host,
+                token: outgoing.token.map(|t| t.0),
+                body: outgoing.body,
+                receiver,
+            };
+            let delay = Duration::from_micros(self.rng.random_range(100..30_000));
+            self.at(now + delay, Happening::Post { life, delivery, reception });
+        }
+    }
+
+    /// The answer to an attempt reaches the controller, if it is still the one that asked.
+    pub(super) fn answer(&mut self, life: u32, delivery: DeliveryId, outcome: &Outcome) {
+        let (now, at) = (self.now, self.wall());
+        let c = &mut self.controller;
+        if life != c.life || !c.running {
+            return;
+        }
+        if let Some(until) = c.stopped_until.filter(|u| *u > now) {
+            let outcome = outcome.clone();
+            return self.at(until, Happening::Answer { life, delivery, outcome });
+        }
+        let verdict = c.schedule.judge(delivery, outcome, now, &mut c.rng);
+        let finish = Finish {
+            at,
+            status: outcome.status,
+            detail: outcome.detail.clone(),
+            verdict: verdict.clone(),
+        };
+        c.unfinished.push((delivery, finish, verdict));
+    }
+
+    pub(super) fn kill_controller(&mut self) {
+        self.controller.running = false;
+        self.controller.core = None;
+        self.tell("controller killed".to_owned());
+    }
+
+    pub(super) fn start_controller(&mut self) {
+        if self.controller.running {
+            return;
+        }
+        let (now, wall) = (self.now, self.wall());
+        self.controller.start(now, wall);
+        self.ledger.controller_back(now);
+        let life = self.controller.life;
+        self.tell("controller started".to_owned());
+        self.at(now, Happening::Pass { life });
+    }
+
+    pub(super) fn pause_controller(&mut self, span: Duration) {
+        let until_ms = Wall(self.wall_ms() + span.as_millis() as i64);
+        self.controller.policy.set_pause(Some(Pause { until_ms, reason: "drill".to_owned() }));
+    }
+
+    pub(super) fn unpause_controller(&mut self) {
+        self.controller.policy.set_pause(None);
+        self.controller.release_all();
+    }
+}

@@ -1,0 +1,246 @@
+//! What goes wrong in a run: drawn once from its seed.
+
+use std::time::Duration;
+
+use heartwatch_agent::core::Core;
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use super::host::Truth;
+use super::{FAULTS_UNTIL, World};
+
+/// Something that goes wrong, or right again.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the variants say it")]
+pub enum Fault {
+    Start { host: usize },
+    Restart { host: usize, forgets_boot: bool },
+    KillAgent { host: usize },
+    KillMachine { host: usize },
+    Leave { host: usize },
+    StopAgent { host: usize, span: Duration },
+    Snapshot { host: usize },
+    RestoreSnapshot { host: usize, core: Box<Core> },
+    Cut { host: usize, up: bool, down: bool },
+    Mend { host: usize },
+    Replay { host: usize },
+    KillController,
+    StartController,
+    StopController { span: Duration },
+    ContinueController,
+    FillDisk,
+    EmptyDisk,
+    StepWall { ms: i64 },
+    ReceiverDown,
+    ReceiverUp,
+    Pause { span: Duration },
+    Unpause,
+}
+
+/// A run's mix of faults.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Chance that a datagram is lost.
+    pub loss: f64,
+    /// Chance that it comes twice.
+    pub duplicate: f64,
+    /// Greatest extra delay.
+    pub jitter_us: u64,
+    /// Chance of a delay of up to 1.5 s.
+    pub tail: f64,
+    /// Somebody records and replays.
+    pub replays: bool,
+    /// Datagrams that a socket buffer of the controller holds.
+    pub buffer_len: usize,
+    /// Chance that a webhook fails.
+    pub receiver_fails: f64,
+    /// Faults per host in the whole run.
+    host_faults: f64,
+    /// Faults of the controller in the whole run.
+    controller_faults: u32,
+}
+
+impl Plan {
+    pub(super) fn draw(rng: &mut StdRng) -> Self {
+        let calm = rng.random_bool(0.1);
+        let mut some = |chance: f64, value: f64| {
+            if !calm && rng.random_bool(chance) { value } else { 0.0 }
+        };
+        let (loss, duplicate, tail) = (some(0.5, 0.03), some(0.4, 0.05), some(0.2, 0.01));
+        let (receiver_fails, host_faults) = (some(0.6, 0.5), some(0.9, 2.0));
+        let loss = if loss > 0.0 { rng.random_range(0.001..0.10) } else { 0.0 };
+        Self {
+            loss,
+            duplicate,
+            jitter_us: rng.random_range(0..20_000),
+            tail,
+            replays: !calm && rng.random_bool(0.7),
+            buffer_len: if rng.random_bool(0.3) { rng.random_range(4..64) } else { 4_096 },
+            receiver_fails,
+            host_faults,
+            controller_faults: if calm { 0 } else { rng.random_range(0..6) },
+        }
+    }
+
+    pub(super) fn faults(&self, hosts: usize, rng: &mut StdRng) -> Vec<(Duration, Fault)> {
+        let mut faults = Vec::new();
+        let until = FAULTS_UNTIL.as_millis() as u64;
+        let when = |rng: &mut StdRng| Duration::from_millis(rng.random_range(8_000..until - 5_000));
+        for host in 0..hosts {
+            let count = (self.host_faults * rng.random_range(0.0..1.5)).round() as u32;
+            for _ in 0..count {
+                let at = when(rng);
+                let back = at + Duration::from_millis(rng.random_range(100..60_000));
+                let mut then = |at, fault| faults.push((at, fault));
+                match rng.random_range(0..10) {
+                    0 | 1 => then(at, Fault::KillMachine { host }),
+                    2 => {
+                        then(at, Fault::KillAgent { host });
+                        if rng.random_bool(0.6) {
+                            then(back, Fault::Start { host });
+                        }
+                    }
+                    3 => {
+                        then(at, Fault::KillMachine { host });
+                        then(back, Fault::Start { host });
+                    }
+                    4 => {
+                        let forgets_boot = rng.random_bool(0.3);
+                        then(at, Fault::Restart { host, forgets_boot });
+                    }
+                    5 => then(at, Fault::Leave { host }),
+                    6 => {
+                        let span = Duration::from_millis(rng.random_range(500..30_000));
+                        then(at, Fault::StopAgent { host, span });
+                    }
+                    7 => then(at, Fault::Snapshot { host }),
+                    _ => {
+                        let (up, down) = match rng.random_range(0..3) {
+                            0 => (true, true),
+                            1 => (true, false),
+                            _ => (false, true),
+                        };
+                        then(at, Fault::Cut { host, up, down });
+                        then(back, Fault::Mend { host });
+                    }
+                }
+            }
+            if self.replays {
+                for _ in 0..12 {
+                    faults.push((when(rng), Fault::Replay { host }));
+                }
+            }
+        }
+        for _ in 0..self.controller_faults {
+            let at = when(rng);
+            let span = Duration::from_millis(rng.random_range(500..30_000));
+            match rng.random_range(0..7) {
+                0 | 1 => {
+                    faults.push((at, Fault::KillController));
+                    faults.push((at + span, Fault::StartController));
+                }
+                2 | 3 => {
+                    faults.push((at, Fault::StopController { span }));
+                    faults.push((at + span, Fault::ContinueController));
+                }
+                4 => {
+                    faults.push((at, Fault::FillDisk));
+                    faults.push((at + span, Fault::EmptyDisk));
+                }
+                5 => {
+                    let hour = 3_600_000;
+                    let ms = if rng.random_bool(0.5) { hour } else { -hour };
+                    faults.push((at, Fault::StepWall { ms }));
+                }
+                _ => {
+                    if rng.random_bool(0.5) {
+                        faults.push((at, Fault::ReceiverDown));
+                        faults.push((at + span, Fault::ReceiverUp));
+                    } else {
+                        faults.push((at, Fault::Pause { span }));
+                        faults.push((at + span, Fault::Unpause));
+                    }
+                }
+            }
+        }
+        faults
+    }
+}
+
+impl World {
+    pub(super) fn fault(&mut self, fault: Fault) {
+        if self.now.since(heartwatch_common::time::Instant::from_millis(1_000_000)) < FAULTS_UNTIL
+            || matches!(fault, Fault::StartController | Fault::ContinueController | Fault::Unpause)
+        {
+            let at = self.now.since(heartwatch_common::time::Instant::from_millis(1_000_000));
+            if !matches!(fault, Fault::RestoreSnapshot { .. }) {
+                self.faults.push(format!("{:.3} s {fault:?}", at.as_secs_f64()));
+            }
+        } else if !matches!(fault, Fault::EmptyDisk | Fault::ReceiverUp | Fault::Mend { .. }) {
+            // The time of faults is over.
+            return;
+        }
+        match fault {
+            Fault::Start { host } => {
+                if self.hosts[host].truth != Truth::Running {
+                    self.start_host(host, false);
+                }
+            }
+            Fault::Restart { host, forgets_boot } => {
+                if self.hosts[host].truth == Truth::Running {
+                    self.start_host(host, forgets_boot);
+                }
+            }
+            Fault::KillAgent { host } => {
+                if self.hosts[host].truth == Truth::Running {
+                    self.end_host(host, Truth::AgentDead);
+                }
+            }
+            Fault::KillMachine { host } => self.end_host(host, Truth::MachineDead),
+            Fault::Leave { host } => {
+                if self.hosts[host].truth == Truth::Running && self.controller.hears(host) {
+                    self.leave_host(host);
+                }
+            }
+            Fault::StopAgent { host, span } => self.stop_agent(host, span),
+            Fault::Snapshot { host } => {
+                if let Some(core) = self.snapshot(host) {
+                    let back = Duration::from_millis(self.rng.random_range(3_000..20_000));
+                    let core = Box::new(core);
+                    let what = Fault::RestoreSnapshot { host, core };
+                    self.at(self.now + back, super::Happening::Fault(what));
+                }
+            }
+            Fault::RestoreSnapshot { host, core } => {
+                if self.hosts[host].truth == Truth::Running {
+                    self.restore_snapshot(host, *core);
+                    let life = self.hosts[host].life;
+                    self.at(self.now, super::Happening::Wake { host, life });
+                }
+            }
+            Fault::Cut { host, up, down } => {
+                (self.net.cut_up[host], self.net.cut_down[host]) = (up, down);
+            }
+            Fault::Mend { host } => {
+                (self.net.cut_up[host], self.net.cut_down[host]) = (false, false);
+            }
+            Fault::Replay { host } => self.replay(host),
+            Fault::KillController => self.kill_controller(),
+            Fault::StartController => self.start_controller(),
+            Fault::StopController { span } => {
+                self.controller.stopped_until = Some(self.now + span);
+            }
+            Fault::ContinueController => {
+                self.controller.stopped_until = None;
+                self.ledger.controller_back(self.now);
+            }
+            Fault::FillDisk => self.controller.disk_full = true,
+            Fault::EmptyDisk => self.controller.disk_full = false,
+            Fault::StepWall { ms } => self.wall_offset_ms += ms,
+            Fault::ReceiverDown => self.receiver.down = true,
+            Fault::ReceiverUp => self.receiver.down = false,
+            Fault::Pause { span } => self.pause_controller(span),
+            Fault::Unpause => self.unpause_controller(),
+        }
+    }
+}
