@@ -25,6 +25,15 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
+/// What rustc builds for here.
+pub(crate) fn host_triple() -> Result<String, String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let out = Command::new(rustc).arg("-vV").output().map_err(|e| format!("rustc: {e}"))?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let host = text.lines().find_map(|l| l.strip_prefix("host: ")).map(str::to_owned);
+    host.ok_or_else(|| "rustc does not tell its host".to_owned())
+}
+
 /// Whether a program can be started at all.
 pub(crate) fn has(program: &str, probe: &str) -> bool {
     Command::new(program)

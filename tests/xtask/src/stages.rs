@@ -241,9 +241,11 @@ fn fuzz_with_coverage(args: &[String]) -> Result<(), String> {
         -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions";
     let dir = root().join("tests/fuzz");
     let built = target_dir().join("fuzz");
+    // With a named target the flags are not applied to build scripts, which could not be linked.
+    let target = machine::host_triple()?;
     attached(
         cargo()
-            .args(["build", "--release", "--target-dir"])
+            .args(["build", "--release", "--target", &target, "--target-dir"])
             .arg(&built)
             .current_dir(&dir)
             .env("RUSTFLAGS", FLAGS),
@@ -254,7 +256,7 @@ fn fuzz_with_coverage(args: &[String]) -> Result<(), String> {
     std::fs::create_dir_all(&corpus)
         .map_err(|e| format!("cannot make {}: {e}", corpus.display()))?;
     attached(
-        Command::new(built.join("release/datagram"))
+        Command::new(built.join(&target).join("release/datagram"))
             .arg(&corpus)
             .arg(dir.join("corpus/datagram"))
             .arg(format!("-max_total_time={seconds}"))
