@@ -91,12 +91,14 @@ fn judge(stamp: &wire::Stamp) {
         Seen { boot: stamp.boot, seq: stamp.seq, ..Seen::default() },
         Seen {
             boot: stamp.boot,
+            boot_max: stamp.boot,
             seq: Seq(0),
             baseline_ns: Some(i64::MIN),
             challenged_until: Instant::FAR,
         },
         Seen {
             boot: Boot(stamp.boot.0.wrapping_add(1)),
+            boot_max: Boot(stamp.boot.0.wrapping_add(1)),
             seq: Seq(u32::MAX),
             baseline_ns: Some(i64::MAX),
             challenged_until: NOW,

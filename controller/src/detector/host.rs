@@ -46,6 +46,7 @@ pub(crate) struct Host {
     pub(crate) id: HostId,
     pub(crate) state: State,
     pub(crate) boot: Boot,
+    pub(crate) boot_max: Boot,
     pub(crate) seq: Seq,
     pub(crate) generation: Generation,
     pub(crate) address: Option<SocketAddr>,
@@ -86,6 +87,7 @@ impl Host {
     pub(crate) fn seen(&self) -> Seen {
         Seen {
             boot: self.boot,
+            boot_max: self.boot_max,
             seq: self.seq,
             baseline_ns: self.learned.baseline_ns(),
             challenged_until: self.challenged_until,

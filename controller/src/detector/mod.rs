@@ -288,6 +288,7 @@ impl Detector {
             id: known.id,
             state: known.state,
             boot: known.boot,
+            boot_max: known.boot,
             seq: Default::default(),
             generation: known.generation,
             address: known.address,
@@ -420,6 +421,7 @@ impl Detector {
             h.mean_us = 0;
         }
         h.boot = proof.stamp.boot;
+        h.boot_max = h.boot_max.max(h.boot);
         h.seq = proof.stamp.seq;
         h.gap = proof.stamp.gap.min(settings.gap_max);
         h.late_ms = proof.late_ms;

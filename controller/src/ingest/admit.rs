@@ -61,8 +61,10 @@ pub fn admit<'a>(
 /// What a host has proved so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
-    /// Its newest proved life; zero before the first.
+    /// The life that it proved last; zero before the first.
     pub boot: Boot,
+    /// The highest that it ever proved: not the same where a boot number fell.
+    pub boot_max: Boot,
     /// Its newest number in that life.
     pub seq: Seq,
     /// Usual `arrival − sent` in that life, nanoseconds.
@@ -91,7 +93,9 @@ pub fn prove(
     if stamp.epoch != epoch {
         return Err((Reject::WrongEpoch, Challenge::Epoch));
     }
-    if stamp.boot < seen.boot {
+    if stamp.boot != seen.boot && stamp.boot <= seen.boot_max {
+        // Below the present life, or above it after a fall: of such a one there may be recordings that
+        // echo the right epoch.
         return Err((Reject::EarlierBoot, Challenge::Nonce));
     }
     if stamp.boot > seen.boot {
@@ -199,6 +203,7 @@ mod tests {
     fn freshness_is_epoch_rising_numbers_and_fitting_time() {
         let seen = Seen {
             boot: Boot(5),
+            boot_max: Boot(8),
             seq: Seq(100),
             baseline_ns: Some(0),
             challenged_until: Instant::from_millis(10_000),
@@ -214,12 +219,13 @@ mod tests {
             (stamp(4, 999, 50), 50, Reject::EarlierBoot),
             (stamp(5, 101, 50), 81, Reject::OffTime),
             (stamp(5, 101, 81), 50, Reject::OffTime),
-            (stamp(6, 1, 50), 11, Reject::OffTime),
+            (stamp(8, 1, 9), 9, Reject::EarlierBoot),
+            (stamp(9, 1, 50), 11, Reject::OffTime),
         ];
         for (s, at, why) in cases {
             assert_eq!(prove(&s, at), Err((why, Challenge::Nonce)), "{s:?}");
         }
-        assert_eq!(prove(&stamp(6, 1, 9), 9), Ok(()));
+        assert_eq!(prove(&stamp(9, 1, 9), 9), Ok(()));
         let old = Stamp { epoch: Epoch(76), ..stamp(5, 101, 50) };
         assert_eq!(prove(&old, 50), Err((Reject::WrongEpoch, Challenge::Epoch)));
     }

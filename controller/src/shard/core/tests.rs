@@ -268,6 +268,40 @@ fn a_new_boot_held_back_by_the_network_is_not_believed_late() {
     assert_eq!(w.rejects(Reject::OffTime), 1);
 }
 
+// Found by the simulator (seeds 493 and 824): after a boot number fell, a recorded hello of the higher
+// boot (epoch 0) opened the challenge window, and a recorded beat of it (right epoch) stepped through.
+#[test]
+fn recordings_of_a_boot_that_was_left_behind_do_not_pass_for_a_new_life() {
+    let mut w = World::alive();
+    let nonce = w.nonce_asked(&w.beat(2, 1, 1_500, EPOCH), 1_500);
+    w.give(&w.reply(2, 2, 1_510, nonce), 1_510);
+    w.turns();
+    w.give(&w.hello(5, 1, 0), 3_000);
+    w.nonce_asked(&w.beat(5, 99, 3_100, EPOCH), 3_600);
+    assert_eq!((w.turns(), w.rejects(Reject::EarlierBoot)), (vec![], 2));
+}
+
+// Found by the simulator (seed 410): an answer that somebody kept from us for five seconds revived a
+// host that had died meanwhile.
+#[test]
+fn an_answer_to_a_nonce_that_comes_late_proves_nothing() {
+    let mut w = World::alive();
+    let nonce = w.nonce_asked(&w.beat(2, 1, 1_500, EPOCH), 1_500);
+    w.give(&w.reply(2, 2, 1_510, nonce), 4_000);
+    assert_eq!((w.turns(), w.rejects(Reject::UnaskedReply)), (vec![], 1));
+}
+
+// Found by the simulator (seed 323 of its first night): a beat that was kept back and sent when the
+// host had been called down revived it for a moment.
+#[test]
+fn a_beat_kept_back_does_not_revive_a_host_that_is_down() {
+    let mut w = World::alive();
+    w.judge(1_001, 20_000);
+    assert_eq!(w.state(), Some(State::Down));
+    w.nonce_asked(&w.beat(5, 11, 2_000, EPOCH), 20_001);
+    assert_eq!((w.state(), w.rejects(Reject::OffTime)), (Some(State::Down), 1));
+}
+
 #[test]
 fn probes_go_by_both_sockets_and_an_answer_by_either_ends_the_suspicion() {
     let mut w = World::alive();
