@@ -350,8 +350,11 @@ impl<'a> Hello<'a> {
     }
 }
 
+/// A field's type and text, and what follows it.
+type Split<'a> = (u8, &'a str, &'a [u8]);
+
 /// Splits the first field off; `None` at the end.
-fn split_field(bytes: &[u8]) -> Result<Option<(u8, &str, &[u8])>, DecodeError> {
+fn split_field(bytes: &[u8]) -> Result<Option<Split<'_>>, DecodeError> {
     let [kind, len, rest @ ..] = bytes else {
         return if bytes.is_empty() { Ok(None) } else { Err(DecodeError::Fields) };
     };

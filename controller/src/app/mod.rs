@@ -131,8 +131,8 @@ impl App {
                 source: io::Error::other(e.to_string()),
             })?;
         make_private_dir(&config.state_dir)?;
-        let keyring = secrets::keyring(&config.fleet_secret_file, &mut rng)?;
-        let token = secrets::api_token(&config.api_token_file, &mut rng)?;
+        let keyring = secrets::keyring(&config.fleet_secret_file, &config.state_dir, &mut rng)?;
+        let token = secrets::api_token(&config.api_token_file, &config.state_dir, &mut rng)?;
         let fresh = ControllerId(rng.random());
         let store = Arc::new(SqliteStore::open(&config.state_dir, fresh)?);
         let epoch = Epoch(rng.random_range(1..=u32::MAX));

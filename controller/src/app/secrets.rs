@@ -41,9 +41,15 @@ fn make(path: &Path, what: &str, text: &str) -> Result<(), SecretError> {
     Ok(())
 }
 
-/// Reads the fleet secrets; makes one if the file does not exist.
-pub(super) fn keyring<R: Rng + ?Sized>(path: &Path, rng: &mut R) -> Result<Keyring, SecretError> {
-    if !path.exists() {
+/// Reads the fleet secrets. Makes one if the file does not exist and lies in the state directory; one
+/// that an operator put elsewhere and that is not there is a typo, and a new secret in its place would
+/// lock out the whole fleet.
+pub(super) fn keyring<R: Rng + ?Sized>(
+    path: &Path,
+    state_dir: &Path,
+    rng: &mut R,
+) -> Result<Keyring, SecretError> {
+    if !path.exists() && path.parent() == Some(state_dir) {
         let mut bytes = [0; 32];
         rng.fill_bytes(&mut bytes);
         make(path, "a fleet secret", &FleetSecret::new(KeyId(1), bytes).to_text())?;
@@ -51,12 +57,13 @@ pub(super) fn keyring<R: Rng + ?Sized>(path: &Path, rng: &mut R) -> Result<Keyri
     Ok(load_secret(path)?)
 }
 
-/// Reads the API token; draws one if the file does not exist.
+/// Reads the API token; draws one if the file does not exist and lies in the state directory.
 pub(super) fn api_token<R: Rng + ?Sized>(
     path: &Path,
+    state_dir: &Path,
     rng: &mut R,
 ) -> Result<ApiToken, SecretError> {
-    if !path.exists() {
+    if !path.exists() && path.parent() == Some(state_dir) {
         make(path, "an API token", &ApiToken::draw(rng))?;
     }
     let text = read_secret_file(path)?;

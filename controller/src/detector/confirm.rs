@@ -88,6 +88,8 @@ pub enum Step {
         slot: u32,
         /// Why.
         cause: Cause,
+        /// Probes that its kernel answered with "nobody listens".
+        unreachable: u8,
     },
 }
 
@@ -160,30 +162,29 @@ impl Confirm {
 
     /// The next thing to do, if anything is due. `seen`: everything that arrived before it has been read.
     pub fn step(&mut self, now: Instant, seen: Instant) -> Option<Step> {
-        loop {
-            let &(due, slot) = self.queue.first()?;
-            if due > now {
-                return None;
-            }
-            let suspect = self.suspects.get_mut(&slot)?;
-            if suspect.sent >= self.plan.probes {
-                if seen < due {
-                    // Its answer may lie unread.
-                    return None;
-                }
-                let cause = if suspect.unreachable > 0 { Cause::AgentLost } else { Cause::Silent };
-                self.end(slot);
-                return Some(Step::Down { slot, cause });
-            }
-            if !self.budget.take(now) {
-                return None;
-            }
-            self.queue.pop_first();
-            suspect.sent += 1;
-            suspect.next = now + self.plan.spacing;
-            self.queue.insert((suspect.next, slot));
-            return Some(Step::Probe { slot, number: suspect.sent, nonce: suspect.nonce });
+        let &(due, slot) = self.queue.first()?;
+        if due > now {
+            return None;
         }
+        let suspect = self.suspects.get_mut(&slot)?;
+        if suspect.sent >= self.plan.probes {
+            if seen < due {
+                // Its answer may lie unread.
+                return None;
+            }
+            let unreachable = suspect.unreachable;
+            let cause = if unreachable > 0 { Cause::AgentLost } else { Cause::Silent };
+            self.end(slot);
+            return Some(Step::Down { slot, cause, unreachable });
+        }
+        if !self.budget.take(now) {
+            return None;
+        }
+        self.queue.pop_first();
+        suspect.sent += 1;
+        suspect.next = now + self.plan.spacing;
+        self.queue.insert((suspect.next, slot));
+        Some(Step::Probe { slot, number: suspect.sent, nonce: suspect.nonce })
     }
 
     /// When the next step is due; it may have to wait for the watermark or the budget.
@@ -216,7 +217,10 @@ mod tests {
             assert_eq!(steps(&mut confirm, at), [want]);
             assert_eq!(steps(&mut confirm, at + 199), []);
         }
-        assert_eq!(steps(&mut confirm, 600), [Step::Down { slot: 7, cause: Cause::Silent }]);
+        assert_eq!(
+            steps(&mut confirm, 600),
+            [Step::Down { slot: 7, cause: Cause::Silent, unreachable: 0 }]
+        );
         assert!(confirm.is_empty() && confirm.next_due().is_none());
     }
 
@@ -242,7 +246,10 @@ mod tests {
         for at in [200, 400] {
             steps(&mut confirm, at);
         }
-        assert_eq!(steps(&mut confirm, 600), [Step::Down { slot: 7, cause: Cause::AgentLost }]);
+        assert_eq!(
+            steps(&mut confirm, 600),
+            [Step::Down { slot: 7, cause: Cause::AgentLost, unreachable: 1 }]
+        );
     }
 
     #[test]

@@ -235,7 +235,7 @@ impl Detector {
     }
 
     /// How far off the usual a datagram's time may be to prove life: `timeout_max`; but for a suspect or
-    /// down host no more than [`SUSPECT_TOLERANCE`]. What somebody kept from us and sends now would
+    /// down host no more than a second. What somebody kept from us and sends now would
     /// otherwise revive the dead for a moment; a live host that is only slow answers the challenge.
     pub fn tolerance(&self, slot: u32) -> Duration {
         match self.host(slot).state {
@@ -388,7 +388,8 @@ impl Detector {
         turns: &mut Vec<Transition>,
     ) -> Observed {
         let evidence = match self.host(slot).state {
-            State::Alive => Evidence::default(),
+            // Nothing was expected of them, so there is nothing to tell.
+            State::Alive | State::Pending => Evidence::default(),
             _ => self.evidence(slot, proof.arrival),
         };
         let dropped = {
@@ -571,7 +572,9 @@ impl Detector {
                         out.push(Judged::Probe { host: h.id, to, boot: h.boot, number, nonce });
                     }
                 }
-                Step::Down { slot, cause } => self.down(slot, cause, now, out),
+                Step::Down { slot, cause, unreachable } => {
+                    self.down(slot, cause, unreachable, now, out);
+                }
             }
         }
     }
@@ -611,11 +614,18 @@ impl Detector {
         None
     }
 
-    fn down(&mut self, slot: u32, cause: Cause, now: Instant, out: &mut Vec<Judged>) {
+    fn down(
+        &mut self,
+        slot: u32,
+        cause: Cause,
+        unreachable: u8,
+        now: Instant,
+        out: &mut Vec<Judged>,
+    ) {
         let mut evidence = self.evidence(slot, now);
         // `step` has taken the suspect out of the plan with its verdict.
         evidence.probes_sent = self.settings.plan.probes;
-        evidence.probes_unreachable = u8::from(cause == Cause::AgentLost);
+        evidence.probes_unreachable = unreachable;
         self.set_state(slot, State::Down);
         let forget = now + self.settings.forget_after;
         self.host_mut(slot).deadline = forget;

@@ -8,7 +8,7 @@
 //!
 //! # Bounds
 //!
-//! A pass drains at most [`BATCHES_MAX`] batches per socket, takes at most [`COMMANDS_PER_PASS`]
+//! A pass drains at most `BATCHES_MAX` batches per socket, takes at most `COMMANDS_PER_PASS`
 //! commands and hands on what the policy's queue takes; the rest waits, merged per host.
 
 use std::net::SocketAddr;
@@ -226,7 +226,7 @@ impl Worker {
         true
     }
 
-    /// Reads what a socket holds, at most [`BATCHES_MAX`] batches. Answers how many datagrams.
+    /// Reads what a socket holds, at most `BATCHES_MAX` batches. Answers how many datagrams.
     fn drain(
         &mut self,
         via: Via,

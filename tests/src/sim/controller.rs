@@ -321,7 +321,7 @@ impl World {
             notices.push(notice);
         }
         for send in sends {
-            self.to_host(send.to, send.via == Via::Probes, send.bytes.to_vec());
+            self.send_to_host(send.to, send.via == Via::Probes, send.bytes.to_vec());
         }
         for notice in notices {
             self.hear(notice, wall);

@@ -183,7 +183,7 @@ impl World {
                 To::Controller(_) => false,
                 To::Addr(to) => to.to_string() == PROBES,
             };
-            self.to_controller(host, probes, one.bytes.as_slice().to_vec());
+            self.send_to_controller(host, probes, one.bytes.as_slice().to_vec());
         }
     }
 

@@ -63,7 +63,7 @@ impl Net {
 
 impl World {
     /// A host sends to one of the controller's sockets.
-    pub(super) fn to_controller(&mut self, host: usize, probes: bool, bytes: Vec<u8>) {
+    pub(super) fn send_to_controller(&mut self, host: usize, probes: bool, bytes: Vec<u8>) {
         let from = self.hosts[host].address();
         if self.net.records && !probes {
             if self.net.recorded.len() >= 500 {
@@ -85,7 +85,7 @@ impl World {
     }
 
     /// The controller sends to a host's address.
-    pub(super) fn to_host(&mut self, to: SocketAddr, probes: bool, bytes: Vec<u8>) {
+    pub(super) fn send_to_host(&mut self, to: SocketAddr, probes: bool, bytes: Vec<u8>) {
         let SocketAddr::V4(v4) = to else { return };
         let host = usize::from(v4.ip().octets()[3]).wrapping_sub(1);
         if host >= self.hosts.len() {

@@ -4,18 +4,20 @@
 use std::process::ExitCode;
 
 mod machine;
+mod mutants;
 mod report;
 mod run;
 mod stages;
 mod tidy;
 
 /// Every verb with what it does; `tidy` checks that the README names no other.
-const VERBS: [(&str, &str); 9] = [
+const VERBS: [(&str, &str); 10] = [
     ("check", "formatting, lints, docs, tidy; writes nothing"),
     ("fix", "formats, and applies what clippy can fix by itself"),
     ("tidy", "the house rules that no compiler checks"),
     ("test", "everything that CI runs, with a summary at the end"),
     ("sim", "the simulator; arguments are passed on, such as --seeds 200 or --seed 8173"),
+    ("mutants", "plants known bugs one by one; the simulator must notice each"),
     ("e2e", "end-to-end tests with the real binaries; an argument is a filter on test names"),
     ("fuzz", "throws bad bytes at the decoder and admission: [--seconds N] [--coverage]"),
     ("demo", "the story in a minute: five agents, a crash, a failover; --keep leaves it running"),
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         "tidy" => stages::tidy(),
         "test" | "ci" => stages::test(),
         "sim" => stages::sim(rest),
+        "mutants" => mutants::run(),
         "e2e" => stages::e2e(rest),
         "fuzz" => stages::fuzz(rest),
         "demo" => stages::demo(rest),
@@ -61,7 +64,7 @@ fn main() -> ExitCode {
 fn usage() {
     println!("usage: cargo xtask VERB\n");
     for (verb, what) in VERBS {
-        println!("  {verb:<6} {what}");
+        println!("  {verb:<7} {what}");
     }
 }
 

@@ -1,0 +1,138 @@
+//! Puts old bugs back, one at a time, and demands that the simulator notices each: a simulator that has
+//! never caught a planted bug is unproven.
+//!
+//! Works on a copy of the tree under `target/mutants`, with a build directory of its own, so that
+//! nothing of it can be mistaken for the product.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::machine::{cargo, root, target_dir};
+use crate::run::stream;
+
+struct Mutant {
+    name: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const MUTANTS: [Mutant; 6] = [
+    Mutant {
+        name: "watermark ignored: hosts are judged while their beats lie unread",
+        file: "controller/src/shard/watch.rs",
+        from: "let seen = self.empty_at.max(self.newest) - self.slack;",
+        to: "let seen = Instant::FAR;",
+    },
+    Mutant {
+        name: "replay window off by one: the newest beat may come again",
+        file: "controller/src/ingest/admit.rs",
+        from: "if stamp.seq <= seen.seq {",
+        to: "if stamp.seq < seen.seq {",
+    },
+    Mutant {
+        name: "delivery marked as delivered before it is sent",
+        file: "controller/src/store/sqlite/outbox.rs",
+        from: "UPDATE deliveries SET attempts = ?2 WHERE id = ?1",
+        to: "UPDATE deliveries SET attempts = ?2, state = 'delivered' WHERE id = ?1",
+    },
+    Mutant {
+        name: "stale probe plan: a suspect that answered is probed on, and called down",
+        file: "controller/src/detector/mod.rs",
+        from: "            self.confirm.end(slot);\n            self.rows.file(slot, deadline",
+        to: "            self.rows.file(slot, deadline",
+    },
+    Mutant {
+        name: "a recovery leaves stale orders alone",
+        file: "controller/src/policy/mod.rs",
+        from: "        state: State::Alive,\n        settle: Settle::All,",
+        to: "        state: State::Alive,\n        settle: Settle::Nothing,",
+    },
+    Mutant {
+        name: "epoch not checked: recordings from before a restart prove life",
+        file: "controller/src/ingest/admit.rs",
+        from: "if stamp.epoch != epoch {",
+        to: "if stamp.epoch > epoch && stamp.epoch < epoch {",
+    },
+];
+
+/// Seeds per mutant, and for the unharmed tree.
+const SEEDS: &str = "400";
+
+/// Runs all mutants.
+pub(crate) fn run() -> Result<(), String> {
+    let copy = target_dir().join("mutants/tree");
+    let build = target_dir().join("mutants/build");
+    copy_tree(&copy)?;
+    println!("the unharmed tree first (the first build takes some minutes)…");
+    if !survives(&copy, &build)? {
+        return Err("the simulator fails without any planted bug: mend that first".to_owned());
+    }
+    let mut missed = 0;
+    for m in &MUTANTS {
+        let path = copy.join(m.file);
+        let good = read(&path)?;
+        if good.matches(m.from).count() != 1 {
+            return Err(format!("{}: the line to change is not there (once): {}", m.file, m.from));
+        }
+        write(&path, &good.replace(m.from, m.to))?;
+        let survived = survives(&copy, &build)?;
+        write(&path, &good)?;
+        println!("{} {}", if survived { "MISSED" } else { "caught" }, m.name);
+        missed += u32::from(survived);
+    }
+    println!("{} passed, {missed} failed", MUTANTS.len() as u32 - missed);
+    if missed == 0 { Ok(()) } else { Err(format!("{missed} planted bugs were not noticed")) }
+}
+
+/// Whether the simulator finds nothing wrong.
+fn survives(tree: &Path, build: &Path) -> Result<bool, String> {
+    let mut command = cargo();
+    command
+        .args(["build", "--quiet", "--profile", "ci", "-p", "heartwatch-tests", "--bin", "sim"])
+        .arg("--target-dir")
+        .arg(build)
+        .current_dir(tree);
+    if !stream(&mut command)?.success {
+        return Err("a tree with a planted bug does not build: change the mutant".to_owned());
+    }
+    let sim = build.join("ci/sim");
+    let output = Command::new(sim)
+        .args(["--seeds", SEEDS])
+        .output()
+        .map_err(|e| format!("cannot run the simulator: {e}"))?;
+    Ok(output.status.success())
+}
+
+/// Copies what git tracks, as it stands in the working tree.
+fn copy_tree(to: &Path) -> Result<(), String> {
+    let listed = Command::new("git")
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output()
+        .map_err(|e| format!("cannot list the files (git): {e}"))?;
+    let names = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for name in names.split('\0').filter(|n| !n.is_empty()) {
+        let (from, to) = (root().join(name), to.join(name));
+        let Some(parent) = to.parent() else { continue };
+        if !from.is_file() {
+            continue;
+        }
+        std::fs::create_dir_all(parent)
+            .map_err(|e| format!("cannot make {}: {e}", parent.display()))?;
+        // Only what changed, so that the next run builds little.
+        let text = std::fs::read(&from).map_err(|e| format!("cannot read {name}: {e}"))?;
+        if std::fs::read(&to).ok().as_ref() != Some(&text) {
+            std::fs::write(&to, text).map_err(|e| format!("cannot write {}: {e}", to.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+}
