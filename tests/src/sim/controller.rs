@@ -38,8 +38,6 @@ use super::host::secret;
 use super::receiver::Reception;
 use super::{Happening, PASS, World};
 
-/// Datagrams read from one socket in a pass.
-const READ_MAX: usize = 2_048;
 const RECEIVERS: [&str; 2] = ["orchestrator", "pager"];
 
 struct Mail {
@@ -68,6 +66,7 @@ pub(super) struct SimController {
     pub(super) stopped_until: Option<Instant>,
     pub(super) disk_full: bool,
     buffer_len: usize,
+    read_max: usize,
     epoch: Epoch,
     core: Option<ShardCore>,
     policy: Policy,
@@ -123,6 +122,7 @@ impl SimController {
             stopped_until: None,
             disk_full: false,
             buffer_len: plan.buffer_len,
+            read_max: plan.read_max,
             epoch: Epoch(1),
             core: None,
             policy: Policy::new(author(), rules()),
@@ -297,12 +297,12 @@ impl World {
         let (mut received, mut dropped) = (0, 0);
         for (i, via) in [Via::Beats(0), Via::Probes].into_iter().enumerate() {
             let (socket, watch) = (&mut c.sockets[i], &mut c.watches[i]);
-            let n = socket.mail.len().min(READ_MAX);
+            let n = socket.mail.len().min(c.read_max);
             for mail in socket.mail.drain(..n) {
                 let arrival = watch.arrival(Some(mail.stamp_ns), wall_ns, now);
                 core.receive(&mail.bytes, mail.from, via, arrival, now, &mut sends);
             }
-            if n < READ_MAX {
+            if n < c.read_max {
                 watch.found_empty(now);
             }
             received += n as u64;

@@ -52,6 +52,8 @@ pub struct Plan {
     pub replays: bool,
     /// Datagrams that a socket buffer of the controller holds.
     pub buffer_len: usize,
+    /// Datagrams read from one socket in a pass: a full mailbox takes several passes.
+    pub read_max: usize,
     /// Chance that a webhook fails.
     pub receiver_fails: f64,
     /// Faults per host in the whole run.
@@ -76,6 +78,7 @@ impl Plan {
             tail,
             replays: !calm && rng.random_bool(0.7),
             buffer_len: if rng.random_bool(0.3) { rng.random_range(4..64) } else { 4_096 },
+            read_max: if rng.random_bool(0.5) { rng.random_range(4..40) } else { 2_048 },
             receiver_fails,
             host_faults,
             controller_faults: if calm { 0 } else { rng.random_range(0..6) },

@@ -178,8 +178,7 @@ fn what_does_not_authenticate_changes_nothing_and_is_never_answered() {
     let mut forged = w.beat(5, 11, 2_000, EPOCH);
     forged[79] ^= 1;
     assert!(w.give(&forged, 2_000).is_empty());
-    let mut stranger = secret();
-    std::mem::swap(&mut stranger, &mut FleetSecret::new(KeyId(1), [8; 32]));
+    let stranger = FleetSecret::new(KeyId(1), [8; 32]);
     let mut foreign = w.beat(5, 11, 2_000, EPOCH);
     stranger.host_key(HOST, Generation(0)).seal(&mut foreign);
     assert!(w.give(&foreign, 2_000).is_empty());
