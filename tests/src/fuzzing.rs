@@ -93,14 +93,18 @@ fn judge(stamp: &wire::Stamp) {
             boot: stamp.boot,
             boot_max: stamp.boot,
             seq: Seq(0),
+            sent: Instant(0),
             baseline_ns: Some(i64::MIN),
+            strict: false,
             challenged_until: Instant::FAR,
         },
         Seen {
             boot: Boot(stamp.boot.0.wrapping_add(1)),
             boot_max: Boot(stamp.boot.0.wrapping_add(1)),
             seq: Seq(u32::MAX),
+            sent: Instant::FAR,
             baseline_ns: Some(i64::MAX),
+            strict: true,
             challenged_until: NOW,
         },
     ];

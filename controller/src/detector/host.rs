@@ -48,6 +48,7 @@ pub(crate) struct Host {
     pub(crate) boot: Boot,
     pub(crate) boot_max: Boot,
     pub(crate) seq: Seq,
+    pub(crate) sent: Instant,
     pub(crate) generation: Generation,
     pub(crate) address: Option<SocketAddr>,
     /// When the next beat is expected.
@@ -89,7 +90,9 @@ impl Host {
             boot: self.boot,
             boot_max: self.boot_max,
             seq: self.seq,
+            sent: self.sent,
             baseline_ns: self.learned.baseline_ns(),
+            strict: matches!(self.state, State::Suspect | State::Down),
             challenged_until: self.challenged_until,
         }
     }

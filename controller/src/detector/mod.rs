@@ -290,6 +290,7 @@ impl Detector {
             boot: known.boot,
             boot_max: known.boot,
             seq: Default::default(),
+            sent: Instant(0),
             generation: known.generation,
             address: known.address,
             expected: due.unwrap_or(now),
@@ -424,6 +425,7 @@ impl Detector {
         h.boot = proof.stamp.boot;
         h.boot_max = h.boot_max.max(h.boot);
         h.seq = proof.stamp.seq;
+        h.sent = proof.stamp.sent;
         h.gap = proof.stamp.gap.min(settings.gap_max);
         h.late_ms = proof.late_ms;
         h.expected = h.learned.expect(arrival, proof.stamp.sent, h.gap);
@@ -499,7 +501,7 @@ impl Detector {
             turns.truncate(before);
         } else {
             let h = self.host_mut(slot);
-            (h.boot, h.seq) = (proof.stamp.boot, proof.stamp.seq);
+            (h.boot, h.seq, h.sent) = (proof.stamp.boot, proof.stamp.seq, proof.stamp.sent);
             return;
         }
         self.set_state(slot, State::Left);

@@ -67,8 +67,12 @@ pub struct Seen {
     pub boot_max: Boot,
     /// Its newest number in that life.
     pub seq: Seq,
-    /// Usual `arrival − sent` in that life, nanoseconds.
+    /// The agent's clock when it sent its newest proof.
+    pub sent: Instant,
+    /// Usual `arrival − sent` in that life, nanoseconds; `None`: nothing was proved since our start.
     pub baseline_ns: Option<i64>,
+    /// It is suspect or down: of a life that proved nothing since our start, only a nonce is believed.
+    pub strict: bool,
     /// Until when a datagram of a new life may answer the challenge that it was given.
     pub challenged_until: Instant,
 }
@@ -98,16 +102,17 @@ pub fn prove(
         // echo the right epoch.
         return Err((Reject::EarlierBoot, Challenge::Nonce));
     }
-    if stamp.boot > seen.boot {
-        // A new life learnt the epoch from a challenge of ours a moment ago, or it is a recording that
-        // somebody kept from us until now.
-        return if arrival <= seen.challenged_until {
+    if stamp.boot > seen.boot || seen.baseline_ns.is_none() {
+        // A new life, or one that we know from before our own start, learnt the epoch from a challenge of
+        // ours a moment ago; or it is a recording that somebody kept from us until now.
+        let asked = arrival <= seen.challenged_until;
+        return if asked && !(seen.strict && stamp.boot == seen.boot) {
             Ok(())
         } else {
             Err((Reject::OffTime, Challenge::Nonce))
         };
     }
-    if stamp.seq <= seen.seq {
+    if stamp.seq <= seen.seq || stamp.sent < seen.sent {
         return Err((Reject::NotRising, Challenge::Nonce));
     }
     if let Some(baseline) = seen.baseline_ns {
@@ -205,8 +210,10 @@ mod tests {
             boot: Boot(5),
             boot_max: Boot(8),
             seq: Seq(100),
+            sent: Instant::from_millis(49_000),
             baseline_ns: Some(0),
             challenged_until: Instant::from_millis(10_000),
+            strict: false,
         };
         let prove = |s: &Stamp, at_s: u64| {
             prove(&seen, s, Instant::from_millis(at_s * 1_000), EPOCH, TOLERANCE)
@@ -216,6 +223,7 @@ mod tests {
         let cases = [
             (stamp(5, 100, 50), 50, Reject::NotRising),
             (stamp(5, 99, 50), 50, Reject::NotRising),
+            (stamp(5, 101, 48), 48, Reject::NotRising),
             (stamp(4, 999, 50), 50, Reject::EarlierBoot),
             (stamp(5, 101, 50), 81, Reject::OffTime),
             (stamp(5, 101, 81), 50, Reject::OffTime),
@@ -226,6 +234,14 @@ mod tests {
             assert_eq!(prove(&s, at), Err((why, Challenge::Nonce)), "{s:?}");
         }
         assert_eq!(prove(&stamp(9, 1, 9), 9), Ok(()));
+        // After our own restart nothing is known of a life but its number.
+        let fresh = |strict, at_s: u64| {
+            let seen = Seen { baseline_ns: None, seq: Seq(0), strict, ..seen };
+            let at = Instant::from_millis(at_s * 1_000);
+            super::prove(&seen, &stamp(5, 101, 50), at, EPOCH, TOLERANCE)
+        };
+        let refused = Err((Reject::OffTime, Challenge::Nonce));
+        assert_eq!((fresh(false, 9), fresh(false, 11), fresh(true, 9)), (Ok(()), refused, refused));
         let old = Stamp { epoch: Epoch(76), ..stamp(5, 101, 50) };
         assert_eq!(prove(&old, 50), Err((Reject::WrongEpoch, Challenge::Epoch)));
     }

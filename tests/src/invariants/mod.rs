@@ -4,6 +4,7 @@ mod detection;
 mod fresh_life;
 mod no_false_down;
 mod no_lost_event;
+mod no_stale_order;
 mod order;
 
 use std::collections::BTreeMap;

@@ -472,16 +472,21 @@ impl World {
         for id in c.schedule.next_due(now) {
             let receiver = c.schedule.receiver_of(id).unwrap_or_default().to_owned();
             match c.db.begin_attempt(id, wall).expect("the disk has room") {
-                Begin::Go(outgoing) => posts.push((id, receiver, outgoing)),
+                Begin::Go(outgoing) => {
+                    let body: serde_json::Value =
+                        serde_json::from_str(&outgoing.body).expect("bodies are JSON");
+                    let host = body["data"]["host"]["id"].as_str().and_then(|h| h.parse().ok());
+                    let row = host.and_then(|h: HostId| c.rows.get(&h));
+                    let incident = body["data"]["incident"].as_str().and_then(|i| i.parse().ok());
+                    self.ledger.check_order_is_true(row, outgoing.kind, incident);
+                    posts.push((id, receiver, outgoing, host));
+                }
                 Begin::Gone => c.schedule.gone(id, now),
                 Begin::NotYet => c.schedule.postponed(id, NOT_YET_WAIT, now),
             }
         }
         let life = c.life;
-        for (delivery, receiver, outgoing) in posts {
-            let body: serde_json::Value =
-                serde_json::from_str(&outgoing.body).expect("bodies are JSON");
-            let host = body["data"]["host"]["id"].as_str().and_then(|h| h.parse().ok());
+        for (delivery, receiver, outgoing, host) in posts {
             let reception = Reception {
                 at: now,
                 event: outgoing.event,
