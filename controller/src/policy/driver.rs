@@ -136,6 +136,8 @@ struct Running {
     d: Driver,
     rng: StdRng,
     work: VecDeque<Work>,
+    /// What a shard's full queue did not take: operators' commands and forgotten hosts.
+    untold: VecDeque<(usize, ShardCommand)>,
     /// When the present pause ends, on the monotonic clock: a stepped wall clock changes nothing.
     pause_ends: Option<Instant>,
     released_at_start: bool,
@@ -162,8 +164,14 @@ impl Driver {
         self.status.set_pause(pause.clone());
         self.policy.set_pause(pause);
         let clock = Arc::clone(&self.clock);
-        let mut running =
-            Running { d: self, rng, work: VecDeque::new(), pause_ends, released_at_start: false };
+        let mut running = Running {
+            d: self,
+            rng,
+            work: VecDeque::new(),
+            untold: VecDeque::new(),
+            pause_ends,
+            released_at_start: false,
+        };
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut writer = Writer {
@@ -361,18 +369,36 @@ impl Running {
         let event = self.d.policy.forgotten(row, why, self.d.clock.wall(), &mut self.rng);
         log::info!("{} {}", event.kind, line(row, &event));
         self.d.view.remove(row.id);
-        self.tell_shard(row.id, ShardCommand::Remove(row.id));
+        self.tell_shard(self.shard_of(row.id), ShardCommand::Remove(row.id));
         self.work.push_back(Work::Forget(row.id, Box::new(event)));
     }
 
-    fn tell_shard(&self, host: HostId, command: ShardCommand) {
-        let shard = shard_of(host, self.d.shards.len() as u16);
-        if self.d.shards[usize::from(shard)].send(command).is_err() {
-            log::warn!("shard {shard} takes no commands: a change of {host} reaches it at restart");
+    fn shard_of(&self, host: HostId) -> usize {
+        usize::from(shard_of(host, self.d.shards.len() as u16))
+    }
+
+    /// Has a shard do something, after all that it was told before; what its queue does not take waits
+    /// here and is tried again.
+    fn tell_shard(&mut self, shard: usize, command: ShardCommand) {
+        self.untold.push_back((shard, command));
+        self.tell_untold();
+    }
+
+    fn tell_untold(&mut self) {
+        let mut full = vec![false; self.d.shards.len()];
+        for _ in 0..self.untold.len() {
+            let Some((shard, command)) = self.untold.pop_front() else { return };
+            let again =
+                if full[shard] { Some(command) } else { self.d.shards[shard].send(command).err() };
+            if let Some(command) = again {
+                full[shard] = true;
+                self.untold.push_back((shard, command));
+            }
         }
     }
 
     fn tick(&mut self) {
+        self.tell_untold();
         let now = self.d.clock.now();
         if self.pause_ends.is_some_and(|end| now >= end) {
             self.end_pause("its time is over");
@@ -432,6 +458,7 @@ impl Running {
 
     fn import(&mut self, hosts: Vec<ImportHost>) -> ImportReport {
         let mut report = ImportReport::default();
+        let mut by_shard: Vec<Vec<Known>> = vec![Vec::new(); self.d.shards.len()];
         let wall = self.d.clock.wall();
         for host in hosts {
             if self.d.view.get(host.id).is_some() {
@@ -441,10 +468,12 @@ impl Running {
             let live = Arc::new(LiveCell::default());
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
             self.d.view.upsert(row.clone(), Some(Arc::clone(&live)));
-            let known = known_of(&row, wall, live);
-            self.tell_shard(row.id, ShardCommand::Register(vec![known]));
+            by_shard[self.shard_of(row.id)].push(known_of(&row, wall, live));
             self.save(row);
             report.added += 1;
+        }
+        for (shard, known) in by_shard.into_iter().enumerate().filter(|(_, k)| !k.is_empty()) {
+            self.tell_shard(shard, ShardCommand::Register(known));
         }
         report
     }
