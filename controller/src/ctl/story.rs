@@ -180,7 +180,12 @@ fn histogram(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
     let bins: Vec<&OverdueBin> = d.overdue.iter().filter(finite).take(BINS_MAX).collect();
     let most = bins.iter().map(|b| b.count).fold(0.0, f64::max);
     if bins.is_empty() || most <= 0.0 {
-        return writeln!(out, "  It has not learned from any beat yet.");
+        return if d.beats_learned < 0.5 {
+            writeln!(out, "  It has not learned from any beat yet.")
+        } else {
+            let beats = d.beats_learned;
+            writeln!(out, "  Of {beats:.0} beats learned from, none came more than 10ms late.")
+        };
     }
     writeln!(
         out,

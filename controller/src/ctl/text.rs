@@ -179,10 +179,13 @@ fn entry(key: &str, value: &Value, depth: usize) -> Option<String> {
     match value {
         Value::Null => None,
         Value::Bool(true) => Some(plain),
+        // What was not so goes without saying, but for what the reader wonders about.
+        Value::Bool(false) if depth > 0 => None,
         Value::Bool(false) => Some(format!("not {plain}")),
         Value::Number(n) => Some(format!("{plain}: {n}")),
         Value::String(text) if text.is_empty() => None,
         Value::String(text) => Some(format!("{plain}: {text}")),
+        Value::Array(list) if list.is_empty() && key != "candidates" => None,
         Value::Array(list) if list.is_empty() => Some(format!("no {plain}")),
         Value::Array(list) => {
             let mut shown: Vec<String> = list.iter().take(LIST_LEN_MAX).map(item).collect();
@@ -261,7 +264,7 @@ mod tests {
         assert_eq!(
             details(data.as_object().unwrap(), &["skipped"]),
             "too long silent, cause: silent, same boot, silence: 3.20s, since: 2026-01-31T12:00:00.250Z, \
-             candidates: a b 3 4 5 and 1 more, probes (sent: 3, of: 3), no held for"
+             candidates: a b 3 4 5 and 1 more, probes (sent: 3, of: 3)"
         );
         let long = json!({"note": "x".repeat(9_000)});
         assert_eq!(details(long.as_object().unwrap(), &[]).chars().count(), DETAIL_LEN_MAX);
