@@ -133,6 +133,12 @@ impl EventKind {
         Self::ControllerResumed,
     ];
 
+    /// Whether it tells of something that goes on, and so is no longer true when that ends. News of an end
+    /// stays true, and is owed to whoever was told of the beginning.
+    pub const fn goes_on(self) -> bool {
+        matches!(self, Self::HostSuspect | Self::HostDown | Self::HostAgentLost | Self::HostMissing)
+    }
+
     /// As it stands in config, JSON and labels.
     pub const fn as_str(self) -> &'static str {
         match self {

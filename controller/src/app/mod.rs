@@ -45,6 +45,8 @@ pub use secrets::SecretError;
 pub const RUNTIME_FILE: &str = "runtime.json";
 /// How long attempts under way may take at the end.
 const DELIVERY_END_MAX: Duration = Duration::from_secs(5);
+/// How long the policy may take to write what it decided.
+const DRIVER_END_MAX: Duration = Duration::from_secs(8);
 /// How often what is past its retention is thrown away.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
@@ -118,6 +120,7 @@ pub struct App {
     delivery: Arc<DeliveryHandle>,
     driver: tokio::task::JoinHandle<Result<(), StoreError>>,
     stop: watch::Sender<bool>,
+    stop_driver: watch::Sender<bool>,
     api: tokio::task::JoinHandle<io::Result<()>>,
     background: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -152,6 +155,7 @@ impl App {
         let pause = Driver::load_pause(&*store).await?;
 
         let (stop, stopped) = watch::channel(false);
+        let (stop_driver, driver_stopped) = watch::channel(false);
         let delivery_metrics = Arc::new(DeliveryMetrics::new(config.receivers.keys()));
         let delivery = Arc::new(Delivery::spawn(
             Arc::clone(&store) as Arc<dyn Store>,
@@ -220,7 +224,7 @@ impl App {
             release_at: started + config.detector.restart_grace,
             status: Arc::clone(&status),
         };
-        let driver = tokio::spawn(driver.run(notices_in, commands_in, stopped.clone(), pause));
+        let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 
         let pulse = Arc::new(Pulse::default());
         let running = Running {
@@ -272,6 +276,7 @@ impl App {
             delivery,
             driver,
             stop,
+            stop_driver,
             api,
             background,
         })
@@ -324,13 +329,7 @@ impl App {
                 _ => log::error!("a shard did not stop in order"),
             }
         }
-        if !self.driver.is_finished() {
-            match (&mut self.driver).await {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => log::error!("stopping: {e}"),
-                Err(e) => log::error!("stopping: the policy died: {e}"),
-            }
-        }
+        self.end_driver(all_told).await;
         if !self.api.is_finished()
             && let Err(e) = (&mut self.api).await
         {
@@ -342,6 +341,26 @@ impl App {
             log::debug!("cannot remove {RUNTIME_FILE}: {e}");
         }
         log::info!("stopped");
+    }
+
+    /// The policy ends by itself when the shards are gone and all that they told is written: a goodbye
+    /// that was heard a moment ago must not be forgotten, or the host is called down after the restart.
+    async fn end_driver(&mut self, by_itself: bool) {
+        if self.driver.is_finished() {
+            return;
+        }
+        if !by_itself {
+            self.stop_driver.send_replace(true);
+        }
+        match tokio::time::timeout(DRIVER_END_MAX, &mut self.driver).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(e))) => log::error!("stopping: {e}"),
+            Ok(Err(e)) => log::error!("stopping: the policy died: {e}"),
+            Err(_) => {
+                log::error!("stopping: the policy did not end in time; it is left behind");
+                self.driver.abort();
+            }
+        }
     }
 }
 

@@ -133,11 +133,11 @@ impl Doubt {
 
     /// The greatest drop share of any window that overlaps `from..=to`.
     fn worst(&self, from: Instant, to: Instant) -> f64 {
-        self.windows
-            .iter()
-            .rev()
-            .chain(std::iter::once(&self.open))
-            .filter(|w| w.end >= from && w.start <= to)
+        // Newest first, and no further back than the span.
+        std::iter::once(&self.open)
+            .chain(self.windows.iter().rev())
+            .take_while(|w| w.end >= from)
+            .filter(|w| w.start <= to)
             .map(Window::drop_share)
             .fold(0.0, f64::max)
     }

@@ -67,7 +67,9 @@ pub(crate) struct Host {
     pub(crate) late_ms: u16,
     pub(crate) mistakes: u32,
     pub(crate) challenged_until: Instant,
+    /// When it may next be challenged by an ack, and by a nonce.
     pub(crate) challenge_next: Instant,
+    pub(crate) nonce_next: Instant,
     pub(crate) hello_wanted: bool,
     pub(crate) facts_hash: u64,
     /// The life before the present one, and until when its return would mean two of them.
@@ -204,6 +206,8 @@ pub struct Transition {
     pub address: Option<SocketAddr>,
     /// When, on the shard's clock.
     pub at: Instant,
+    /// Two boots answer under this identity.
+    pub duplicate: bool,
     /// What was seen.
     pub evidence: Evidence,
 }

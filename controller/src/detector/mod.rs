@@ -281,8 +281,15 @@ impl Detector {
                 Some(now + half + half.mul_f64(f64::from(spread) / f64::from(u32::MAX)))
             }
             State::Pending if known.missing_reported => None,
-            State::Pending => Some(now + s.missing_after.saturating_sub(known.in_state)),
-            State::Down | State::Left => Some(now + s.forget_after.saturating_sub(known.in_state)),
+            // The grace at least, should the wall clock by which `in_state` was told be wrong.
+            State::Pending => {
+                let left = s.missing_after.saturating_sub(known.in_state);
+                Some(now + left.max(s.restart_grace.min(s.missing_after)))
+            }
+            State::Down | State::Left => {
+                let left = s.forget_after.saturating_sub(known.in_state);
+                Some(now + left.max(s.restart_grace.min(s.forget_after)))
+            }
         };
         let host = Host {
             id: known.id,
@@ -306,10 +313,11 @@ impl Detector {
             mistakes: 0,
             challenged_until: Instant(0),
             challenge_next: Instant(0),
+            nonce_next: Instant(0),
             hello_wanted: known.state == State::Pending,
             facts_hash: 0,
             other_boot: Boot(0),
-            other_until: Instant(0),
+            other_until: if known.duplicate { now + DUPLICATE_WINDOW } else { Instant(0) },
             duplicate: known.duplicate,
             missing_reported: known.missing_reported,
             excused_since: None,
@@ -354,6 +362,7 @@ impl Detector {
             boot: h.boot,
             address: h.address,
             at,
+            duplicate: h.duplicate,
             evidence,
         }
     }
@@ -444,6 +453,10 @@ impl Detector {
         }
         let (state, deadline) = (h.state, h.deadline);
 
+        if h.duplicate && arrival > h.other_until {
+            // The other one has not answered for a long while.
+            h.duplicate = false;
+        }
         let mut two_alive = None;
         if !same_boot && old_boot != Boot(0) {
             if h.other_boot == h.boot && arrival <= h.other_until && !h.duplicate {
@@ -502,6 +515,7 @@ impl Detector {
         } else {
             let h = self.host_mut(slot);
             (h.boot, h.seq, h.sent) = (proof.stamp.boot, proof.stamp.seq, proof.stamp.sent);
+            h.boot_max = h.boot_max.max(h.boot);
             return;
         }
         self.set_state(slot, State::Left);

@@ -44,6 +44,8 @@ const RECOMPUTE_EVERY: u16 = 64;
 const DECAY_EVERY: u16 = 1_024;
 /// Memory of the histogram in beats: 30 days of one a second.
 const MEMORY_BEATS: f32 = 30.0 * 86_400.0;
+/// An offset that falls by more than this has a new cause, and is taken as it is.
+const OFFSET_FALL_MAX_NS: i64 = 1_000_000_000;
 /// Overdue times beyond this are outages, not behaviour to be patient with: not learned.
 pub const LEARN_MAX: Duration = Duration::from_secs(30);
 
@@ -247,7 +249,9 @@ impl Learned {
     /// Takes the offset of a proof of life and says when the next beat is expected to arrive.
     pub fn expect(&mut self, arrival: Instant, sent: Instant, gap: Duration) -> Instant {
         let offset = offset_ns(arrival, sent);
-        if self.based {
+        // If our own clock stood still for a while (a suspended machine), following slowly would make
+        // every deadline of the fleet late for minutes.
+        if self.based && self.slow_ns.saturating_sub(offset) < OFFSET_FALL_MAX_NS {
             self.slow_ns = self.slow_ns.wrapping_add(offset.wrapping_sub(self.slow_ns) >> 6);
         } else {
             self.slow_ns = offset;

@@ -71,7 +71,8 @@ pub struct Seen {
     pub sent: Instant,
     /// Usual `arrival − sent` in that life, nanoseconds; `None`: nothing was proved since our start.
     pub baseline_ns: Option<i64>,
-    /// It is suspect or down: of a life that proved nothing since our start, only a nonce is believed.
+    /// It is suspect or down: of a new life, or one that proved nothing since our start, only a nonce is
+    /// believed.
     pub strict: bool,
     /// Until when a datagram of a new life may answer the challenge that it was given.
     pub challenged_until: Instant,
@@ -106,7 +107,7 @@ pub fn prove(
         // A new life, or one that we know from before our own start, learnt the epoch from a challenge of
         // ours a moment ago; or it is a recording that somebody kept from us until now.
         let asked = arrival <= seen.challenged_until;
-        return if asked && !(seen.strict && stamp.boot == seen.boot) {
+        return if asked && !seen.strict {
             Ok(())
         } else {
             Err((Reject::OffTime, Challenge::Nonce))

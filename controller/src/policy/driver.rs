@@ -70,8 +70,8 @@ enum Work {
     Event(Box<NewEvent>),
     Rows(Vec<HostRow>),
     Forget(HostId, Box<NewEvent>),
-    /// Judge what is held of this host again.
-    Release(HostId),
+    /// Judge all that is held again.
+    Release,
     Put(&'static str, Option<String>),
     /// All before this is written: say so.
     Done(oneshot::Sender<()>),
@@ -146,8 +146,9 @@ struct Running {
 impl Driver {
     /// Reads what was in force before the restart.
     pub async fn load_pause(store: &dyn Store) -> Result<Option<Pause>, StoreError> {
-        let text = store.get(PAUSE_KEY).await?;
-        Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
+        let Some(text) = store.get(PAUSE_KEY).await? else { return Ok(None) };
+        let pause = serde_json::from_str(&text);
+        pause.map(Some).map_err(|e| StoreError::Open(format!("the stored pause is damaged: {e}")))
     }
 
     /// Works until `stop` turns true; then writes what waits, for a few seconds at most. Answers
@@ -269,9 +270,9 @@ impl Running {
             row.agent_version = facts.agent_version;
         }
         if !facts.new {
-            row.generation = facts.generation;
+            row.generation = row.generation.max(facts.generation);
         }
-        if known.is_none_or(|k| *k.row != row) {
+        if facts.new || known.is_none_or(|k| *k.row != row) {
             self.d.view.upsert(row.clone(), Some(facts.live));
             self.save(row);
         }
@@ -355,14 +356,7 @@ impl Running {
         if self.d.policy.holding().is_some() {
             return;
         }
-        let mut down = Vec::new();
-        self.d.view.for_each(|h| {
-            if h.row.incident.is_some() {
-                down.push(h.row.id);
-            }
-        });
-        // Orders of hosts that are no longer in an incident were settled when it ended.
-        self.work.extend(down.into_iter().map(Work::Release));
+        self.work.push_back(Work::Release);
     }
 
     fn forget(&mut self, row: &HostRow, why: &str) {
@@ -588,7 +582,16 @@ impl Writer {
         if events.is_empty() {
             return Ok(());
         }
-        let appended = self.insist(seed, || self.store.append(events.clone())).await?;
+        let mut appended = self.insist(seed, || self.store.append(events.clone())).await?;
+        if appended.is_none() && events.len() > 1 {
+            // One of them is refused: the others must not go with it.
+            let mut each = Vec::new();
+            for event in &events {
+                let alone = self.insist(seed, || self.store.append(vec![event.clone()])).await?;
+                each.extend(alone.unwrap_or_default());
+            }
+            appended = Some(each);
+        }
         for one in appended.unwrap_or_default() {
             self.delivery.settled(one.settled);
             self.delivery.wake(one.deliveries);
@@ -607,24 +610,31 @@ impl Writer {
             Work::Put(key, value) => {
                 self.insist(seed, || self.store.put(key, value.clone())).await?;
             }
-            Work::Release(host) => {
-                // Judged now, not when it was put in the queue.
-                let known = self.view.get(host);
-                let row = known.as_ref().map(|h| &*h.row);
-                let kind = match row.and_then(|r| r.cause) {
-                    Some(crate::event::Cause::AgentLost) => EventKind::HostAgentLost,
-                    _ => EventKind::HostDown,
-                };
-                let incident = row.and_then(|r| r.incident);
-                let verdict = Policy::rejudge(row, kind, incident);
-                let at = self.clock.wall();
-                let due =
-                    self.insist(seed, || self.store.release(host, verdict.clone(), at)).await?;
-                self.delivery.wake(due.unwrap_or_default());
+            Work::Release => {
+                let held = self.insist(seed, || self.store.held_hosts()).await?;
+                for host in held.unwrap_or_default() {
+                    self.release(host, seed).await?;
+                }
             }
             Work::Done(done) => drop(done.send(())),
             Work::Event(_) => {}
         }
+        Ok(())
+    }
+
+    /// Judges what is held of a host against how it stands now, not when it was held.
+    async fn release(&self, host: HostId, seed: u64) -> Result<(), StoreError> {
+        let known = self.view.get(host);
+        let row = known.as_ref().map(|h| &*h.row);
+        let kind = match row.and_then(|r| r.cause) {
+            Some(crate::event::Cause::AgentLost) => EventKind::HostAgentLost,
+            _ => EventKind::HostDown,
+        };
+        let incident = row.and_then(|r| r.incident);
+        let verdict = Policy::rejudge(row, kind, incident);
+        let at = self.clock.wall();
+        let due = self.insist(seed, || self.store.release(host, verdict.clone(), at)).await?;
+        self.delivery.wake(due.unwrap_or_default());
         Ok(())
     }
 
@@ -651,6 +661,7 @@ impl Writer {
                 Err(StoreError::Fenced) => return Err(StoreError::Fenced),
                 Err(e @ (StoreError::Invalid(_) | StoreError::Open(_))) => {
                     log::error!("a write was refused for good, please report this: {e}");
+                    self.status.set_store_error(Some(e.to_string()));
                     return Ok(None);
                 }
                 Err(e) => {

@@ -181,6 +181,9 @@ impl Policy {
         let old_boot = row.boot;
         row.boot = transition.boot;
         row.address = transition.address.or(row.address);
+        if !matches!(transition.turn, Turn::Duplicate { .. }) {
+            row.duplicate = transition.duplicate;
+        }
         let Some(story) = story(&mut row, old_boot, transition) else {
             return Decision { row, event: None };
         };
@@ -366,14 +369,19 @@ impl Policy {
             EventKind::HostDown | EventKind::HostAgentLost => State::Down,
             EventKind::HostSuspect => State::Suspect,
             EventKind::HostMissing => State::Pending,
-            // News of something that ended stays true.
+            // Older news of a host must not come after newer: it is told only while it is how things are.
+            EventKind::HostJoined | EventKind::HostRecovered | EventKind::HostRestarted => {
+                State::Alive
+            }
+            EventKind::HostLeft => State::Left,
             _ => return Ok(()),
         };
+        let ended = matches!(wanted, State::Alive | State::Left);
         let Some(row) = row else { return Err("the host was forgotten meanwhile".to_owned()) };
         if row.state != wanted {
             return Err(format!("the host is {} now", row.state));
         }
-        if row.incident != incident {
+        if !ended && row.incident != incident {
             return Err("that outage ended; the host is in another one now".to_owned());
         }
         if is_action(kind) && row.duplicate {
@@ -417,7 +425,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
                 Turn::Recovered { same_boot } => same_boot,
                 _ => old_boot == t.boot,
             };
-            alive(recorded, same_boot, old_boot, t.boot, silence_s)
+            alive(recorded, same_boot, row.duplicate, old_boot, t.boot, silence_s)
         }
         Turn::Suspect => (recorded == State::Alive).then(|| Story {
             kind: EventKind::HostSuspect,
@@ -495,6 +503,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
 fn alive(
     recorded: State,
     same_boot: bool,
+    duplicate: bool,
     old_boot: Boot,
     boot: Boot,
     silence_s: f64,
@@ -504,6 +513,8 @@ fn alive(
             (EventKind::HostJoined, Audience::All, "heard for the first time".to_owned())
         }
         State::Alive if same_boot => return None,
+        // Two that take turns: said once, not at every turn.
+        State::Alive if duplicate => return None,
         State::Alive => (
             EventKind::HostRestarted,
             Audience::All,

@@ -35,6 +35,7 @@ fn turn(turn: Turn, state: State, boot: u32) -> Transition {
         boot: Boot(boot),
         address: None,
         at: Instant(0),
+        duplicate: false,
         evidence: Evidence::default(),
     }
 }
@@ -141,8 +142,14 @@ fn actions_are_held_while_paused_or_blind_and_nothing_else_is() {
 fn a_duplicate_identity_is_never_failed_over() {
     let mut p = policy();
     let duplicate = Turn::Duplicate { other: Boot(9) };
-    let turns = [((duplicate, State::Alive), 5), (SUSPECT, 5), (DOWN, 5)];
-    let (events, end) = play(&mut p, row(State::Alive), &turns);
+    let mut at = row(State::Alive);
+    let mut events = Vec::new();
+    for (t, state) in [(duplicate, State::Alive), SUSPECT, DOWN] {
+        let decision = take(&mut p, &at, Transition { duplicate: true, ..turn(t, state, 5) });
+        at = decision.row;
+        events.extend(decision.event);
+    }
+    let end = at;
     assert_eq!(kinds(&events)[0], EventKind::HostDuplicate);
     assert!(end.duplicate && end.state == State::Down);
     assert!(events[2].deliveries.is_empty());
@@ -161,7 +168,8 @@ fn orders_are_judged_against_the_present_state_not_replayed() {
     let (_, again) = play(&mut p, back.clone(), &[(DOWN, 5)]);
     assert!(judge(Some(&again), EventKind::HostDown).unwrap_err().contains("another"));
     assert!(judge(None, EventKind::HostDown).is_err());
-    assert_eq!(judge(None, EventKind::HostLeft), Ok(()));
+    assert!(judge(Some(&again), EventKind::HostRecovered).unwrap_err().contains("down"));
+    assert_eq!(judge(None, EventKind::HostForgotten), Ok(()));
 }
 
 #[test]

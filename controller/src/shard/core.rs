@@ -93,6 +93,8 @@ pub struct ShardCore {
     settings: Settings,
     nonces: BTreeMap<u32, ([u8; 16], Instant)>,
     nonce_count: u64,
+    /// When nonces past their life are next thrown away.
+    sweep_at: Instant,
     pace: Bucket,
     notices: Notices,
     metrics: Arc<ShardMetrics>,
@@ -115,6 +117,7 @@ impl ShardCore {
             settings,
             nonces: BTreeMap::new(),
             nonce_count: 0,
+            sweep_at: now,
             pace: Bucket::new(CHALLENGE_RATE_MAX, CHALLENGE_RATE_MAX / 10, now),
             notices: Notices::default(),
             metrics,
@@ -144,6 +147,7 @@ impl ShardCore {
         if let Some(slot) = self.detector.slot(host) {
             self.nonces.remove(&slot);
         }
+        self.notices.forget(host);
         self.detector.remove(host)
     }
 
@@ -248,6 +252,8 @@ impl ShardCore {
         }
         let h = self.detector.record(slot);
         h.key = Some((admitted.key.key_id(), admitted.key.generation()));
+        // A newer key was used: older ones are revoked from now on.
+        h.generation = h.generation.max(admitted.key.generation());
         if let Via::Beats(listen) = via {
             h.listen = listen;
         }
@@ -264,6 +270,7 @@ impl ShardCore {
     /// Takes what a fresh hello says.
     fn hello(&mut self, slot: u32, admitted: &Admitted<'_>, hello: &Hello<'_>, from: SocketAddr) {
         let mut hasher = std::hash::DefaultHasher::new();
+        admitted.key.generation().hash(&mut hasher);
         for field in hello.fields() {
             match field {
                 Field::Name(t) => (1, t, "").hash(&mut hasher),
@@ -334,7 +341,11 @@ impl ShardCore {
         out: &mut Vec<Send>,
     ) {
         let h = self.detector.record(slot);
-        if now < h.challenge_next || !self.pace.take(now) {
+        let next = match how {
+            Challenge::Epoch => h.challenge_next,
+            Challenge::Nonce => h.nonce_next,
+        };
+        if now < next || !self.pace.take(now) {
             return;
         }
         inc(&self.metrics.challenges);
@@ -349,10 +360,13 @@ impl ShardCore {
                 out.push(self.ack(admitted, FLAG_CHALLENGE | hello, from, via));
             }
             Challenge::Nonce => {
-                h.challenge_next = now + NONCE_CHALLENGE_EVERY;
+                h.nonce_next = now + NONCE_CHALLENGE_EVERY;
                 let boot = h.boot;
                 let nonce = self.nonce(slot);
-                self.nonces.retain(|_, (_, until)| *until >= now);
+                if now >= self.sweep_at {
+                    self.sweep_at = now + NONCE_LIFE;
+                    self.nonces.retain(|_, (_, until)| *until >= now);
+                }
                 if self.nonces.len() < NONCES_MAX {
                     self.nonces.insert(slot, (nonce, now + NONCE_LIFE));
                     let header = Header { flags: 0, ..admitted.datagram.header };

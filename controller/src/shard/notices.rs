@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use heartwatch_common::id::{Boot, Generation, HostId};
 
-use crate::detector::host::Transition;
+use crate::detector::host::{Transition, Turn};
 use crate::view::LiveCell;
 
 /// Turns of one host kept while they wait; newer ones replace the newest.
@@ -104,14 +104,24 @@ impl Notices {
             }
             Notice::Turn(turn) => {
                 if waiting.turns.len() >= TURNS_MAX {
-                    waiting.turns.pop_back();
                     self.merged += 1;
+                    if matches!(turn.turn, Turn::Duplicate { .. }) {
+                        // That it is one rides on the newest turn; what that one says must not be lost.
+                        waiting.turns.back_mut().into_iter().for_each(|t| t.duplicate = true);
+                        return;
+                    }
+                    waiting.turns.pop_back();
                 }
                 waiting.turns.push_back(turn);
             }
             Notice::Moved { address, .. } => waiting.moved = Some(address),
             Notice::Blind { .. } => {}
         }
+    }
+
+    /// Drops what waits about a host: it is no longer known.
+    pub fn forget(&mut self, host: HostId) {
+        self.hosts.remove(&host);
     }
 
     /// Takes the next piece of news: a shard's blindness first, then host by host, facts before turns.
@@ -157,7 +167,7 @@ impl Notices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detector::host::{Evidence, Turn};
+    use crate::detector::host::Evidence;
     use crate::event::State;
     use heartwatch_common::time::Instant;
 
@@ -169,6 +179,7 @@ mod tests {
             boot: Boot(1),
             address: None,
             at: Instant(at),
+            duplicate: false,
             evidence: Evidence::default(),
         })
     }

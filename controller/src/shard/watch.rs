@@ -55,7 +55,11 @@ impl Watch {
             self.slack = self.slack.max(disorder).min(SLACK_MAX);
         }
         let at = at.clamp(self.empty_at.min(now), now);
-        self.newest = self.newest.max(at);
+        // No stamp, or one from the future after a step of the wall clock, says nothing of how far the
+        // mail has been read.
+        if stamp_ns.is_some_and(|s| s <= wall_ns) {
+            self.newest = self.newest.max(at);
+        }
         at
     }
 

@@ -251,7 +251,8 @@ impl Worker {
                     {
                         log::warn!("cannot receive: {e} ({more} more like this)");
                     }
-                    break;
+                    // Telling it has cleared it: what lies in the socket must still be read.
+                    continue;
                 }
             };
             let (now, wall_ns) = (self.clock.now(), self.clock.wall_ns());

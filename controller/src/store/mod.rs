@@ -86,7 +86,9 @@ pub struct HostRow {
     pub duplicate: bool,
 }
 
-/// Whose unfinished deliveries an event brings to an end.
+/// Whose unfinished deliveries an event brings to an end: of those that tell of something that goes on
+/// ([`EventKind::goes_on`]). News of an end is never brought to an end by another: whoever took an order
+/// is owed the word that it is over, in order, however late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settle {
     /// Nobody's.

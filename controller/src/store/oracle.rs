@@ -143,8 +143,10 @@ impl Oracle {
                 Settle::All => true,
                 Settle::SameReceivers => to.iter().any(|(name, _)| *name == self.d(id).receiver),
             };
+            let goes_on = self.event(self.d(id).event).kind.goes_on();
             let d = self.d_mut(id);
-            let unfinished = matches!(d.state, DeliveryState::Held | DeliveryState::Pending);
+            let unfinished =
+                goes_on && matches!(d.state, DeliveryState::Held | DeliveryState::Pending);
             if !(same_host && meant && unfinished) {
                 continue;
             }

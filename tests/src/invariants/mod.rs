@@ -7,7 +7,7 @@ mod no_lost_event;
 mod no_stale_order;
 mod order;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, HostId, Seq};
@@ -29,6 +29,8 @@ pub struct Ledger {
     /// Newest fresh datagram of each host that reached the controller's socket, and its gap.
     fresh: BTreeMap<HostId, (Instant, Duration)>,
     newest: BTreeMap<(HostId, Boot), Seq>,
+    /// Suspect or down, and nothing proved since the controller's start: only a nonce is believed.
+    strict: BTreeSet<HostId>,
     /// When the controller last came back from a stop or a restart.
     back: Instant,
     violations: Vec<Violation>,
@@ -46,11 +48,20 @@ impl Ledger {
 
     /// A datagram that proves life has reached the controller's socket.
     pub fn fresh(&mut self, host: HostId, stamp: &Stamp, at: Instant) {
+        if self.strict.contains(&host) {
+            return;
+        }
         let newest = self.newest.entry((host, stamp.boot)).or_default();
         if stamp.seq > *newest {
             *newest = stamp.seq;
             self.fresh.insert(host, (at, stamp.gap));
         }
+    }
+
+    /// A new life of the controller begins; these hosts are suspect or down.
+    pub fn controller_started(&mut self, strict: BTreeSet<HostId>) {
+        self.fresh.clear();
+        self.strict = strict;
     }
 
     /// The controller runs again after a stop or a restart.

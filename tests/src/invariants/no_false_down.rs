@@ -19,6 +19,9 @@ impl Ledger {
     /// A host was called suspect at `now`.
     pub fn check_suspect(&mut self, host: &SimHost, now: Instant) {
         self.check_silence(host, now, "no_false_suspect", MARGIN_MIN);
+        if !self.fresh.contains_key(&host.id) {
+            self.strict.insert(host.id);
+        }
     }
 
     /// A host was called down at `now`.

@@ -535,6 +535,9 @@ impl World {
         let (now, wall) = (self.now, self.wall());
         self.controller.start(now, wall);
         self.ledger.controller_back(now);
+        let out = |r: &&HostRow| matches!(r.state, State::Suspect | State::Down);
+        let strict = self.controller.rows.values().filter(out).map(|r| r.id).collect();
+        self.ledger.controller_started(strict);
         let life = self.controller.life;
         self.tell("controller started".to_owned());
         self.at(now, Happening::Pass { life });

@@ -217,10 +217,19 @@ struct Unfinished {
 }
 
 fn unfinished(c: &Connection, host: HostId) -> Result<Vec<Unfinished>, StoreError> {
-    let sql = "SELECT d.id, d.receiver, d.attempts > 0, d.cursor, e.id \
-               FROM deliveries d JOIN events e USING (cursor) \
-               WHERE d.state IN ('held', 'pending') AND d.host = ?1 ORDER BY d.id";
-    all(c, sql, [host.0], |r| {
+    // The kinds that go on; news of an end is not touched.
+    let kinds: Vec<String> = EventKind::ALL
+        .iter()
+        .filter(|k| k.goes_on())
+        .map(|k| format!("'{}'", k.as_str()))
+        .collect();
+    let sql = format!(
+        "SELECT d.id, d.receiver, d.attempts > 0, d.cursor, e.id \
+         FROM deliveries d JOIN events e USING (cursor) \
+         WHERE d.state IN ('held', 'pending') AND d.host = ?1 AND e.kind IN ({}) ORDER BY d.id",
+        kinds.join(", ")
+    );
+    all(c, &sql, [host.0], |r| {
         Ok(Unfinished {
             id: DeliveryId(uint(r.get(0)?)),
             receiver: r.get(1)?,
