@@ -285,7 +285,10 @@ impl World {
         if life != self.controller.life || !self.controller.running {
             return;
         }
-        self.at(self.now + PASS, Happening::Pass { life });
+        // A reader that takes one at a time is a slow one too: after a stop it needs many seconds for its
+        // mail, longer than doubt alone would excuse anybody.
+        let every = if self.controller.read_max == 1 { PASS * 4 } else { PASS };
+        self.at(self.now + every, Happening::Pass { life });
         if self.controller.stopped_until.is_some_and(|u| u > self.now) {
             return;
         }

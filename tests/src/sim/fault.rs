@@ -78,7 +78,11 @@ impl Plan {
             tail,
             replays: !calm && rng.random_bool(0.7),
             buffer_len: if rng.random_bool(0.3) { rng.random_range(4..64) } else { 4_096 },
-            read_max: if rng.random_bool(0.5) { rng.random_range(4..40) } else { 2_048 },
+            read_max: match rng.random_range(0..4) {
+                0 => 1,
+                1 => rng.random_range(4..40),
+                _ => 2_048,
+            },
             receiver_fails,
             host_faults,
             controller_faults: if calm { 0 } else { rng.random_range(0..6) },
