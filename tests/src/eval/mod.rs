@@ -1,0 +1,8 @@
+//! What judges a failure detector: the beats that a receiver sees, and the detectors of others.
+//!
+//! A host is a [`schedule::Plan`], which says when it sends. What arrives is shown to a detector;
+//! [`rivals`] holds those of the literature and of shipping software, each as
+//! strong as its authors made it.
+
+pub mod rivals;
+pub mod schedule;
