@@ -1,8 +1,10 @@
 //! What judges a failure detector: the beats that a receiver sees, and the detectors of others.
 //!
-//! A host is a [`schedule::Plan`], which says when it sends. What arrives is shown to a detector;
-//! [`rivals`] holds those of the literature and of shipping software, each as
+//! A host is a [`schedule::Plan`], which says when it sends, and a series of delays out of
+//! [`families`], which says when each beat arrives, if at all. Both follow from a seed. What arrives
+//! is shown to a detector; [`rivals`] holds those of the literature and of shipping software, each as
 //! strong as its authors made it.
 
+pub mod families;
 pub mod rivals;
 pub mod schedule;
