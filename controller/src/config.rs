@@ -11,7 +11,12 @@ use std::time::Duration;
 use heartwatch_common::config::{ConfigError, Span, bounded};
 use serde::{Deserialize, Serialize};
 
+use crate::detector::knobs::AllKnobs;
 use crate::event::EventKind;
+
+mod knobs;
+
+pub use knobs::RawOverride;
 
 const fn ms(n: u64) -> Span {
     Span(Duration::from_millis(n))
@@ -83,13 +88,22 @@ pub struct RawDetector {
     pub gap_max: Span,
     /// Beats between two acks that an agent asks for, 1 to 1000. Default: 10.
     pub ack_every: u16,
-    /// Least margin beyond the expected arrival, 10ms to 1m. Default: 50ms.
+    /// Least margin beyond the expected arrival, 10ms to 1m. Default: 25ms.
     pub timeout_min: Span,
     /// Greatest margin beyond the expected arrival, 100ms to 10m. Default: 30s.
     pub timeout_max: Span,
     /// How many seconds of later detection one false suspicion per beat is worth (C), 1s to 1000000000s.
     /// Default: 100000s. Raise it for fewer suspicions and slower detection.
     pub false_suspicion_cost: Span,
+    /// Instead: mistakes (suspicions that proved wrong) per host and day that you will bear, 0.0001 to
+    /// 1000. The cost then only says where to start, and is steered by the mistakes that are seen. 0.0
+    /// steers nothing. Default: 0.0.
+    pub max_mistakes_per_host_day: f64,
+    /// Labels by which hosts are grouped: a host starts with what its group's beats have taught, and
+    /// groups start with what the fleet's have. At most 64 groups learn apart. Default: `["pool"]`.
+    pub group_labels: Vec<String>,
+    /// Other margins for some hosts; at most 64, and the first that matches holds. Default: none.
+    pub overrides: Vec<RawOverride>,
     /// Probes of a suspect before it is down, 1 to 20. Default: 3.
     pub probes: u8,
     /// Time between probes, and after the last, 20ms to 10s. Default: 200ms.
@@ -113,9 +127,12 @@ impl Default for RawDetector {
             interval: secs(0),
             gap_max: secs(60),
             ack_every: 10,
-            timeout_min: ms(50),
+            timeout_min: ms(25),
             timeout_max: secs(30),
             false_suspicion_cost: secs(100_000),
+            max_mistakes_per_host_day: 0.0,
+            group_labels: vec!["pool".to_owned()],
+            overrides: Vec::new(),
             probes: 3,
             probe_spacing: ms(200),
             probe_rate_max: 20_000,
@@ -242,6 +259,8 @@ pub struct Config {
     pub log_level: log::LevelFilter,
     /// See [`RawDetector`].
     pub detector: DetectorConfig,
+    /// See [`RawDetector::overrides`] and the settings of margins beside it.
+    pub knobs: AllKnobs,
     /// See [`RawRetention`].
     pub retention: crate::store::Retention,
     /// See [`RawReceiver`].
@@ -257,9 +276,6 @@ pub struct DetectorConfig {
     pub interval: Duration,
     pub gap_max: Duration,
     pub ack_every: u16,
-    pub timeout_min: Duration,
-    pub timeout_max: Duration,
-    pub false_suspicion_cost: Duration,
     pub probes: u8,
     pub probe_spacing: Duration,
     pub probe_rate_max: u32,
@@ -343,6 +359,7 @@ impl RawConfig {
             shards: self.shards,
             log_level,
             detector: self.detector.check()?,
+            knobs: self.detector.check_knobs()?,
             retention: self.retention.check()?,
             receivers,
             rules,
@@ -364,14 +381,6 @@ impl RawDetector {
             interval,
             gap_max: b("gap_max", self.gap_max, secs(1), secs(HOUR))?,
             ack_every: self.ack_every,
-            timeout_min: b("timeout_min", self.timeout_min, ms(10), secs(60))?,
-            timeout_max: b("timeout_max", self.timeout_max, ms(100), secs(600))?,
-            false_suspicion_cost: b(
-                "false_suspicion_cost",
-                self.false_suspicion_cost,
-                secs(1),
-                secs(1_000_000_000),
-            )?,
             probes: self.probes,
             probe_spacing: b("probe_spacing", self.probe_spacing, ms(20), secs(10))?,
             probe_rate_max: self.probe_rate_max,
@@ -389,9 +398,6 @@ impl RawDetector {
         }
         if !(10..=1_000_000).contains(&c.probe_rate_max) {
             return value("detector.probe_rate_max", "10 to 1000000 are allowed");
-        }
-        if c.timeout_min > c.timeout_max {
-            return value("detector.timeout_min", "it must not exceed detector.timeout_max");
         }
         if c.interval > c.gap_max {
             return value("detector.interval", "it must not exceed detector.gap_max");
@@ -512,6 +518,12 @@ mod tests {
             ("[detector]\nprobes = 0", "detector.probes"),
             ("[detector]\ntimeout_max = \"1ms\"", "detector.timeout_max"),
             ("[detector]\ntimeout_min = \"40s\"", "detector.timeout_min"),
+            ("[detector]\nmax_mistakes_per_host_day = -1.0", "detector.max_mistakes_per_host_day"),
+            ("[[detector.overrides]]\nname = \"x\"\nmatch = {}", "(x).match"),
+            (
+                "[[detector.overrides]]\nname = \"x\"\nmatch = {a = \"b\"}\ntimeout_max = \"1us\"",
+                "(x).timeout_max",
+            ),
             ("[detector]\ninterval = \"2m\"", "detector.interval"),
             ("listen = []", "listen"),
             ("log_level = \"loud\"", "log_level"),

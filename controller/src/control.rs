@@ -169,6 +169,23 @@ pub struct OverdueBin {
     pub count: f64,
 }
 
+/// What an operator decided about a host's margin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KnobsWhy {
+    /// Name of the override that holds; empty: none.
+    pub name: String,
+    /// Seconds of later detection that one false suspicion per beat is worth, as it stands now.
+    pub false_suspicion_cost_s: f64,
+    /// The rate of mistakes to which that cost is steered, if it is.
+    pub max_mistakes_per_host_day: Option<f64>,
+    /// Least margin, milliseconds.
+    pub timeout_min_ms: u64,
+    /// Greatest margin, milliseconds.
+    pub timeout_max_ms: u64,
+    /// Where an operator keeps this host's margin, milliseconds.
+    pub frozen_ms: Option<u64>,
+}
+
 /// A suspect's probes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeWhy {
@@ -197,7 +214,7 @@ pub struct HostWhy {
     pub expected_in_ms: Option<i64>,
     /// How much later than expected it may come, milliseconds.
     pub margin_ms: f64,
-    /// What set the margin: `learned`, `prior`, `floor` or `ceiling`.
+    /// What set the margin: `learned`, `prior`, `floor`, `ceiling` or `frozen`.
     pub margin_source: String,
     /// When it becomes suspect, milliseconds from now; `None` if it can't.
     pub deadline_in_ms: Option<i64>,
@@ -207,12 +224,28 @@ pub struct HostWhy {
     pub inter_arrival_mean_ms: f64,
     /// Mean deviation of recent inter-arrival times, milliseconds.
     pub inter_arrival_deviation_ms: f64,
-    /// How overdue its beats were.
+    /// How overdue its beats were while it was calm.
     pub overdue: Vec<OverdueBin>,
+    /// How overdue they were within sixteen beats of a missing or unusually late one.
+    pub overdue_disturbed: Vec<OverdueBin>,
+    /// Whether it is `calm` or `disturbed` now.
+    pub context: String,
+    /// The margin that costs least while it is calm, before the bounds, milliseconds.
+    pub margin_calm_ms: f64,
+    /// The same while it is disturbed.
+    pub margin_disturbed_ms: f64,
+    /// Suspicions of it, alive, to be foreseen in a day; `None`: its margin is frozen, or it has no beats.
+    pub mistakes_foreseen_per_day: Option<f64>,
+    /// What an operator decided.
+    pub knobs: KnobsWhy,
+    /// Beats that its group has taught this shard.
+    pub group_beats: u64,
     /// Beats learned from (decayed).
     pub beats_learned: f64,
     /// The newest arrivals' overdue times, milliseconds, newest first.
     pub last_overdue_ms: Vec<f64>,
+    /// How late the host's own timer was for each of them, milliseconds.
+    pub last_late_ms: Vec<u16>,
     /// How late its own timer fired for its last beat, milliseconds.
     pub late_ms: u16,
     /// Suspicions that proved wrong (same boot came back).

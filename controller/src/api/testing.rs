@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 use super::types::ConfigSummary;
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, Pause, Redrive, RedriveReport,
-    Status,
+    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive,
+    RedriveReport, Status,
 };
 use crate::event::{EventId, EventKind, IncidentId, State};
 use crate::store::*;
@@ -147,8 +147,23 @@ impl Control for TestControl {
             inter_arrival_mean_ms: 1_000.0,
             inter_arrival_deviation_ms: 3.0,
             overdue: Vec::new(),
+            overdue_disturbed: Vec::new(),
+            context: "calm".to_owned(),
+            margin_calm_ms: 120.5,
+            margin_disturbed_ms: 1_120.0,
+            mistakes_foreseen_per_day: Some(0.01),
+            knobs: KnobsWhy {
+                name: String::new(),
+                false_suspicion_cost_s: 1e5,
+                max_mistakes_per_host_day: None,
+                timeout_min_ms: 25,
+                timeout_max_ms: 30_000,
+                frozen_ms: None,
+            },
             beats_learned: 100.0,
+            group_beats: 1_000,
             last_overdue_ms: vec![0.5, -0.2],
+            last_late_ms: vec![0, 0],
             late_ms: 0,
             mistakes: 0,
             probes: None,

@@ -166,6 +166,7 @@ impl App {
         )?);
 
         let settings = Settings::new(&config.detector);
+        let knobs = Arc::new(config.knobs.clone());
         let (notices, notices_in) = mpsc::channel(driver::NOTICES_MAX);
         let mut shards = Vec::new();
         let mut mailboxes = Vec::new();
@@ -185,6 +186,7 @@ impl App {
                 keyring: Keyring::clone(&keyring),
                 interval: config.detector.interval,
                 cadence: config.detector.ack_every,
+                knobs: Arc::clone(&knobs),
                 seed: rng.random(),
             };
             let metrics = Arc::clone(&shards[usize::from(shard)].metrics);

@@ -9,7 +9,8 @@ use heartwatch_common::time::Instant;
 use heartwatch_common::wire::LeaveReason;
 use serde::Serialize;
 
-use super::timeout::Learned;
+use super::knobs::Profile;
+use super::timeout::{GroupId, Learned, MarginSource, Patience};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
 use crate::view::LiveCell;
@@ -36,6 +37,10 @@ pub struct Known {
     pub missing_reported: bool,
     /// Two boots answer under this identity.
     pub duplicate: bool,
+    /// What its labels make of it.
+    pub profile: Profile,
+    /// Where an operator wants its margin kept, if anywhere.
+    pub frozen: Option<Duration>,
     /// Where its live figures are published.
     pub live: Arc<LiveCell>,
 }
@@ -58,12 +63,19 @@ pub(crate) struct Host {
     pub(crate) last_arrival: Option<Instant>,
     pub(crate) gap: Duration,
     pub(crate) learned: Learned,
+    pub(crate) group: GroupId,
+    /// Index of its knobs.
+    pub(crate) knobs: u8,
+    /// Where an operator keeps its margin.
+    pub(crate) frozen: Option<Duration>,
     /// Inter-arrival mean and mean deviation, microseconds; 0 = none yet.
     pub(crate) mean_us: u32,
     pub(crate) deviation_us: u32,
     /// Newest overdue times, microseconds, newest at `recent_len − 1` modulo [`RECENT`].
     pub(crate) recent: [i32; RECENT],
     pub(crate) recent_len: u32,
+    /// How much of each was its own timer's doing, milliseconds.
+    pub(crate) recent_late: [u16; RECENT],
     pub(crate) late_ms: u16,
     pub(crate) mistakes: u32,
     pub(crate) challenged_until: Instant,
@@ -114,19 +126,32 @@ impl Host {
         self.deviation_us = (i64::from(self.deviation_us) + spread / 4) as u32;
     }
 
-    pub(crate) fn remember_overdue(&mut self, overdue_ns: i64) {
+    /// How much later than expected its next beat may come, and what says so.
+    pub(crate) fn margin(&self, patience: &Patience) -> (Duration, MarginSource) {
+        self.frozen.map_or_else(|| self.learned.margin(patience), |m| (m, MarginSource::Frozen))
+    }
+
+    pub(crate) fn remember_overdue(&mut self, overdue_ns: i64, late_ms: u16) {
         let us = (overdue_ns / 1_000).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
         self.recent[self.recent_len as usize % RECENT] = us;
+        self.recent_late[self.recent_len as usize % RECENT] = late_ms;
         self.recent_len = self.recent_len.wrapping_add(1);
+    }
+
+    /// Places of the newest overdue times, newest first.
+    fn recent_places(&self) -> impl Iterator<Item = usize> + use<> {
+        let len = self.recent_len as usize;
+        (1..=len.min(RECENT)).map(move |back| (len - back) % RECENT)
     }
 
     /// Newest overdue times, newest first, milliseconds.
     pub(crate) fn recent_ms(&self) -> Vec<f64> {
-        let have = (self.recent_len as usize).min(RECENT);
-        (1..=have)
-            .map(|back| (self.recent_len as usize - back) % RECENT)
-            .map(|at| f64::from(self.recent[at]) / 1e3)
-            .collect()
+        self.recent_places().map(|at| f64::from(self.recent[at]) / 1e3).collect()
+    }
+
+    /// How late the host's own timer was each time, newest first, milliseconds.
+    pub(crate) fn recent_late_ms(&self) -> Vec<u16> {
+        self.recent_places().map(|at| self.recent_late[at]).collect()
     }
 }
 

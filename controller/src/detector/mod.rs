@@ -18,8 +18,10 @@
 //! - judging costs O(rows + hosts looked at), not O(hosts known).
 
 pub mod confirm;
+pub mod dice;
 pub mod doubt;
 pub mod host;
+pub mod knobs;
 pub mod lru;
 pub mod timeout;
 
@@ -32,14 +34,16 @@ use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{Leave, Stamp};
 
-use crate::control::{HostWhy, OverdueBin, ProbeWhy};
+use crate::control::{HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
 use confirm::{Confirm, ProbePlan, Step};
+use dice::Dice;
 use doubt::{Doubt, Excuse};
 use host::{Evidence, Host, Known, Transition, Turn};
+use knobs::{AllKnobs, Profile, Turned};
 use lru::Rows;
-use timeout::{LEARN_MAX, Learned, MarginSource, Patience, Prior, PriorLearner};
+use timeout::{Context, GroupId, LEARN_MAX, Learned, MarginSource, Patience, Siblings};
 
 /// Most hosts of one detector.
 pub const HOSTS_MAX: usize = 4_000_000;
@@ -47,14 +51,12 @@ pub const HOSTS_MAX: usize = 4_000_000;
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 /// A suspect's datagram may be this late and still prove life.
 const SUSPECT_TOLERANCE: Duration = Duration::from_secs(1);
-/// Beats between two refreshes of the fleet's prior.
-const PRIOR_EVERY: u32 = 4_096;
+/// How often wished rates of mistakes are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// What a detector decides by.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Margins.
-    pub patience: Patience,
     /// Longest announced gap that is believed.
     pub gap_max: Duration,
     /// Probing.
@@ -73,11 +75,6 @@ impl Settings {
     /// From the checked config.
     pub fn new(c: &crate::config::DetectorConfig) -> Self {
         Self {
-            patience: Patience {
-                cost_s: c.false_suspicion_cost.as_secs_f32(),
-                min: c.timeout_min,
-                max: c.timeout_max,
-            },
             gap_max: c.gap_max,
             plan: ProbePlan {
                 probes: c.probes,
@@ -152,14 +149,15 @@ pub struct Detector {
     rows: Rows,
     confirm: Confirm,
     doubt: Doubt,
-    prior: Prior,
-    fleet: PriorLearner,
-    since_prior: u32,
-    alive: u64,
+    siblings: Siblings,
+    groups: HashMap<u64, GroupId>,
+    /// Margins by [`Profile::knobs`]; never empty.
+    knobs: Vec<Turned>,
+    look_at: Instant,
     /// What slots are filed by: the newest watermark. It never falls, and a deadline is looked at when
     /// the *watermark* has passed it, so filing by `now` would look late whenever reading lags behind.
     clock: Instant,
-    dice: u64,
+    dice: Dice,
     /// Room for slots to be filed again after a pass.
     again: Vec<(u32, Instant)>,
 }
@@ -167,7 +165,7 @@ pub struct Detector {
 impl Detector {
     /// A detector without hosts. `seed` drives the rounding of learned counters and the nonces; in
     /// production it comes from the operating system's generator.
-    pub fn new(settings: Settings, seed: u64, now: Instant) -> Self {
+    pub fn new(settings: Settings, knobs: &AllKnobs, seed: u64, now: Instant) -> Self {
         Self {
             settings,
             hosts: Vec::new(),
@@ -176,14 +174,58 @@ impl Detector {
             rows: Rows::default(),
             confirm: Confirm::new(settings.plan, now),
             doubt: Doubt::new(now, settings.doubt_max),
-            prior: Prior::built_in(),
-            fleet: PriorLearner::default(),
-            since_prior: 0,
-            alive: 0,
+            siblings: Siblings::default(),
+            groups: HashMap::new(),
+            knobs: Turned::all(knobs, now),
+            look_at: now,
             clock: now,
-            dice: seed | 1,
+            dice: Dice::new(seed),
             again: Vec::new(),
         }
+    }
+
+    /// Takes what a host's labels make of it.
+    pub fn set_profile(&mut self, slot: u32, profile: Profile) {
+        let group = self.group(profile.group);
+        let knobs = profile.knobs.min((self.knobs.len() - 1) as u8);
+        self.count(slot, |alive, one| alive - one);
+        let h = self.host_mut(slot);
+        (h.group, h.knobs) = (group, knobs);
+        self.count(slot, |alive, one| alive + one);
+    }
+
+    fn group(&mut self, name: u64) -> GroupId {
+        if name == 0 {
+            return GroupId(0);
+        }
+        if let Some(known) = self.groups.get(&name) {
+            return *known;
+        }
+        let group = self.siblings.add_group();
+        // Names beyond the last group are not remembered: whoever invents labels gets no memory for it.
+        if group != GroupId(0) {
+            self.groups.insert(name, group);
+        }
+        group
+    }
+
+    /// Keeps a host's margin where an operator wants it, or lets it learn again. It holds from the
+    /// present deadline on.
+    pub fn freeze(&mut self, slot: u32, margin: Option<Duration>) {
+        self.host_mut(slot).frozen = margin;
+        let h = self.host(slot);
+        if h.state == State::Alive && h.last_arrival.is_some() {
+            let deadline = h.expected + self.margin(h).0;
+            self.host_mut(slot).deadline = deadline;
+            self.rows.hasten(slot, deadline, self.clock);
+        }
+    }
+
+    /// Counts a host in or out of those alive under its knobs.
+    fn count(&mut self, slot: u32, change: impl Fn(u64, u64) -> u64) {
+        let h = self.hosts[slot as usize].as_ref().expect("slot is live: the index owns it");
+        let alive = &mut self.knobs[usize::from(h.knobs)].alive;
+        *alive = change(*alive, u64::from(h.state == State::Alive));
     }
 
     /// The slot of a host.
@@ -239,17 +281,17 @@ impl Detector {
     /// otherwise revive the dead for a moment; a live host that is only slow answers the challenge.
     pub fn tolerance(&self, slot: u32) -> Duration {
         match self.host(slot).state {
-            State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.settings.patience.max),
-            _ => self.settings.patience.max,
+            State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.patience(slot).max),
+            _ => self.patience(slot).max,
         }
     }
 
+    fn patience(&self, slot: u32) -> &Patience {
+        &self.knobs[usize::from(self.host(slot).knobs)].patience
+    }
+
     fn roll(&mut self) -> u32 {
-        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators", 2016.
-        self.dice ^= self.dice >> 12;
-        self.dice ^= self.dice << 25;
-        self.dice ^= self.dice >> 27;
-        (self.dice.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as u32
+        self.dice.roll()
     }
 
     /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked.
@@ -305,10 +347,14 @@ impl Detector {
             last_arrival: None,
             gap: Duration::from_secs(1),
             learned: Learned::default(),
+            group: GroupId(0),
+            knobs: 0,
+            frozen: known.frozen,
             mean_us: 0,
             deviation_us: 0,
             recent: [0; host::RECENT],
             recent_len: 0,
+            recent_late: [0; host::RECENT],
             late_ms: 0,
             mistakes: 0,
             challenged_until: Instant(0),
@@ -325,8 +371,9 @@ impl Detector {
             listen: 0,
             live: known.live,
         };
-        self.alive += u64::from(known.state == State::Alive);
         self.hosts[slot as usize] = Some(host);
+        self.count(slot, |alive, one| alive + one);
+        self.set_profile(slot, known.profile);
         self.index.insert(known.id, slot);
         if let Some(due) = due {
             self.rows.file(slot, due, self.clock);
@@ -339,18 +386,16 @@ impl Detector {
         let Some(slot) = self.index.remove(&id) else { return false };
         self.rows.unfile(slot);
         self.confirm.end(slot);
-        if let Some(host) = self.hosts[slot as usize].take() {
-            self.alive -= u64::from(host.state == State::Alive);
-        }
+        self.count(slot, |alive, one| alive - one);
+        self.hosts[slot as usize] = None;
         self.free.push(slot);
         true
     }
 
     fn set_state(&mut self, slot: u32, state: State) {
-        let host = self.hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
-        self.alive -= u64::from(host.state == State::Alive);
-        self.alive += u64::from(state == State::Alive);
-        host.state = state;
+        self.count(slot, |alive, one| alive - one);
+        self.host_mut(slot).state = state;
+        self.count(slot, |alive, one| alive + one);
     }
 
     fn turn(&self, slot: u32, turn: Turn, at: Instant, evidence: Evidence) -> Transition {
@@ -387,7 +432,7 @@ impl Detector {
     }
 
     fn margin(&self, h: &Host) -> (Duration, MarginSource) {
-        h.learned.margin(&self.settings.patience)
+        h.margin(&self.knobs[usize::from(h.knobs)].patience)
     }
 
     /// Takes a proof of life: pushes the turns that it makes true (none for a beat like any other).
@@ -407,8 +452,10 @@ impl Detector {
             last.is_some_and(|last| self.doubt.dropped_after(last))
         };
         let dice = self.roll();
-        let Self { hosts, settings, prior, fleet, .. } = self;
+        let Self { hosts, settings, siblings, knobs, .. } = self;
         let h = hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
+        let knobs = &mut knobs[usize::from(h.knobs)];
+        let patience = knobs.patience;
         let mut observed = Observed::default();
         let arrival = h.last_arrival.map_or(proof.arrival, |last| last.max(proof.arrival));
         let same_boot = h.boot == proof.stamp.boot;
@@ -422,9 +469,9 @@ impl Detector {
             }
             if h.learned.baseline_ns().is_some() {
                 let overdue_ns = arrival.0.wrapping_sub(h.expected.0) as i64;
-                h.remember_overdue(overdue_ns);
+                h.remember_overdue(overdue_ns, proof.late_ms);
                 if !dropped && overdue_ns < LEARN_MAX.as_nanos() as i64 {
-                    h.learned.learn(overdue_ns, &settings.patience, prior, fleet, dice);
+                    h.learned.learn(overdue_ns, &patience, siblings, h.group, dice);
                 }
             }
         } else {
@@ -439,9 +486,9 @@ impl Detector {
         h.late_ms = proof.late_ms;
         h.expected = h.learned.expect(arrival, proof.stamp.sent, h.gap);
         if !continues || h.recent_len == 0 {
-            h.learned.choose(&settings.patience, prior);
+            h.learned.choose(&patience, siblings.prior(h.group));
         }
-        h.deadline = h.expected + h.learned.margin(&settings.patience).0;
+        h.deadline = h.expected + h.margin(&patience).0;
         h.last_arrival = Some(arrival);
         h.missing_reported = false;
         h.excused_since = None;
@@ -470,6 +517,7 @@ impl Detector {
         let mistaken = same_boot && matches!(state, State::Suspect | State::Down);
         if mistaken {
             h.mistakes = h.mistakes.saturating_add(1);
+            knobs.mistake();
             observed.mistake = Some(state);
         }
         if state == State::Alive {
@@ -478,11 +526,6 @@ impl Detector {
             self.confirm.end(slot);
             self.rows.file(slot, deadline, self.clock);
             self.set_state(slot, State::Alive);
-        }
-        self.since_prior += 1;
-        if self.since_prior >= PRIOR_EVERY {
-            self.since_prior = 0;
-            self.prior = self.fleet.prior();
         }
         let turn = match state {
             State::Pending => Some(Turn::Joined),
@@ -548,6 +591,10 @@ impl Detector {
     ) {
         self.clock = self.clock.max(seen);
         let seen = self.clock;
+        if now >= self.look_at {
+            self.look_at = now + LOOK_EVERY;
+            self.knobs.iter_mut().for_each(|k| k.look(now));
+        }
         let mut again = std::mem::take(&mut self.again);
         while let Some(slot) = self.rows.pop_due(seen) {
             let deadline = self.host(slot).deadline;
@@ -616,10 +663,7 @@ impl Detector {
                 return Some(at);
             }
         };
-        let mut nonce = [0; 16];
-        for chunk in nonce.chunks_exact_mut(4) {
-            chunk.copy_from_slice(&self.roll().to_be_bytes());
-        }
+        let nonce = self.dice.nonce();
         let mut evidence = self.evidence(slot, now);
         evidence.judged_in_doubt = in_doubt;
         self.confirm.begin(slot, nonce, now);
@@ -675,16 +719,17 @@ impl Detector {
             gap_ms: h.gap.as_millis() as u64,
             inter_arrival_mean_ms: f64::from(h.mean_us) / 1e3,
             inter_arrival_deviation_ms: f64::from(h.deviation_us) / 1e3,
-            overdue: h
-                .learned
-                .histogram()
-                .map(|(above_s, count)| OverdueBin {
-                    above_ms: f64::from(above_s) * 1e3,
-                    count: f64::from(count),
-                })
-                .collect(),
+            overdue: overdue_bins(h, Context::Calm),
+            overdue_disturbed: overdue_bins(h, Context::Disturbed),
+            context: h.learned.context().as_str().to_owned(),
+            margin_calm_ms: h.learned.chosen(Context::Calm).as_secs_f64() * 1e3,
+            margin_disturbed_ms: h.learned.chosen(Context::Disturbed).as_secs_f64() * 1e3,
+            mistakes_foreseen_per_day: self.foreseen(h),
+            knobs: self.knobs_why(h),
             beats_learned: f64::from(h.learned.beats()),
+            group_beats: self.siblings.beats(h.group),
             last_overdue_ms: h.recent_ms(),
+            last_late_ms: h.recent_late_ms(),
             late_ms: h.late_ms,
             mistakes: h.mistakes,
             probes: self.confirm.get(slot).map(|p| ProbeWhy {
@@ -694,6 +739,28 @@ impl Detector {
             }),
             shard_drop_ppm: self.doubt.drop_ppm(),
             shard_lag_ms: lag.as_millis() as u64,
+        }
+    }
+
+    /// Suspicions of a living host to be foreseen in a day: the chance of one a beat, times its beats.
+    fn foreseen(&self, h: &Host) -> Option<f64> {
+        let interval = h.learned.interval();
+        if interval.is_zero() || h.frozen.is_some() {
+            return None;
+        }
+        let chance = f64::from(h.learned.chance(self.siblings.prior(h.group)));
+        Some(chance * 86_400.0 / interval.as_secs_f64())
+    }
+
+    fn knobs_why(&self, h: &Host) -> KnobsWhy {
+        let knobs = &self.knobs[usize::from(h.knobs)];
+        KnobsWhy {
+            name: knobs.name.clone(),
+            false_suspicion_cost_s: f64::from(knobs.patience.cost_s),
+            max_mistakes_per_host_day: knobs.target.as_ref().map(|t| t.per_host_day()),
+            timeout_min_ms: knobs.patience.min.as_millis() as u64,
+            timeout_max_ms: knobs.patience.max.as_millis() as u64,
+            frozen_ms: h.frozen.map(|f| f.as_millis() as u64),
         }
     }
 
@@ -708,17 +775,25 @@ impl Detector {
     /// If one does not hold.
     pub fn check(&self) {
         self.rows.check();
-        let mut alive = 0;
+        let mut alive = vec![0; self.knobs.len()];
         for (id, slot) in self.index.iter() {
             let host = self.host(*slot);
             assert_eq!(host.id, *id);
-            alive += u64::from(host.state == State::Alive);
+            alive[usize::from(host.knobs)] += u64::from(host.state == State::Alive);
             let probed = self.confirm.get(*slot).is_some();
             assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);
         }
-        assert_eq!(self.alive, alive);
+        assert!(alive.iter().eq(self.knobs.iter().map(|k| &k.alive)));
         assert_eq!(self.hosts.iter().flatten().count(), self.index.len());
     }
+}
+
+fn overdue_bins(h: &Host, context: Context) -> Vec<OverdueBin> {
+    let bin = |(above, count): (Duration, f32)| OverdueBin {
+        above_ms: above.as_secs_f64() * 1e3,
+        count: f64::from(count),
+    };
+    h.learned.histogram(context).map(bin).collect()
 }
 
 /// Milliseconds from `from` to `to`, negative if `to` is earlier.

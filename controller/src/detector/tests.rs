@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::knobs::Knobs;
 use crate::view::LiveCell;
 
 const MARGIN: Duration = Duration::from_millis(500);
@@ -13,7 +14,6 @@ const SPACING: Duration = Duration::from_millis(200);
 /// Floor and ceiling of the margin are one: what is learned is tested in `timeout`, not here.
 fn settings() -> Settings {
     Settings {
-        patience: Patience { cost_s: 1e5, min: MARGIN, max: MARGIN },
         gap_max: Duration::from_secs(60),
         plan: ProbePlan { probes: 3, spacing: SPACING, rate_max: 1_000_000 },
         doubt_max: Duration::from_secs(30),
@@ -41,6 +41,8 @@ fn known(n: u8, state: State) -> Known {
         in_state: Duration::ZERO,
         missing_reported: false,
         duplicate: false,
+        profile: Profile::default(),
+        frozen: None,
         live: Arc::new(LiveCell::default()),
     }
 }
@@ -52,7 +54,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { detector: Detector::new(settings(), 1, ms(0)), seqs: BTreeMap::new() }
+        let knobs = AllKnobs::plain(Patience { cost_s: 1e5, min: MARGIN, max: MARGIN });
+        Self { detector: Detector::new(settings(), &knobs, 1, ms(0)), seqs: BTreeMap::new() }
     }
 
     /// A beat of host `n` that arrives at `at`; its agent's clock runs with ours.
@@ -337,4 +340,47 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_frozen_margin_holds_until_it_is_released() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.beat(1, 1, ms(100), Duration::from_secs(1));
+    let slot = w.detector.slot(id(1)).unwrap();
+    w.detector.freeze(slot, Some(Duration::from_secs(3)));
+    let mut out = Vec::new();
+    w.detector.judge(ms(4_099), ms(4_099), ms(4_099), &mut out);
+    assert_eq!(out, [], "expected at 1.1 s, and 3 s more");
+    assert_eq!(w.detector.why(slot, 0, ms(200), Duration::ZERO).knobs.frozen_ms, Some(3_000));
+    w.beat(1, 1, ms(4_099), Duration::from_secs(1));
+    w.detector.freeze(slot, None);
+    w.detector.judge(ms(5_600), ms(5_600), ms(5_600), &mut out);
+    assert_eq!(w.detector.state(id(1)), Some(State::Suspect), "half a second again");
+    w.detector.check();
+}
+
+#[test]
+fn a_wished_rate_of_mistakes_moves_the_cost() {
+    let patience = Patience { cost_s: 1e5, min: MARGIN, max: MARGIN };
+    let knobs = AllKnobs {
+        default: Knobs { patience, mistakes_per_host_day: Some(1.0) },
+        overrides: Vec::new(),
+        group_labels: Vec::new(),
+    };
+    let detector = Detector::new(settings(), &knobs, 1, ms(0));
+    let mut w = World { detector, seqs: BTreeMap::new() };
+    w.detector.register(known(1, State::Alive), ms(0));
+    let slot = w.detector.slot(id(1)).unwrap();
+    // A host that is silent for 1.7 s out of every 3: far too many mistakes, so patience must grow.
+    let mut out = Vec::new();
+    for k in 0..2_000u64 {
+        w.beat(1, 1, ms(3_000 * k), Duration::from_secs(1));
+        w.beat(1, 1, ms(3_000 * k + 1_000), Duration::from_secs(1));
+        let late = ms(3_000 * k + 2_900);
+        w.detector.judge(late, late, late, &mut out);
+    }
+    let why = w.detector.why(slot, 0, ms(6_000_000), Duration::ZERO);
+    assert!(why.mistakes > 1_000, "{}", why.mistakes);
+    assert!(why.knobs.false_suspicion_cost_s > 5e5, "{}", why.knobs.false_suspicion_cost_s);
 }

@@ -27,6 +27,7 @@ use super::{Policy, new_row};
 use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
 use crate::delivery::DeliveryHandle;
 use crate::detector::host::{Known, Transition, Turn};
+use crate::detector::knobs::Profile;
 use crate::event::{EventKind, State};
 use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
@@ -699,6 +700,8 @@ pub fn known_of(row: &HostRow, now: Wall, live: Arc<LiveCell>) -> Known {
         in_state: Duration::from_millis(u64::try_from(in_state).unwrap_or(0)),
         missing_reported: row.state == State::Pending && row.incident.is_some(),
         duplicate: row.duplicate,
+        profile: Profile::default(),
+        frozen: None,
         live,
     }
 }

@@ -25,6 +25,7 @@ use heartwatch_common::wire::{
 use crate::control::HostWhy;
 use crate::detector::confirm::Bucket;
 use crate::detector::host::{Known, Transition, Turn};
+use crate::detector::knobs::{AllKnobs, Profile};
 use crate::detector::{Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
@@ -81,6 +82,8 @@ pub struct Identity {
     pub interval: Duration,
     /// Beats between two acks that an agent asks for.
     pub cadence: u16,
+    /// Who waits how long, and who learns together.
+    pub knobs: Arc<AllKnobs>,
     /// Seed for nonces and rounding; from the operating system in production.
     pub seed: u64,
 }
@@ -112,7 +115,7 @@ impl ShardCore {
         now: Instant,
     ) -> Self {
         Self {
-            detector: Detector::new(settings, identity.seed, now),
+            detector: Detector::new(settings, &identity.knobs, identity.seed, now),
             identity,
             settings,
             nonces: BTreeMap::new(),
@@ -285,7 +288,9 @@ impl ShardCore {
         if h.facts_hash != hash {
             h.facts_hash = hash;
             let live = Arc::clone(&h.live);
-            self.notices.push(Notice::Facts(Box::new(facts(admitted, hello, from, false, live))));
+            let facts = facts(admitted, hello, from, false, live);
+            self.detector.set_profile(slot, self.identity.knobs.profile(&facts.labels));
+            self.notices.push(Notice::Facts(Box::new(facts)));
         }
     }
 
@@ -319,6 +324,8 @@ impl ShardCore {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
+            profile: Profile::default(),
+            frozen: None,
             live: Arc::clone(&live),
         };
         let Some(slot) = self.detector.register(known, now) else {

@@ -6,5 +6,7 @@
 //! strong as its authors made it.
 
 pub mod families;
+pub mod measure;
+pub mod ours;
 pub mod rivals;
 pub mod schedule;

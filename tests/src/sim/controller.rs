@@ -148,7 +148,7 @@ impl SimController {
         self.running = true;
         self.stopped_until = None;
         self.epoch = Epoch(self.rng.random_range(1..=u32::MAX));
-        let config = RawConfig::default().check().expect("the defaults are good").detector;
+        let config = RawConfig::default().check().expect("the defaults are good");
         let identity = Identity {
             shard: 0,
             controller: ControllerId(1),
@@ -156,10 +156,11 @@ impl SimController {
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
             interval: Duration::ZERO,
             cadence: 10,
+            knobs: Arc::new(config.knobs),
             seed: self.rng.random(),
         };
         let metrics = Arc::new(ShardMetrics::default());
-        let mut core = ShardCore::new(identity, Settings::new(&config), metrics, now);
+        let mut core = ShardCore::new(identity, Settings::new(&config.detector), metrics, now);
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         for row in self.rows.values() {
@@ -174,7 +175,7 @@ impl SimController {
         self.unfinished.clear();
         self.unreachables.clear();
         self.rescan_at = now;
-        self.release_at = Some(now + config.restart_grace);
+        self.release_at = Some(now + config.detector.restart_grace);
     }
 
     pub(super) fn heal(&mut self) {

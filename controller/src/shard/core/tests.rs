@@ -39,14 +39,14 @@ impl World {
             keyring: Keyring::new(vec![secret()]).unwrap(),
             interval: Duration::ZERO,
             cadence: 10,
-            seed: 1,
-        };
-        let settings = Settings {
-            patience: Patience {
+            knobs: Arc::new(AllKnobs::plain(Patience {
                 cost_s: 1e5,
                 min: Duration::from_millis(500),
                 max: Duration::from_secs(30),
-            },
+            })),
+            seed: 1,
+        };
+        let settings = Settings {
             gap_max: Duration::from_secs(60),
             plan: ProbePlan { probes: 3, spacing: Duration::from_millis(200), rate_max: 1_000 },
             doubt_max: Duration::from_secs(30),

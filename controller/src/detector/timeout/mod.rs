@@ -1,0 +1,393 @@
+//! How long one host may be overdue: a margin learned from how overdue its beats were.
+//!
+//! A beat says when it was sent (on the agent's own monotonic clock) and when the next will be. With
+//! `o = arrival − sent` (clock offset plus delay; only its changes matter), S a slow average of o and
+//! `B = max(o, S)`, the next beat is expected at `E = sent + gap + B`. Its residual `x = arrival − E` is
+//! how *overdue* it was. Sender jitter, clock skew and the plain delay cancel out; lateness of the host,
+//! queueing on the path and lost beats (x ≈ lost · gap) remain, and that is what a timeout is about.
+//!
+//! The host's learned state is a decayed histogram of x in logarithmic counters of one byte. The margin
+//! M minimises `M + C · P(x > M)`: seconds of detection time against false suspicions, where C says how
+//! many seconds one false suspicion per beat is worth. The probability is the host's own frequency drawn
+//! towards that of its [`siblings`] (empirical Bayes), so that a new host starts with what they know.
+//!
+//! There are two histograms. A host is *disturbed* while one of its last [`DISTURBED_FOR`] beats was
+//! among its most overdue [`UNUSUAL_SHARE`], or missing: trouble comes in bursts, and what is normal
+//! within one would be a false alarm to a calm host and needless patience with it. Each context learns
+//! and waits by itself. This is also how a host under load is treated: pressure that makes beats late
+//! widens its margin within a beat, as far as it proved to need when it was late before, and sixteen
+//! calm beats later the margin is short again.
+//!
+//! Source: the project's own detector study, whose fast and slow deviations the quantile replaced, as it
+//! is better on measured delays, smaller, and easier to explain; B as in 2W-FD (Tomsic et al., IPDPS
+//! 2015), the expectation as in NFD-E (Chen, Toueg, Aguilera, IEEE ToC 51(5), 2002) with the sender's
+//! schedule taken from the beat. Measured by `cargo xtask eval`; the tables are in `controller/README.md`.
+//!
+//! Cost: a beat that is not overdue by 10 ms costs some integer operations; the margins are computed anew
+//! at every 64th beat on average, and at once after a beat that was missing. 56 bytes a host, and 8 for
+//! the expectation.
+
+use std::time::Duration;
+
+use heartwatch_common::time::Instant;
+
+mod counter;
+pub mod siblings;
+pub mod target;
+#[cfg(test)]
+mod tests;
+
+pub use siblings::{GroupId, Prior, Siblings};
+
+/// Number of histogram edges, which are the margins to choose from.
+pub const EDGES: usize = 19;
+/// Edges of the histogram in thousandths: the first five of a second (of the interval, if that is
+/// shorter), the others of the interval.
+const EDGE_MILLI: [u32; EDGES] = [
+    10, 25, 60, 150, 350, 750, 1_120, 1_400, 2_220, 2_700, 3_400, 4_400, 5_600, 7_000, 9_000,
+    11_500, 15_000, 20_000, 30_000,
+];
+/// Edges below this index are in seconds.
+const EDGES_IN_SECONDS: usize = 5;
+/// Overdue times beyond this are outages, not behaviour to be patient with: not learned.
+pub const LEARN_MAX: Duration = Duration::from_secs(30);
+/// Bins: nothing beyond the last edge is learned.
+const BINS: usize = EDGES - 1;
+/// First bin of the disturbed context; a disturbed host gets no shorter margin.
+const DISTURBED_FIRST: usize = 3;
+/// The margins are computed anew when these bits of a beat's dice are all zero: every 64 beats.
+const CHOOSE_MASK: u32 = 63;
+/// The histograms decay when these bits of a beat's dice are all zero: every 1,024 beats.
+const DECAY_MASK: u32 = 1_023;
+/// Memory of the histograms in beats: 30 days of one a second.
+const MEMORY_BEATS: f32 = 30.0 * 86_400.0;
+/// A host is disturbed for so many beats after an unusual one.
+pub const DISTURBED_FOR: u8 = 16;
+/// A beat is unusual if at most this share of the host's beats are as overdue.
+pub const UNUSUAL_SHARE: f32 = 0.05;
+/// An offset that falls by more than this has a new cause, and is taken as it is.
+const OFFSET_FALL_MAX_NS: i64 = 1_000_000_000;
+/// Beats below which a margin is mostly the siblings'.
+const OWN_BEATS_MIN: u32 = 1_000;
+
+/// Whether a host's beats have lately come as usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Context {
+    /// As usual.
+    Calm = 0,
+    /// One of the last [`DISTURBED_FOR`] was missing, or unusually overdue.
+    Disturbed = 1,
+}
+
+impl Context {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Calm, Self::Disturbed];
+
+    /// As it stands in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Calm => "calm",
+            Self::Disturbed => "disturbed",
+        }
+    }
+
+    const fn first(self) -> usize {
+        match self {
+            Self::Calm => 0,
+            Self::Disturbed => DISTURBED_FIRST,
+        }
+    }
+}
+
+/// Edge j in microseconds for beats that come once per `interval_us`.
+fn edge_us(j: usize, interval_us: u32) -> u64 {
+    let scale = if j < EDGES_IN_SECONDS { interval_us.min(1_000_000) } else { interval_us };
+    u64::from(EDGE_MILLI[j]) * u64::from(scale) / 1_000
+}
+
+/// The bin of an overdue time; `None`: on time.
+fn bin_of(overdue_us: u64, interval_us: u32) -> Option<usize> {
+    if overdue_us < edge_us(0, interval_us) {
+        return None;
+    }
+    (0..BINS).rev().find(|j| overdue_us >= edge_us(*j, interval_us))
+}
+
+/// What decides margins, beside what was learned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Patience {
+    /// C: seconds of later detection that one false suspicion per beat is worth.
+    pub cost_s: f32,
+    /// Least margin.
+    pub min: Duration,
+    /// Greatest margin.
+    pub max: Duration,
+}
+
+/// What set a margin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarginSource {
+    /// The host's own beats.
+    Learned,
+    /// Mostly its siblings': it has beaten too little yet.
+    Prior,
+    /// The configured minimum.
+    Floor,
+    /// The configured maximum.
+    Ceiling,
+    /// An operator.
+    Frozen,
+}
+
+impl MarginSource {
+    /// As it stands in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Learned => "learned",
+            Self::Prior => "prior",
+            Self::Floor => "floor",
+            Self::Ceiling => "ceiling",
+            Self::Frozen => "frozen",
+        }
+    }
+}
+
+/// A number below 2²⁴ in three bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct U24([u8; 3]);
+
+impl U24 {
+    const MAX: u32 = 0xFF_FFFF;
+
+    fn get(self) -> u32 {
+        let [a, b, c] = self.0;
+        u32::from_le_bytes([a, b, c, 0])
+    }
+
+    fn set(&mut self, value: u32) {
+        let [a, b, c, _] = value.min(Self::MAX).to_le_bytes();
+        self.0 = [a, b, c];
+    }
+}
+
+/// What a host's beats have taught so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// S: slow average of `arrival − sent`, nanoseconds; meaningless unless `is_based`.
+    slow_ns: i64,
+    /// Slow average of announced gaps, microseconds; 0 = none yet.
+    interval_us: u32,
+    /// Beats learned from in each context, decayed.
+    beats: [U24; 2],
+    /// Overdue times of a calm host: bin j counts those between edge j and edge j + 1.
+    calm: [u8; BINS],
+    /// Those of a disturbed one, from bin [`DISTURBED_FIRST`] on.
+    disturbed: [u8; BINS - DISTURBED_FIRST],
+    /// In each context, the index of the edge that is the margin.
+    margins: [u8; 2],
+    /// Index of the edge beyond which a beat is unusual.
+    unusual: u8,
+    /// Lowest bits: beats for which it stays disturbed. Highest bit: `slow_ns` counts.
+    flags: u8,
+}
+
+const _: () = assert!(size_of::<Learned>() + size_of::<Instant>() <= 64, "state per host");
+
+/// Bit of [`Learned::flags`].
+const BASED: u8 = 0x80;
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self {
+            slow_ns: 0,
+            interval_us: 0,
+            beats: [U24::default(); 2],
+            calm: [0; BINS],
+            disturbed: [0; BINS - DISTURBED_FIRST],
+            margins: [(EDGES - 1) as u8; 2],
+            unusual: (EDGES - 1) as u8,
+            flags: 0,
+        }
+    }
+}
+
+/// `arrival − sent` in nanoseconds: a clock offset plus a delay, of which only changes matter.
+pub fn offset_ns(arrival: Instant, sent: Instant) -> i64 {
+    arrival.0.wrapping_sub(sent.0) as i64
+}
+
+impl Learned {
+    /// The offset that beats of this boot usually have; `None` before the first.
+    pub fn baseline_ns(&self) -> Option<i64> {
+        (self.flags & BASED != 0).then_some(self.slow_ns)
+    }
+
+    /// Forgets the offset, keeps the habits: the agent's clock starts anew (new boot, stepped clock).
+    pub fn rebase(&mut self) {
+        self.flags &= !BASED;
+    }
+
+    /// Slow average of announced gaps; zero before the first beat.
+    pub fn interval(&self) -> Duration {
+        Duration::from_micros(u64::from(self.interval_us))
+    }
+
+    /// Whether its beats have lately come as usual.
+    pub fn context(&self) -> Context {
+        if self.flags & !BASED == 0 { Context::Calm } else { Context::Disturbed }
+    }
+
+    /// Takes the offset of a proof of life and says when the next beat is expected to arrive.
+    pub fn expect(&mut self, arrival: Instant, sent: Instant, gap: Duration) -> Instant {
+        let offset = offset_ns(arrival, sent);
+        // If our own clock stood still for a while (a suspended machine), following slowly would make
+        // every deadline of the fleet late for minutes.
+        let based = self.flags & BASED != 0;
+        if based && self.slow_ns.saturating_sub(offset) < OFFSET_FALL_MAX_NS {
+            self.slow_ns = self.slow_ns.wrapping_add(offset.wrapping_sub(self.slow_ns) >> 6);
+        } else {
+            self.slow_ns = offset;
+            self.flags |= BASED;
+        }
+        let gap_us = u32::try_from(gap.as_micros()).unwrap_or(u32::MAX);
+        self.interval_us = match self.interval_us {
+            0 => gap_us,
+            old => (i64::from(old) + ((i64::from(gap_us) - i64::from(old)) >> 6)) as u32,
+        };
+        // sent + gap + max(offset, slow) = arrival + gap + max(0, slow − offset)
+        let usual = self.slow_ns.saturating_sub(offset).max(0);
+        arrival + gap + Duration::from_nanos(usual.unsigned_abs())
+    }
+
+    /// Learns that a beat was overdue by `overdue_ns` (negative: early). `dice` is uniformly random.
+    pub fn learn(
+        &mut self,
+        overdue_ns: i64,
+        patience: &Patience,
+        siblings: &mut Siblings,
+        group: GroupId,
+        dice: u32,
+    ) {
+        let context = self.context();
+        let beats = &mut self.beats[context as usize];
+        beats.set(beats.get() + 1);
+        let overdue_us = u64::try_from(overdue_ns / 1_000).unwrap_or(0);
+        let bin = bin_of(overdue_us, self.interval_us);
+        if let Some(counter) = bin.and_then(|j| self.counter(context, j)) {
+            *counter = counter::counting(counter::value(*counter) + 1.0, dice as u16);
+        }
+        siblings.learn(group, context, bin);
+        if dice >> 16 & DECAY_MASK == 0 {
+            self.decay(dice);
+        }
+        let missing = overdue_us > u64::from(self.interval_us / 2);
+        if dice >> 16 & CHOOSE_MASK == 0 || missing || self.beats() <= CHOOSE_MASK {
+            self.choose(patience, siblings.prior(group));
+        }
+        let unusual = overdue_us >= edge_us(usize::from(self.unusual), self.interval_us);
+        let left = (self.flags & !BASED).saturating_sub(1);
+        let disturbed_for = if missing || unusual { DISTURBED_FOR } else { left };
+        self.flags = self.flags & BASED | disturbed_for;
+    }
+
+    fn counter(&mut self, context: Context, bin: usize) -> Option<&mut u8> {
+        match context {
+            Context::Calm => self.calm.get_mut(bin),
+            Context::Disturbed => self.disturbed.get_mut(bin.checked_sub(DISTURBED_FIRST)?),
+        }
+    }
+
+    fn counts(&self, context: Context) -> &[u8] {
+        match context {
+            Context::Calm => &self.calm,
+            Context::Disturbed => &self.disturbed,
+        }
+    }
+
+    fn decay(&mut self, dice: u32) {
+        let keep = 1.0 - (DECAY_MASK + 1) as f32 / MEMORY_BEATS;
+        for beats in &mut self.beats {
+            beats.set((beats.get() as f32 * keep).round() as u32);
+        }
+        for (j, bin) in self.calm.iter_mut().chain(&mut self.disturbed).enumerate() {
+            // One draw serves all bins: multiply it apart so that they do not move together.
+            let mixed = dice.wrapping_mul(0x9E37_79B9).rotate_left(j as u32) >> 16;
+            *bin = counter::counting(counter::value(*bin) * keep, mixed as u16);
+        }
+    }
+
+    /// How many (decayed) beats of a context were overdue beyond each edge. Below the first edge of the
+    /// context: all that it counts.
+    fn tails(&self, context: Context) -> [f32; EDGES] {
+        let (mut tails, mut tail, first) = ([0.0; EDGES], 0.0, context.first());
+        for j in (0..BINS).rev() {
+            if j >= first {
+                tail += counter::value(self.counts(context)[j - first]);
+            }
+            tails[j] = tail;
+        }
+        tails
+    }
+
+    /// Chooses, in each context, the edge that costs least as the margin.
+    pub fn choose(&mut self, patience: &Patience, prior: &Prior) {
+        let tails = Context::ALL.map(|context| self.tails(context));
+        for context in Context::ALL {
+            let n = self.beats[context as usize].get() as f32;
+            let mut best = (f32::INFINITY, EDGES - 1);
+            for j in (context.first()..EDGES).rev() {
+                let chance = prior.chance(context, j, tails[context as usize][j], n);
+                let cost = edge_us(j, self.interval_us) as f32 / 1e6 + patience.cost_s * chance;
+                if cost <= best.0 {
+                    best = (cost, j);
+                }
+            }
+            self.margins[context as usize] = best.1 as u8;
+        }
+        let most = UNUSUAL_SHARE * self.beats() as f32;
+        let unusual = (0..EDGES).find(|j| tails[0][*j] + tails[1][*j] <= most);
+        self.unusual = unusual.unwrap_or(EDGES - 1) as u8;
+    }
+
+    /// How much later than expected a beat may come, and what says so.
+    pub fn margin(&self, patience: &Patience) -> (Duration, MarginSource) {
+        let raw = self.chosen(self.context());
+        if raw < patience.min {
+            (patience.min, MarginSource::Floor)
+        } else if raw > patience.max {
+            (patience.max, MarginSource::Ceiling)
+        } else if self.beats() < OWN_BEATS_MIN {
+            (raw, MarginSource::Prior)
+        } else {
+            (raw, MarginSource::Learned)
+        }
+    }
+
+    /// The margin that costs least in a context, before the operator's bounds.
+    pub fn chosen(&self, context: Context) -> Duration {
+        let j = usize::from(self.margins[context as usize]);
+        Duration::from_micros(edge_us(j, self.interval_us))
+    }
+
+    /// Chance that a beat in the present context is overdue beyond its chosen margin.
+    pub fn chance(&self, prior: &Prior) -> f32 {
+        let context = self.context();
+        let j = usize::from(self.margins[context as usize]);
+        let n = self.beats[context as usize].get() as f32;
+        prior.chance(context, j, self.tails(context)[j], n)
+    }
+
+    /// Beats learned from, decayed.
+    pub fn beats(&self) -> u32 {
+        self.beats[0].get() + self.beats[1].get()
+    }
+
+    /// The histogram of a context: lower edge and decayed count of each bin.
+    pub fn histogram(&self, context: Context) -> impl Iterator<Item = (Duration, f32)> + '_ {
+        let first = context.first();
+        self.counts(context).iter().enumerate().map(move |(i, c)| {
+            (Duration::from_micros(edge_us(first + i, self.interval_us)), counter::value(*c))
+        })
+    }
+}
