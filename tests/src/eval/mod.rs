@@ -5,8 +5,11 @@
 //! is shown to a detector; [`rivals`] holds those of the literature and of shipping software, each as
 //! strong as its authors made it.
 
+pub mod contest;
 pub mod families;
+pub mod fleet;
 pub mod measure;
 pub mod ours;
 pub mod rivals;
 pub mod schedule;
+pub mod verdict;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use heartwatch_common::time::Instant;
 use heartwatch_controller::detector::dice::Dice;
+use heartwatch_controller::detector::timeout::target::Target;
 use heartwatch_controller::detector::timeout::{GroupId, LEARN_MAX, Learned, Patience, Siblings};
 
 use super::rivals::{Arrival, Detector};
@@ -20,6 +21,17 @@ pub struct Common {
     pub siblings: Siblings,
     /// The knobs.
     pub patience: Patience,
+    /// The closed loop that turns one of them, if any.
+    pub target: Option<Target>,
+}
+
+impl Common {
+    /// Lets the closed loop look at what was seen.
+    pub fn look(&mut self, hosts: u64, now: Instant) {
+        if let Some(target) = &mut self.target {
+            self.patience.cost_s = target.look(self.patience.cost_s, hosts, now);
+        }
+    }
 }
 
 /// One host's timeout, as [`heartwatch_controller::detector::Detector`] keeps it.
@@ -27,6 +39,7 @@ pub struct Common {
 pub struct Ours {
     learned: Learned,
     expected: Option<Instant>,
+    deadline: Instant,
     group: GroupId,
     dice: Dice,
     common: Rc<RefCell<Common>>,
@@ -35,7 +48,14 @@ pub struct Ours {
 impl Ours {
     /// A host that has not been heard yet.
     pub fn new(common: Rc<RefCell<Common>>, group: GroupId, seed: u64) -> Self {
-        Self { learned: Learned::default(), expected: None, group, dice: Dice::new(seed), common }
+        Self {
+            learned: Learned::default(),
+            expected: None,
+            deadline: Instant::FAR,
+            group,
+            dice: Dice::new(seed),
+            common,
+        }
     }
 }
 
@@ -46,9 +66,14 @@ fn instant(s: f64) -> Instant {
 
 impl Detector for Ours {
     fn observe(&mut self, a: &Arrival) -> f64 {
-        let Common { siblings, patience } = &mut *self.common.borrow_mut();
+        let Common { siblings, patience, target } = &mut *self.common.borrow_mut();
         let (at, gap) = (instant(a.at_s), Duration::from_secs_f64(a.gap_s));
         let dice = self.dice.roll();
+        if let Some(target) = target
+            && at > self.deadline
+        {
+            target.mistake();
+        }
         if let Some(expected) = self.expected {
             let overdue_ns = at.0.wrapping_sub(expected.0) as i64;
             if overdue_ns < LEARN_MAX.as_nanos() as i64 {
@@ -60,8 +85,8 @@ impl Detector for Ours {
             self.learned.choose(patience, siblings.prior(self.group));
         }
         self.expected = Some(next);
-        let deadline = next + self.learned.margin(patience).0;
-        deadline.0 as f64 / 1e9 - 3_600.0
+        self.deadline = next + self.learned.margin(patience).0;
+        self.deadline.0 as f64 / 1e9 - 3_600.0
     }
 
     fn state_bytes(&self) -> usize {

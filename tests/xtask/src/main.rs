@@ -11,12 +11,13 @@ mod stages;
 mod tidy;
 
 /// Every verb with what it does; `tidy` checks that the README names no other.
-const VERBS: [(&str, &str); 10] = [
+const VERBS: [(&str, &str); 11] = [
     ("check", "formatting, lints, docs, tidy; writes nothing"),
     ("fix", "formats, and applies what clippy can fix by itself"),
     ("tidy", "the house rules that no compiler checks"),
     ("test", "everything that CI runs, with a summary at the end"),
     ("sim", "the simulator; arguments are passed on, such as --seeds 200 or --seed 8173"),
+    ("eval", "compares detectors on synthetic and measured delays: [--traces DIR] [--json]"),
     ("mutants", "plants known bugs one by one; the simulator must notice each"),
     ("e2e", "end-to-end tests with the real binaries; an argument is a filter on test names"),
     ("fuzz", "throws bad bytes at the decoder and admission: [--seconds N] [--coverage]"),
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         "tidy" => stages::tidy(),
         "test" | "ci" => stages::test(),
         "sim" => stages::sim(rest),
+        "eval" => stages::eval(rest),
         "mutants" => mutants::run(),
         "e2e" => stages::e2e(rest),
         "fuzz" => stages::fuzz(rest),

@@ -199,6 +199,12 @@ pub(crate) fn sim(args: &[String]) -> Result<(), String> {
     attached(Command::new(build_dir(PROFILE).join("sim")).args(args))
 }
 
+/// The comparison of detectors.
+pub(crate) fn eval(args: &[String]) -> Result<(), String> {
+    build_bins()?;
+    attached(Command::new(build_dir(PROFILE).join("heartwatch-eval")).args(args))
+}
+
 /// The end-to-end tests.
 pub(crate) fn e2e(args: &[String]) -> Result<(), String> {
     build_bins()?;

@@ -1,0 +1,121 @@
+//! Judges the detector: ours and those of others, on synthetic and measured delays.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use clap::Parser;
+use heartwatch_tests::eval::contest::{
+    self, AKKA_DEFAULT, Line, Point, Setting, contestants, oracle, oracle_margins,
+};
+use heartwatch_tests::eval::families::read_traces;
+use heartwatch_tests::eval::fleet::{Fleet, Size};
+use heartwatch_tests::eval::verdict::{Curve, Verdict, tables};
+
+#[derive(Parser)]
+#[command(name = "heartwatch-eval")]
+/// Compares detectors: detection time against mistakes, on synthetic and on measured delays. Ends with one
+/// JSON line a mix.
+struct Cli {
+    /// Directory of `NAME[-NN].delays`, one one-way delay in milliseconds or `lost` per line. May repeat.
+    /// Without any, only the synthetic mix is judged.
+    #[arg(long, value_name = "DIR")]
+    traces: Vec<PathBuf>,
+    /// Print the JSON lines only.
+    #[arg(long)]
+    json: bool,
+    /// Hosts of a mix, about.
+    #[arg(long, default_value_t = 160)]
+    hosts: usize,
+    /// Days of each host; the first third is for learning and is not counted.
+    #[arg(long, default_value_t = 3.0)]
+    days: f64,
+    /// Share of the interval by which gaps differ from it.
+    #[arg(long, default_value_t = 0.1)]
+    jitter: f64,
+    /// What everything random follows from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the trade-off curves there, as SVG.
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let usable =
+        cli.hosts > 0 && (0.01..=60.0).contains(&cli.days) && (0.0..=0.5).contains(&cli.jitter);
+    if !usable {
+        eprintln!(
+            "heartwatch-eval: --hosts from 1, --days from 0.01 to 60, --jitter from 0 to 0.5"
+        );
+        return ExitCode::from(64);
+    }
+    let size = Size {
+        hosts: cli.hosts,
+        beats: (cli.days * 86_400.0) as usize,
+        jitter: cli.jitter,
+        seed: cli.seed,
+    };
+    let mut traces = Vec::new();
+    for dir in &cli.traces {
+        match read_traces(dir) {
+            Ok(read) => traces.extend(read),
+            Err(e) => {
+                eprintln!("heartwatch-eval: {e}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let mut lines = Vec::new();
+    lines.push(judge(&Fleet::synthetic(&size), &cli));
+    if !traces.is_empty() {
+        lines.push(judge(&Fleet::traced(&traces, &size), &cli));
+    }
+    for line in lines {
+        println!("{line}");
+    }
+    ExitCode::SUCCESS
+}
+
+/// Judges one mix, prints its tables, answers its JSON line.
+fn judge(fleet: &Fleet, cli: &Cli) -> String {
+    let contestants = contestants();
+    let mut settings: Vec<Setting> = vec![AKKA_DEFAULT, Setting::Steered(1.0)];
+    settings.extend(oracle_margins().into_iter().map(Setting::Constant));
+    let constants = 2..settings.len();
+    for (_, lines) in &contestants {
+        settings.extend(lines.iter().flatten().cloned());
+    }
+    let points = contest::run(fleet, &settings, progress(fleet.mix, settings.len()));
+    let mut next = constants.end;
+    let mut curves = Vec::new();
+    for (name, lines) in &contestants {
+        let mut take = |line: &Line| -> Vec<Point> {
+            next += line.len();
+            points[next - line.len()..next].to_vec()
+        };
+        let lines: Vec<Vec<Point>> = lines.iter().map(&mut take).collect();
+        curves.push(Curve::new(name, &lines));
+    }
+    curves.push(Curve::oracle(fleet, &oracle(fleet, &points[constants])));
+    if !cli.json {
+        println!("{}", tables(fleet, &curves));
+    }
+    let verdict = Verdict::new(fleet, &curves, &points[0], &points[1]);
+    serde_json::to_string(&verdict).expect("a verdict is plain data")
+}
+
+/// Tells on a terminal how far the work is.
+fn progress(mix: &'static str, of: usize) -> impl Fn(usize) + Sync {
+    let out = Mutex::new(std::io::stderr());
+    move |done| {
+        let mut out = out.lock().expect("no thread panics while it holds this");
+        if out.is_terminal() {
+            let end = if done == of { '\n' } else { '\r' };
+            // Nobody is hurt if progress can't be shown.
+            write!(out, "{mix}: {done} of {of} runs{end}").unwrap_or(());
+        }
+    }
+}
