@@ -15,7 +15,7 @@ fn settings() -> Settings {
     Settings {
         patience: Patience { cost_s: 1e5, min: MARGIN, max: MARGIN },
         gap_max: Duration::from_secs(60),
-        plan: ProbePlan { probes: 3, spacing: SPACING, rate_max: 1_000_000 },
+        plan: ProbePlan { probes: 3, spacing: SPACING, rate_max: 1_000_000, peers: 3 },
         doubt_max: Duration::from_secs(30),
         restart_grace: Duration::from_secs(10),
         missing_after: Duration::from_secs(60),
@@ -41,6 +41,7 @@ fn known(n: u8, state: State) -> Known {
         in_state: Duration::ZERO,
         missing_reported: false,
         duplicate: false,
+        domain: Default::default(),
         live: Arc::new(LiveCell::default()),
     }
 }
