@@ -20,7 +20,7 @@ use heartwatch_controller::event::{EventKind, State};
 use heartwatch_controller::metrics::ShardMetrics;
 use heartwatch_controller::policy::driver::known_of;
 use heartwatch_controller::policy::placement::Ranking;
-use heartwatch_controller::policy::{Author, Policy, new_row};
+use heartwatch_controller::policy::{Author, Policy, new_row, order_of};
 use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
 use heartwatch_controller::shard::notices::Notice;
 use heartwatch_controller::shard::watch::Watch;
@@ -29,7 +29,6 @@ use heartwatch_controller::store::{
     Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, EventRow, Finish, FinishVerdict,
     HostRow, NewEvent,
 };
-use heartwatch_controller::view::LiveCell;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -148,7 +147,8 @@ impl SimController {
         self.running = true;
         self.stopped_until = None;
         self.epoch = Epoch(self.rng.random_range(1..=u32::MAX));
-        let config = RawConfig::default().check().expect("the defaults are good").detector;
+        let config = RawConfig::default().check().expect("the defaults are good");
+        let (domains, config) = (config.domain_labels, config.detector);
         let identity = Identity {
             shard: 0,
             controller: ControllerId(1),
@@ -156,6 +156,7 @@ impl SimController {
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
             interval: Duration::ZERO,
             cadence: 10,
+            domains: domains.clone(),
             seed: self.rng.random(),
         };
         let metrics = Arc::new(ShardMetrics::default());
@@ -163,7 +164,7 @@ impl SimController {
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         for row in self.rows.values() {
-            core.register(known_of(row, wall, Arc::new(LiveCell::default())), now);
+            core.register(known_of(row, &domains, wall, Arc::default()), now);
         }
         self.core = Some(core);
         self.policy = Policy::new(author(), rules());
@@ -324,7 +325,7 @@ impl World {
             notices.push(notice);
         }
         for send in sends {
-            self.send_to_host(send.to, send.via == Via::Probes, send.bytes.to_vec());
+            self.send_to_host(send.to, send.via == Via::Probes, send.bytes.as_ref().to_vec());
         }
         for notice in notices {
             self.hear(notice, wall);
@@ -433,13 +434,7 @@ impl World {
                 }
                 Work::Release(host) => {
                     let row = c.rows.get(&host);
-                    let kind = match row.and_then(|r| r.cause) {
-                        Some(heartwatch_controller::event::Cause::AgentLost) => {
-                            EventKind::HostAgentLost
-                        }
-                        _ => EventKind::HostDown,
-                    };
-                    let verdict = Policy::rejudge(row, kind, row.and_then(|r| r.incident));
+                    let verdict = Policy::rejudge(row, order_of(row), row.and_then(|r| r.incident));
                     c.db.release(host, verdict, wall).expect("the disk has room")
                 }
             };

@@ -8,6 +8,8 @@ use crate::detector::confirm::ProbePlan;
 use crate::detector::timeout::Patience;
 use crate::metrics::get;
 
+mod via;
+
 const HOST: HostId = HostId([4; 16]);
 const EPOCH: Epoch = Epoch(77);
 
