@@ -6,6 +6,7 @@ mod no_false_down;
 mod no_lost_event;
 mod no_stale_order;
 mod order;
+mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use heartwatch_common::id::{Boot, HostId, Seq};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::Stamp;
+pub use unreachable::Voucher;
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Ledger {
     strict: BTreeSet<HostId>,
     /// When the controller last came back from a stop or a restart.
     back: Instant,
+    /// Promises about peers that were looked at when their time had come.
+    looked: u64,
     violations: Vec<Violation>,
 }
 
@@ -67,6 +71,11 @@ impl Ledger {
     /// The controller runs again after a stop or a restart.
     pub fn controller_back(&mut self, at: Instant) {
         self.back = at;
+    }
+
+    /// How often it was looked whether a promise about peers was kept in time.
+    pub fn looked(&self) -> u64 {
+        self.looked
     }
 
     /// What was broken.

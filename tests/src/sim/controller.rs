@@ -64,6 +64,8 @@ pub(super) struct SimController {
     pub(super) running: bool,
     pub(super) stopped_until: Option<Instant>,
     pub(super) disk_full: bool,
+    /// Since when nothing has happened to its process and clock.
+    pub(super) calm_since: Instant,
     buffer_len: usize,
     read_max: usize,
     epoch: Epoch,
@@ -120,6 +122,7 @@ impl SimController {
             running: true,
             stopped_until: None,
             disk_full: false,
+            calm_since: now,
             buffer_len: plan.buffer_len,
             read_max: plan.read_max,
             epoch: Epoch(1),
@@ -146,6 +149,7 @@ impl SimController {
         self.life += 1;
         self.running = true;
         self.stopped_until = None;
+        self.calm_since = now;
         self.epoch = Epoch(self.rng.random_range(1..=u32::MAX));
         let config = RawConfig::default().check().expect("the defaults are good");
         let (domains, config) = (config.domain_labels, config.detector);
@@ -186,6 +190,16 @@ impl SimController {
     /// Whether the process listens right now: an agent that says goodbye is heard.
     pub(super) fn hears(&self, _host: usize) -> bool {
         self.running
+    }
+
+    /// Whether its kernel dropped datagrams in this life of the process.
+    pub(super) fn has_dropped(&self) -> bool {
+        self.sockets.iter().any(|s| s.drops > 0)
+    }
+
+    /// Whether its detector holds a host to be alive.
+    pub(super) fn holds_alive(&self, id: HostId) -> bool {
+        self.core.as_ref().is_some_and(|c| c.detector().state(id) == Some(State::Alive))
     }
 
     pub(super) fn row(&self, id: HostId) -> Option<&HostRow> {
@@ -272,9 +286,11 @@ impl World {
             && let Ok(datagram) = wire::decode(&bytes)
             && let Some(stamp) = datagram.message.stamp()
         {
-            let id = self.hosts[host].id;
+            let id = datagram.header.host;
             let known = c.rows.get(&id).filter(|r| r.state != State::Pending);
-            if stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot) {
+            // What a host brings back for another is no proof of life of either.
+            let own = id == self.hosts[host].id;
+            if own && stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot) {
                 self.ledger.fresh(id, stamp, self.now);
             }
         }
@@ -380,7 +396,12 @@ impl World {
         let index = self.host_at(turn.host).expect("only simulated hosts beat");
         let host = &self.hosts[index];
         match turn.turn {
-            Turn::Down(_) => self.ledger.check_down(host, self.now),
+            Turn::Down(_) => {
+                self.ledger.check_down(host, self.now);
+                let voucher = self.settled_voucher(index);
+                self.ledger.check_down_despite(&self.hosts[index], voucher);
+            }
+            Turn::Unreachable => self.ledger.check_unreachable(host, self.now),
             Turn::Suspect => self.ledger.check_suspect(host, self.now),
             Turn::Joined | Turn::Recovered { .. } | Turn::Restarted => {
                 self.ledger.check_alive(host, turn.at);
