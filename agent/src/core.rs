@@ -267,7 +267,7 @@ impl Core {
         session.remember(stamp.seq, now, if asks { Sent::Asking } else { Sent::Silent });
         session.counts.beats = session.counts.beats.saturating_add(1);
         let flags = if asks { FLAG_ACK_WANTED } else { 0 };
-        let trip = session.round_trip.map_or(RoundTrip::UNKNOWN, |r| RoundTrip::new(r.smoothed));
+        let trip = session.round_trip.map_or(RoundTrip::UNKNOWN, |r| RoundTrip::new(r.usual()));
         let beat = Beat { stamp, late_ms, checks, load: *load, round_trip: trip };
         let bytes = beat.encode(&self.settings.header(flags));
         self.seal(To::Controller(index), Packet::Fixed(bytes), out);

@@ -46,7 +46,7 @@
 //! | 60 | 1 | PSI CPU `some avg10` share, as above |
 //! | 61 | 1 | PSI memory, likewise |
 //! | 62 | 1 | PSI I/O, likewise |
-//! | 63 | 1 | the agent's smoothed round trip to this controller: 50 µs × 2^(byte ÷ 12); 0 unknown |
+//! | 63 | 1 | the shorter of the agent's two newest round trips to this controller: 50 µs × 2^(byte ÷ 12); 0 unknown |
 //! | 64 | 16 | tag |
 //!
 //! Hello, from 48: who this host is. Sent at start and whenever an ack asks, until acked; at most 1,200
@@ -329,7 +329,8 @@ pub struct Beat {
     pub checks: u16,
     /// How busy the host is.
     pub load: LoadSample,
-    /// The agent's smoothed round trip to this controller.
+    /// The agent's round trip to this controller: the shorter of its two newest, so that one ack that waited
+    /// somewhere does not count.
     pub round_trip: RoundTrip,
 }
 

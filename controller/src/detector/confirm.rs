@@ -22,6 +22,10 @@
 //! row without testimony the host is down. No peer that could be asked counts as silence: where nobody
 //! can speak for a host, its own silence decides, as if there were no peers at all.
 //!
+//! Who was stopped, or is far behind with his mail, does not judge by what he has read so far: if the
+//! watermark lags at the moment of a verdict, the suspect gets one more probe, or one more round. Once,
+//! until it is heard through somebody: who always lags must judge in the end.
+//!
 //! Work is bounded by a token bucket: who has been silent longest is probed first, the others wait. A
 //! step costs one token, for the probe (by both sockets) and the first peer; more peers, and the rounds
 //! of hosts that are known to live, take only what can be spared. So asking peers delays no verdict,
@@ -44,6 +48,8 @@ pub const SPACING_MAX: Duration = Duration::from_secs(2);
 pub const ROUND: Duration = Duration::from_millis(1_500);
 /// Rounds in a row without testimony after which an unreachable host is down.
 pub const SILENT_ROUNDS_MAX: u8 = 3;
+/// A watermark further behind than this leaves too much mail unread for a verdict.
+const LAG_MAX: Duration = Duration::from_millis(500);
 
 /// How suspects are probed.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +124,8 @@ pub struct Suspect {
     in_round: bool,
     /// A peer testified in the burst, or in the present round.
     heard: bool,
+    /// It had its one more chance because we lagged.
+    spared: bool,
     /// Who testified last.
     witness: Option<u32>,
     /// Answers through peers are waited for until then.
@@ -186,6 +194,7 @@ impl Confirm {
             requests: Vec::new(),
             in_round: true,
             heard: false,
+            spared: false,
             witness: None,
             patience: now,
             next: now,
@@ -284,6 +293,7 @@ impl Confirm {
 
     /// The next thing to do, if anything is due. `seen`: everything that arrived before it has been read.
     pub fn step(&mut self, now: Instant, seen: Instant, dice: &mut Dice) -> Option<Step> {
+        let lags = now.since(seen) > LAG_MAX;
         loop {
             let &(due, slot) = self.queue.first()?;
             if due > now {
@@ -306,10 +316,24 @@ impl Confirm {
                     self.file(slot, now + ROUND);
                     return Some(Step::Unreachable { slot });
                 }
+                Stage::Burst if !s.spared && lags => {
+                    if !self.budget.take(now) {
+                        return None;
+                    }
+                    s.spared = true;
+                    return Some(self.probe(slot, now));
+                }
                 Stage::Burst => return Some(self.down(slot)),
                 Stage::Unreachable { silent } => {
                     if s.in_round {
-                        let silent = if s.heard { 0 } else { silent + 1 };
+                        let silent = if s.heard {
+                            0
+                        } else if !s.spared && lags {
+                            s.spared = true;
+                            silent
+                        } else {
+                            silent + 1
+                        };
                         s.stage = Stage::Unreachable { silent };
                         s.end_round();
                         if silent >= SILENT_ROUNDS_MAX {
@@ -376,6 +400,7 @@ impl Suspect {
         if self.heard {
             // Its agent lives: whatever its kernel said before is not so.
             self.tally.unreachable = 0;
+            self.spared = false;
         }
         (self.in_round, self.heard) = (false, false);
         self.requests.clear();

@@ -16,6 +16,9 @@ use heartwatch_common::time::Instant;
 use heartwatch_common::wire::Stamp;
 pub use unreachable::Voucher;
 
+/// After a stop, a slow reader needs that long for its mail.
+const CATCHING_UP: Duration = Duration::from_secs(30);
+
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -30,6 +33,8 @@ pub struct Violation {
 pub struct Ledger {
     /// Newest fresh datagram of each host that reached the controller's socket, and its gap.
     fresh: BTreeMap<HostId, (Instant, Duration)>,
+    /// The one before it.
+    before: BTreeMap<HostId, (Instant, Duration)>,
     newest: BTreeMap<(HostId, Boot), Seq>,
     /// Suspect or down, and nothing proved since the controller's start: only a nonce is believed.
     strict: BTreeSet<HostId>,
@@ -58,13 +63,16 @@ impl Ledger {
         let newest = self.newest.entry((host, stamp.boot)).or_default();
         if stamp.seq > *newest {
             *newest = stamp.seq;
-            self.fresh.insert(host, (at, stamp.gap));
+            if let Some(before) = self.fresh.insert(host, (at, stamp.gap)) {
+                self.before.insert(host, before);
+            }
         }
     }
 
     /// A new life of the controller begins; these hosts are suspect or down.
     pub fn controller_started(&mut self, strict: BTreeSet<HostId>) {
         self.fresh.clear();
+        self.before.clear();
         self.strict = strict;
     }
 

@@ -8,13 +8,11 @@ use heartwatch_common::time::Instant;
 use heartwatch_controller::event::{Cause, State};
 use heartwatch_controller::store::HostRow;
 
-use super::Ledger;
+use super::{CATCHING_UP, Ledger};
 use crate::sim::{SimHost, Truth};
 
 /// From a request to the verdict that rests on its answer, with a margin.
 const ON_ITS_WAY: Duration = Duration::from_secs(4);
-/// After a stop, a slow reader needs that long for its mail.
-const CATCHING_UP: Duration = Duration::from_secs(30);
 
 /// Somebody who must be able to vouch for a host.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use heartwatch_common::auth::Keyring;
 use heartwatch_common::backoff::Backoff;
 use heartwatch_common::id::{ControllerId, Epoch, HostId};
 use heartwatch_common::time::{Instant, Wall};
-use heartwatch_common::wire;
+use heartwatch_common::wire::{self, Message};
 use heartwatch_controller::config::{RawConfig, Rule};
 use heartwatch_controller::control::Pause;
 use heartwatch_controller::delivery::outcome::Outcome;
@@ -192,6 +192,12 @@ impl SimController {
         self.running
     }
 
+    /// Whether a probe with that nonce is being waited for.
+    fn asked(&self, id: HostId, nonce: &[u8; 16]) -> bool {
+        let Some(detector) = self.core.as_ref().map(ShardCore::detector) else { return false };
+        detector.slot(id).is_some_and(|slot| detector.answers_probe(slot, nonce))
+    }
+
     /// Whether its kernel dropped datagrams in this life of the process.
     pub(super) fn has_dropped(&self) -> bool {
         self.sockets.iter().any(|s| s.drops > 0)
@@ -290,7 +296,13 @@ impl World {
             let known = c.rows.get(&id).filter(|r| r.state != State::Pending);
             // What a host brings back for another is no proof of life of either.
             let own = id == self.hosts[host].id;
-            if own && stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot) {
+            // A reply counts for what it answers, however new it is: it may have come through others.
+            let asked = match datagram.message {
+                Message::ProbeReply(reply) => c.asked(id, &reply.nonce),
+                _ => true,
+            };
+            if own && asked && stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot)
+            {
                 self.ledger.fresh(id, stamp, self.now);
             }
         }

@@ -218,6 +218,7 @@ impl World {
     /// All faults end; whatever is broken is mended, but for dead hosts, which stay dead.
     fn heal(&mut self) {
         self.net.heal();
+        (0..self.hosts.len()).for_each(|host| self.disturb(host));
         self.receiver.heal();
         self.controller.heal();
         self.faults.push("healing".to_owned());

@@ -149,3 +149,22 @@ fn beats_tell_the_round_trip_once_it_is_known() {
     rig.converse(1, |_| {});
     assert_eq!(trip(&mut rig), RoundTrip::new(RTT));
 }
+
+#[test]
+fn one_ack_that_waited_somewhere_does_not_count_and_two_in_a_row_do() {
+    let mut rig = Rig::new(1);
+    let mut told = Vec::new();
+    for wait_ms in [3, 3, 20_000, 3, 700, 800, 900] {
+        let sent = loop {
+            let sent = rig.beat();
+            if let Some(asking) = sent.into_iter().find(|h| h.asks && h.kind == Kind::Beat) {
+                break asking;
+            }
+        };
+        rig.now = sent.at + Duration::from_millis(wait_ms);
+        rig.ack(&sent, 0, |_| {});
+        let trip = rig.core.sessions[0].round_trip.unwrap();
+        told.push(trip.usual().as_millis());
+    }
+    assert_eq!(told, [3, 3, 3, 3, 3, 700, 800]);
+}

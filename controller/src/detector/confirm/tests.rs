@@ -85,8 +85,30 @@ fn no_verdict_falls_while_an_answer_may_lie_unread() {
     for at in [0, 200, 400] {
         w.steps(at);
     }
-    assert_eq!(w.step(60_000, 599), None);
-    assert!(w.step(60_000, 600).is_some());
+    assert_eq!(w.step(700, 599), None);
+    assert!(matches!(w.step(700, 600), Some(Step::Down { .. })));
+}
+
+// Found by the simulator: a controller that was stopped while a verdict was near gave it as of the mail
+// that it had read so far, while newer beats of the host lay unread.
+#[test]
+fn who_lags_gives_one_more_chance_and_not_two() {
+    let mut w = World::suspecting();
+    for at in [0, 200, 400] {
+        w.steps(at);
+    }
+    let again = w.step(60_000, 700);
+    assert!(matches!(again, Some(Step::Probe { number: 4, peers: 3, .. })), "{again:?}");
+    assert_eq!(w.step(70_000, 60_199), None, "what lies unread since must be read first");
+    assert!(matches!(w.step(70_000, 60_200), Some(Step::Down { .. })));
+    // Of a host that peers have heard, a round more.
+    let mut w = World::suspecting();
+    w.run(0, 450);
+    w.testify(0);
+    w.run(451, 5_200);
+    w.step(90_000, 6_600);
+    assert!(w.confirm.is_unreachable(7), "the third silent round, but we lag");
+    assert!(matches!(w.step(99_000, 91_500), Some(Step::Down { .. })));
 }
 
 #[test]
