@@ -346,6 +346,8 @@ impl App {
             interval_default_ms: core.interval_default_ms,
             next_beat_ms: core.next_beat_ms,
             load: self.sampler.latest(self.clock.now()),
+            relayed: core.relayed,
+            relay_replies: core.relay_replies,
             rejects: core.rejects,
             controllers: targets.zip(core.controllers).map(line).collect(),
         }

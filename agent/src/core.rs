@@ -9,6 +9,8 @@
 //! - an *ack* counts only if it answers something unacknowledged; recordings change nothing;
 //! - a *probe* is answered at once to where it came from, by as many bytes as it had, in the long
 //!   run at most [`PROBES_PER_SECOND`]; it can teach an epoch but nothing else;
+//! - a *probe-via* has this agent pass a probe on to another host, and that host's answer back, within
+//!   limits of its own ([`RELAYS_PER_SECOND`] and further);
 //! - everything else is counted by its [`Reject`] and answered by silence.
 //!
 //! There is one schedule for all controllers, so two that assign different intervals get the
@@ -16,21 +18,24 @@
 //! the default interval holds and every beat asks for an ack.
 //!
 //! Cost: a beat is one keyed hash and one 80-byte array per controller; nothing is allocated but
-//! for a hello. Memory is fixed: about 1.5 KiB per controller.
+//! for a hello. Memory is bounded: about 1.5 KiB per controller, and 12 KiB once probes were passed on.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use heartwatch_common::id::HostId;
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
     self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, HelloTooLong, Leave,
-    LeaveReason, Message, Probe, ProbeReply, Stamp,
+    LeaveReason, Message, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
 };
 use rand::{Rng, RngExt};
 
 use crate::schedule::Schedule;
 use limit::Bucket;
+pub use relay::{RELAY_BURST, RELAY_LIFE, RELAYS_MAX, RELAYS_PER_SECOND};
+use relay::{Relays, may_reach};
 use session::{AckVerdict, Sent, Session};
 pub use session::{
     CADENCE_MAX, EPOCHS_LEFT_LEN, HELLO_GAP_MAX, HELLO_GAP_MIN, LOOKUP, UNANSWERED_AGE_MIN,
@@ -40,6 +45,7 @@ pub use status::{ControllerStatus, CoreStatus};
 pub use types::{Outgoing, Packet, Reject, Settings, To};
 
 mod limit;
+mod relay;
 mod session;
 mod status;
 mod types;
@@ -56,6 +62,7 @@ pub struct Core {
     schedule: Schedule,
     sessions: Vec<Session>,
     probes: Bucket,
+    relays: Relays,
     rejects: [u64; Reject::ALL.len()],
     /// Numbers that a session closed by a reload has used: a later one continues after them.
     seq_floor: u32,
@@ -80,7 +87,16 @@ impl Core {
             .collect();
         let probes = Bucket::new(PROBES_PER_SECOND, PROBE_BURST, now);
         let rejects = [0; Reject::ALL.len()];
-        Ok(Self { settings, schedule, sessions, probes, rejects, seq_floor: 0, has_left: false })
+        Ok(Self {
+            settings,
+            schedule,
+            sessions,
+            probes,
+            relays: Relays::new(now),
+            rejects,
+            seq_floor: 0,
+            has_left: false,
+        })
     }
 
     /// Takes changed settings; host, key and boot stay as they are, whatever `settings` says.
@@ -251,7 +267,8 @@ impl Core {
         session.remember(stamp.seq, now, if asks { Sent::Asking } else { Sent::Silent });
         session.counts.beats = session.counts.beats.saturating_add(1);
         let flags = if asks { FLAG_ACK_WANTED } else { 0 };
-        let beat = Beat { stamp, late_ms, checks, load: *load };
+        let trip = session.round_trip.map_or(RoundTrip::UNKNOWN, |r| RoundTrip::new(r.usual()));
+        let beat = Beat { stamp, late_ms, checks, load: *load, round_trip: trip };
         let bytes = beat.encode(&self.settings.header(flags));
         self.seal(To::Controller(index), Packet::Fixed(bytes), out);
     }
@@ -289,7 +306,12 @@ impl Core {
             _ => Reject::Malformed,
         })?;
         if datagram.header.host != self.settings.host {
-            return Err(Reject::WrongHost);
+            return match datagram.message {
+                Message::ProbeReply(reply) if !self.has_left => {
+                    self.bring_back(datagram.header.host, &reply, bytes, now, out)
+                }
+                _ => Err(Reject::WrongHost),
+            };
         }
         if !self.settings.key.verify(&datagram) {
             return Err(Reject::WrongTag);
@@ -307,6 +329,7 @@ impl Core {
                 self.take_ack(controller, &ack, verdict, now, out)
             }
             Message::Probe(probe) => self.answer(from, controller, &probe, now, out),
+            Message::ProbeVia(via) => self.pass_on(from, &via, now, out),
             Message::Beat(_) | Message::Hello(_) | Message::Leave(_) | Message::ProbeReply(_) => {
                 Err(Reject::WrongKind)
             }
@@ -384,6 +407,45 @@ impl Core {
         let reply = ProbeReply { stamp, nonce: probe.nonce };
         let bytes = reply.encode(&self.settings.header(0));
         self.seal(To::Addr(from), Packet::Fixed(bytes), out);
+        Ok(())
+    }
+
+    /// Passes a controller's probe on to another host; see [`relay`].
+    fn pass_on(
+        &mut self,
+        from: SocketAddr,
+        via: &ProbeVia<'_>,
+        now: Instant,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Reject> {
+        let present = |s: &Session| s.id == Some(via.controller) && s.epoch == via.epoch;
+        if !self.sessions.iter().any(present) {
+            return Err(Reject::RelayStale);
+        }
+        let inner = wire::decode(via.probe).map_err(|_| Reject::Malformed)?;
+        let (host, Message::Probe(probe)) = (inner.header.host, inner.message) else {
+            return Err(Reject::Malformed);
+        };
+        if host == self.settings.host || !may_reach(via.to, from) {
+            return Err(Reject::RelayAddress);
+        }
+        self.relays.pass_on(probe.nonce, host, from, now)?;
+        out.push(Outgoing { to: To::Addr(via.to), bytes: Packet::Fixed(*via.probe) });
+        Ok(())
+    }
+
+    /// Brings another host's answer, as it is, to the controller that waits for it.
+    fn bring_back(
+        &mut self,
+        host: HostId,
+        reply: &ProbeReply,
+        bytes: &[u8],
+        now: Instant,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Reject> {
+        let back = self.relays.bring_back(&reply.nonce, host, now).ok_or(Reject::WrongHost)?;
+        let bytes = bytes.try_into().map_err(|_| Reject::Malformed)?;
+        out.push(Outgoing { to: To::Addr(back), bytes: Packet::Fixed(bytes) });
         Ok(())
     }
 }

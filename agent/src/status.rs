@@ -51,6 +51,10 @@ pub struct AgentStatus {
     pub next_beat_ms: f64,
     /// The latest load sample.
     pub load: LoadSample,
+    /// Probes passed on to other hosts for a controller.
+    pub relayed: u64,
+    /// Answers of other hosts brought back to it.
+    pub relay_replies: u64,
     /// Datagrams that were ignored, by reason.
     pub rejects: BTreeMap<String, u64>,
     /// One per configured controller.
@@ -235,6 +239,10 @@ impl std::fmt::Display for AgentStatus {
             millis(self.next_beat_ms)
         )?;
         writeln!(f, "load        {}", load_text(&self.load))?;
+        if self.relayed > 0 {
+            let (probes, answers) = (self.relayed, self.relay_replies);
+            writeln!(f, "passed on   {probes} probes to other hosts, {answers} answers back")?;
+        }
         let mut ignored = String::new();
         for (reason, count) in &self.rejects {
             write!(ignored, "{}{count} {reason}", if ignored.is_empty() { "" } else { ", " })?;
@@ -299,6 +307,8 @@ mod tests {
             interval_default_ms: 1_000.0,
             next_beat_ms: 412.25,
             load: LoadSample { cpu_busy: Share::from_ratio(0.5), ..LoadSample::UNKNOWN },
+            relayed: 5,
+            relay_replies: 4,
             rejects: BTreeMap::from([("wrong_tag".to_owned(), 3)]),
             controllers: vec![ControllerLine {
                 endpoint: "ctl:2328".to_owned(),
@@ -327,6 +337,7 @@ mod tests {
             "boot 7, up 1m 15s",
             "2s (default 1s)",
             "CPU 50 %, memory unknown",
+            "5 probes to other hosts, 4 answers back",
             "3 wrong_tag",
             "ctl:2328 at 192.0.2.1:2328: heard",
             "120.5ms ago",

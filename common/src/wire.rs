@@ -2,16 +2,16 @@
 //!
 //! Everything is big-endian ("network order"). A datagram is a body followed by a 16-byte tag; the tag
 //! is the first 16 bytes of BLAKE3's keyed hash of the whole body under the host's 32-byte key
-//! ([`crate::auth`] says how keys are made). All bodies but `hello` are exactly 64 bytes, one BLAKE3
-//! block, so those datagrams are exactly 80 bytes. Reserved bytes are sent as zero and ignored on
-//! receipt, so that later minor versions may use them. UDP port 2328.
+//! ([`crate::auth`] says how keys are made). All bodies but those of `hello` and `probe-via` are exactly
+//! 64 bytes, one BLAKE3 block, so those datagrams are exactly 80 bytes. Reserved bytes are sent as zero
+//! and ignored on receipt, so that later minor versions may use them. UDP port 2328.
 //!
 //! # Every datagram
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 1 | version, 1 |
-//! | 1 | 1 | kind: 1 beat, 2 hello, 3 ack, 4 leave, 5 probe, 6 probe-reply; 7 kept for probe-via |
+//! | 1 | 1 | kind: 1 beat, 2 hello, 3 ack, 4 leave, 5 probe, 6 probe-reply, 7 probe-via |
 //! | 2 | 1 | flags, by kind |
 //! | 3 | 1 | key id: which fleet secret the host's key was derived from |
 //! | 4 | 2 | generation of the host's key |
@@ -46,7 +46,7 @@
 //! | 60 | 1 | PSI CPU `some avg10` share, as above |
 //! | 61 | 1 | PSI memory, likewise |
 //! | 62 | 1 | PSI I/O, likewise |
-//! | 63 | 1 | reserved |
+//! | 63 | 1 | the shorter of the agent's two newest round trips to this controller: 50 µs × 2^(byte ÷ 12); 0 unknown |
 //! | 64 | 16 | tag |
 //!
 //! Hello, from 48: who this host is. Sent at start and whenever an ack asks, until acked; at most 1,200
@@ -104,13 +104,35 @@
 //! | 48 | 16 | nonce, random |
 //! | 64 | 16 | tag |
 //!
+//! Probe-via: to a *peer*, sealed under the peer's key: "ask another host for me". The probe inside is
+//! complete and sealed under the other host's key, so the peer can neither change nor answer it.
+//!
+//! | offset | bytes | field |
+//! | --- | --- | --- |
+//! | 24 | 4 | reserved |
+//! | 28 | 4 | number of the request, for people who read captures |
+//! | 32 | 8 | controller id |
+//! | 40 | 2 | UDP port of the other host |
+//! | 42 | 2 | reserved |
+//! | 44 | 4 | the controller's present epoch |
+//! | 48 | 16 | address of the other host, IPv4 as `::ffff:a.b.c.d` |
+//! | 64 | 80 | the probe, tag included |
+//! | 144 | 16 | tag |
+//!
+//! The peer sends the 80 bytes to that address as they are. When a probe-reply of the host that the probe
+//! names comes with the probe's nonce, the peer sends its 80 bytes, as they are, to where the probe-via
+//! came from: once, within 3 s. It passes nothing on unless controller id and epoch are those of a
+//! session of its own and the nonce is new to it; and nothing to port 0, to an unspecified, multicast or
+//! broadcast address, or to loopback unless it was itself asked over loopback.
+//!
 //! # Who answers what
 //!
 //! A controller answers an authenticated datagram with the wrong epoch by an ack (flag bit 1); the next
 //! beat that echoes the epoch proves life. It answers a recognised one that asked by an ack. It answers
-//! nothing that does not authenticate. No answer is larger than what caused it. Known-answer vectors:
-//! `tests/vectors/wire.json`.
+//! nothing that does not authenticate. No answer, and nothing passed on, is larger than what caused it.
+//! Known-answer vectors: `tests/vectors/wire.json`.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
@@ -119,6 +141,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::id::{Boot, ControllerId, Epoch, Generation, HostId, KeyId, Seq};
 use crate::load::{LoadSample, Share};
 use crate::time::Instant;
+pub use trip::RoundTrip;
+pub use via::{ProbeVia, VIA_LEN, ViaDatagram};
+
+mod trip;
+mod via;
 
 /// Version that this code speaks.
 pub const VERSION: u8 = 1;
@@ -126,9 +153,9 @@ pub const VERSION: u8 = 1;
 pub const PORT: u16 = 2328;
 /// Length of the tag that ends every datagram.
 pub const TAG_LEN: usize = 16;
-/// Length of every body but a hello's: one BLAKE3 block.
+/// Length of every body but a hello's and a probe-via's: one BLAKE3 block.
 pub const BODY_LEN: usize = 64;
-/// Length of every datagram but a hello.
+/// Length of every datagram but a hello and a probe-via.
 pub const DATAGRAM_LEN: usize = BODY_LEN + TAG_LEN;
 /// No datagram is longer: it fits any path's MTU without fragmentation.
 pub const DATAGRAM_LEN_MAX: usize = 1_200;
@@ -182,7 +209,7 @@ struct RawBeat {
     psi_cpu: u8,
     psi_memory: u8,
     psi_io: u8,
-    reserved: u8,
+    round_trip: u8,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -244,6 +271,8 @@ pub enum Kind {
     Probe = 5,
     /// The nonce, back.
     ProbeReply = 6,
+    /// "Ask another host for me."
+    ProbeVia = 7,
 }
 
 impl Kind {
@@ -255,6 +284,7 @@ impl Kind {
             4 => Self::Leave,
             5 => Self::Probe,
             6 => Self::ProbeReply,
+            7 => Self::ProbeVia,
             _ => return None,
         })
     }
@@ -299,6 +329,9 @@ pub struct Beat {
     pub checks: u16,
     /// How busy the host is.
     pub load: LoadSample,
+    /// The agent's round trip to this controller: the shorter of its two newest, so that one ack that waited
+    /// somewhere does not count.
+    pub round_trip: RoundTrip,
 }
 
 /// Who a host is; texts borrow from the datagram.
@@ -461,6 +494,8 @@ pub enum Message<'a> {
     Probe(Probe),
     /// The nonce, back.
     ProbeReply(ProbeReply),
+    /// "Ask another host for me."
+    ProbeVia(ProbeVia<'a>),
 }
 
 impl Message<'_> {
@@ -471,7 +506,7 @@ impl Message<'_> {
             Self::Hello(m) => Some(&m.stamp),
             Self::Leave(m) => Some(&m.stamp),
             Self::ProbeReply(m) => Some(&m.stamp),
-            Self::Ack(_) | Self::Probe(_) => None,
+            Self::Ack(_) | Self::Probe(_) | Self::ProbeVia(_) => None,
         }
     }
 }
@@ -526,8 +561,15 @@ pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
         return Err(DecodeError::Version);
     }
     let kind = Kind::from_byte(raw.kind).ok_or(DecodeError::Kind)?;
-    if kind != Kind::Hello && bytes.len() != DATAGRAM_LEN {
-        return Err(DecodeError::TooLong);
+    let len = match kind {
+        Kind::Hello => bytes.len(),
+        Kind::ProbeVia => VIA_LEN,
+        _ => DATAGRAM_LEN,
+    };
+    match bytes.len().cmp(&len) {
+        Ordering::Less => return Err(DecodeError::TooShort),
+        Ordering::Equal => {}
+        Ordering::Greater => return Err(DecodeError::TooLong),
     }
     let message = match kind {
         Kind::Beat => {
@@ -538,6 +580,7 @@ pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
                 late_ms: b.late_ms.get(),
                 checks: raw.checks.get(),
                 load: decode_load(b),
+                round_trip: RoundTrip(b.round_trip),
             })
         }
         Kind::Hello => Message::Hello(decode_hello(rest)?),
@@ -583,6 +626,7 @@ pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
                 nonce: p.nonce,
             })
         }
+        Kind::ProbeVia => Message::ProbeVia(via::decode(rest)?),
     };
     let header = Header {
         host: HostId(raw.host),
@@ -695,7 +739,7 @@ impl Beat {
             psi_cpu: l.psi_cpu.to_byte(),
             psi_memory: l.psi_memory.to_byte(),
             psi_io: l.psi_io.to_byte(),
-            reserved: 0,
+            round_trip: self.round_trip.0,
         };
         let head = raw_header(Kind::Beat, header, self.checks);
         body(&[head.as_bytes(), raw_stamp(&self.stamp).as_bytes(), raw.as_bytes()])

@@ -12,6 +12,7 @@ use heartwatch_common::config::{ConfigError, Span, bounded};
 use serde::{Deserialize, Serialize};
 
 use crate::detector::knobs::AllKnobs;
+use crate::detector::peers::DomainLabels;
 use crate::event::EventKind;
 
 mod knobs;
@@ -110,6 +111,12 @@ pub struct RawDetector {
     pub probe_spacing: Span,
     /// Probes per second and shard, 10 to 1000000: bounds a storm of suspects. Default: 20000.
     pub probe_rate_max: u32,
+    /// Peers in other failure domains asked to probe a suspect, with each of the last two probes; 0 to 8,
+    /// 0 asks nobody. Default: 3.
+    pub peers: u8,
+    /// Labels that make a failure domain, at most 8: hosts that differ in any of them are in different
+    /// ones, and so is a host that has none of them. Default: `["zone", "rack"]`.
+    pub domain_labels: Vec<String>,
     /// How long the controller's own losses may excuse a host, 1s to 10m. Default: 30s.
     pub doubt_max: Span,
     /// Known hosts must be heard within this after a restart of the controller, 1s to 10m; each gets
@@ -136,6 +143,8 @@ impl Default for RawDetector {
             probes: 3,
             probe_spacing: ms(200),
             probe_rate_max: 20_000,
+            peers: 3,
+            domain_labels: vec!["zone".to_owned(), "rack".to_owned()],
             doubt_max: secs(30),
             restart_grace: secs(10),
             missing_after: secs(600),
@@ -261,6 +270,8 @@ pub struct Config {
     pub detector: DetectorConfig,
     /// See [`RawDetector::overrides`] and the settings of margins beside it.
     pub knobs: AllKnobs,
+    /// See [`RawDetector::domain_labels`].
+    pub domain_labels: DomainLabels,
     /// See [`RawRetention`].
     pub retention: crate::store::Retention,
     /// See [`RawReceiver`].
@@ -279,6 +290,7 @@ pub struct DetectorConfig {
     pub probes: u8,
     pub probe_spacing: Duration,
     pub probe_rate_max: u32,
+    pub peers: u8,
     pub doubt_max: Duration,
     pub restart_grace: Duration,
     pub missing_after: Duration,
@@ -360,6 +372,7 @@ impl RawConfig {
             log_level,
             detector: self.detector.check()?,
             knobs: self.detector.check_knobs()?,
+            domain_labels: self.detector.check_domain_labels()?,
             retention: self.retention.check()?,
             receivers,
             rules,
@@ -384,6 +397,7 @@ impl RawDetector {
             probes: self.probes,
             probe_spacing: b("probe_spacing", self.probe_spacing, ms(20), secs(10))?,
             probe_rate_max: self.probe_rate_max,
+            peers: self.peers,
             doubt_max: b("doubt_max", self.doubt_max, secs(1), secs(600))?,
             restart_grace: b("restart_grace", self.restart_grace, secs(1), secs(600))?,
             missing_after: b("missing_after", self.missing_after, secs(1), secs(30 * DAY))?,
@@ -399,10 +413,24 @@ impl RawDetector {
         if !(10..=1_000_000).contains(&c.probe_rate_max) {
             return value("detector.probe_rate_max", "10 to 1000000 are allowed");
         }
+        if c.peers > 8 {
+            return value("detector.peers", "0 to 8 are allowed");
+        }
         if c.interval > c.gap_max {
             return value("detector.interval", "it must not exceed detector.gap_max");
         }
         Ok(c)
+    }
+}
+
+impl RawDetector {
+    fn check_domain_labels(&self) -> Result<DomainLabels, ConfigError> {
+        let labels = &self.domain_labels;
+        if labels.is_empty() || labels.len() > 8 || labels.iter().any(String::is_empty) {
+            let message = "1 to 8 labels are needed, such as [\"zone\", \"rack\"]";
+            return Err(ConfigError::value("detector.domain_labels", message));
+        }
+        Ok(DomainLabels::new(labels.clone()))
     }
 }
 
@@ -516,6 +544,8 @@ mod tests {
         let receiver = "[receivers.r]\nurl = \"http://127.0.0.1:1/\"\n";
         let cases = [
             ("[detector]\nprobes = 0", "detector.probes"),
+            ("[detector]\npeers = 9", "detector.peers"),
+            ("[detector]\ndomain_labels = []", "detector.domain_labels"),
             ("[detector]\ntimeout_max = \"1ms\"", "detector.timeout_max"),
             ("[detector]\ntimeout_min = \"40s\"", "detector.timeout_min"),
             ("[detector]\nmax_mistakes_per_host_day = -1.0", "detector.max_mistakes_per_host_day"),

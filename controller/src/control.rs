@@ -190,11 +190,20 @@ pub struct KnobsWhy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeWhy {
     /// Sent so far.
-    pub sent: u8,
-    /// Of how many.
+    pub sent: u16,
+    /// Of how many before a verdict; while a host is unreachable they go on.
     pub of: u8,
     /// How many its kernel answered with "nobody listens".
-    pub unreachable: u8,
+    pub unreachable: u16,
+    /// Requests to peers to probe it too.
+    #[serde(default)]
+    pub peers_asked: u16,
+    /// Answers of its agent that peers brought back.
+    #[serde(default)]
+    pub testimonies: u16,
+    /// Least time between two probes of it, by its round trip, milliseconds.
+    #[serde(default)]
+    pub spacing_ms: u64,
 }
 
 /// What the detector knows of one host right now.

@@ -61,7 +61,7 @@ impl FromStr for State {
     }
 }
 
-/// Why a host is down.
+/// Why a host is down, or stays suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
@@ -69,14 +69,20 @@ pub enum Cause {
     Silent,
     /// Its kernel says that nobody listens: the host is up, its agent is gone.
     AgentLost,
+    /// It answers hosts in other failure domains, but not the controller: not down, only suspect.
+    Unreachable,
 }
 
 impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 3] = [Self::Silent, Self::AgentLost, Self::Unreachable];
+
     /// As it stands in JSON, labels and tables.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Silent => "silent",
             Self::AgentLost => "agent-lost",
+            Self::Unreachable => "unreachable",
         }
     }
 }
@@ -88,11 +94,14 @@ pub enum EventKind {
     HostJoined,
     /// Overdue; probes are on their way. May be a mistake.
     HostSuspect,
+    /// Still suspect: it lives, as hosts in other failure domains testify, but the controller cannot hear it.
+    HostUnreachable,
     /// Down, cause silent: fail its work over.
     HostDown,
     /// Down, cause agent-lost: the host is up but its agent is gone. An alert, unless a rule acts on it.
     HostAgentLost,
-    /// Back from suspect, down or left. `same_boot: true` means that we were wrong.
+    /// Back from suspect, down or left. `same_boot: true` means that we were wrong, or that only the network
+    /// between us was cut.
     HostRecovered,
     /// A new life of the agent without an outage in between.
     HostRestarted,
@@ -116,9 +125,10 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::HostJoined,
         Self::HostSuspect,
+        Self::HostUnreachable,
         Self::HostDown,
         Self::HostAgentLost,
         Self::HostRecovered,
@@ -136,7 +146,14 @@ impl EventKind {
     /// Whether it tells of something that goes on, and so is no longer true when that ends. News of an end
     /// stays true, and is owed to whoever was told of the beginning.
     pub const fn goes_on(self) -> bool {
-        matches!(self, Self::HostSuspect | Self::HostDown | Self::HostAgentLost | Self::HostMissing)
+        matches!(
+            self,
+            Self::HostSuspect
+                | Self::HostUnreachable
+                | Self::HostDown
+                | Self::HostAgentLost
+                | Self::HostMissing
+        )
     }
 
     /// As it stands in config, JSON and labels.
@@ -144,6 +161,7 @@ impl EventKind {
         match self {
             Self::HostJoined => "host.joined",
             Self::HostSuspect => "host.suspect",
+            Self::HostUnreachable => "host.unreachable",
             Self::HostDown => "host.down",
             Self::HostAgentLost => "host.agent-lost",
             Self::HostRecovered => "host.recovered",

@@ -124,6 +124,10 @@ counters! {
         challenges,
         /// Probes sent.
         probes,
+        /// Requests to peers to probe a suspect.
+        vias,
+        /// Answers of suspects that peers brought back and that answered a request of ours.
+        testimonies,
         /// ICMP port-unreachable answers that quoted one of our nonces.
         unreachables,
         /// Datagrams that could not be sent.
@@ -144,6 +148,8 @@ counters! {
         hosts,
         /// Gauge: hosts being probed.
         probing,
+        /// Gauge: hosts that answer peers, but not us.
+        unreachable_hosts,
         /// Gauge: how far judging lags behind now, microseconds.
         lag_us,
         /// Gauge: share of datagrams dropped in the last window, parts per million.

@@ -11,8 +11,9 @@ use std::time::Duration;
 use heartwatch_agent::core::{Core, Settings};
 use heartwatch_common::auth::{FleetSecret, Keyring};
 use heartwatch_common::id::{Boot, Epoch, Generation, HostId, KeyId, Seq};
+use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
-use heartwatch_common::wire::{self, DATAGRAM_LEN_MAX, Datagram, Message, TAG_LEN};
+use heartwatch_common::wire::{self, Ack, DATAGRAM_LEN_MAX, Datagram, Header, Message, TAG_LEN};
 use heartwatch_controller::config::RawConfig;
 use heartwatch_controller::ingest::admit::{Seen, admit, nonce_of, prove};
 use rand::rngs::StdRng;
@@ -72,16 +73,18 @@ fn check_decoded(bytes: &[u8], decoded: &Datagram<'_>) {
 }
 
 /// Anything but a hello, unsealed.
-fn encoded(datagram: &Datagram<'_>) -> wire::Fixed {
+fn encoded(datagram: &Datagram<'_>) -> Vec<u8> {
     let header = &datagram.header;
-    match &datagram.message {
+    let fixed = match &datagram.message {
         Message::Beat(m) => m.encode(header),
         Message::Leave(m) => m.encode(header),
         Message::ProbeReply(m) => m.encode(header),
         Message::Ack(m) => m.encode(header),
         Message::Probe(m) => m.encode(header),
-        Message::Hello(_) => [0; wire::DATAGRAM_LEN],
-    }
+        Message::ProbeVia(m) => return m.encode(header).to_vec(),
+        Message::Hello(_) => return Vec::new(),
+    };
+    fixed.to_vec()
 }
 
 /// Whether a stamp proves life must have an answer for any history.
@@ -117,7 +120,7 @@ fn judge(stamp: &wire::Stamp) {
     }
 }
 
-/// An agent never answers by more than it was sent.
+/// An agent never answers by more than it was sent, nor passes more on, whatever its session knows.
 fn to_agent(bytes: &[u8]) {
     let settings = Settings {
         host: HOST,
@@ -134,14 +137,44 @@ fn to_agent(bytes: &[u8]) {
         controllers: 1,
     };
     let mut rng = StdRng::seed_from_u64(1);
-    let mut core = Core::new(settings, NOW, &mut rng).expect("a short hello fits");
+    let core = Core::new(settings, NOW, &mut rng).expect("a short hello fits");
     let from = SocketAddr::from(([127, 0, 0, 1], 2_328));
-    for controller in [Some(0), None] {
+    let mut greeted = core.clone();
+    greet(&mut greeted, bytes, from);
+    for (mut core, controller) in [(core.clone(), Some(0)), (core, None), (greeted, Some(0))] {
         let mut out = Vec::new();
         core.receive(from, controller, bytes, NOW, &mut out);
         let sent: usize = out.iter().map(|o| o.bytes.as_slice().len()).sum();
         assert!(sent <= bytes.len(), "{} bytes were answered by {sent}", bytes.len());
     }
+}
+
+/// Has the agent meet the controller that a request in `bytes` comes from, so that it is passed on.
+fn greet(core: &mut Core, bytes: &[u8], from: SocketAddr) {
+    let Ok(Datagram { message: Message::ProbeVia(via), .. }) = wire::decode(bytes) else { return };
+    let (mut out, mut rng) = (Vec::new(), StdRng::seed_from_u64(2));
+    core.tick(core.next_wake(), &LoadSample::UNKNOWN, 0, &mut rng, &mut out);
+    let Some(stamp) = out
+        .first()
+        .and_then(|o| wire::decode(o.bytes.as_slice()).ok())
+        .and_then(|d| d.message.stamp().copied())
+    else {
+        return;
+    };
+    let key = secret().host_key(HOST, Generation(0));
+    let mut ack = Ack {
+        boot: stamp.boot,
+        seq: stamp.seq,
+        echoed_sent: stamp.sent,
+        interval: Duration::ZERO,
+        epoch: via.epoch,
+        controller: via.controller,
+        cadence: 0,
+        lease: Duration::ZERO,
+    }
+    .encode(&Header { host: HOST, key_id: KeyId(3), generation: Generation(0), flags: 0 });
+    key.seal(&mut ack);
+    core.receive(from, Some(0), &ack, NOW, &mut Vec::new());
 }
 
 /// The bytes as a datagram of [`HOST`] with its tag put right.

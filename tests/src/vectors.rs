@@ -12,7 +12,8 @@ use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId, KeyId
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    Ack, Beat, Field, Header, Leave, LeaveReason, Probe, ProbeReply, Stamp, encode_hello,
+    Ack, Beat, Field, Header, Leave, LeaveReason, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
+    encode_hello,
 };
 use serde_json::{Value, json};
 
@@ -88,6 +89,7 @@ pub fn encode(vector: &Value, secret: &FleetSecret) -> Result<Vec<u8>> {
                 psi_memory: share(f, "psi_memory")?,
                 psi_io: share(f, "psi_io")?,
             },
+            round_trip: RoundTrip(small(f, "round_trip")?),
         }
         .encode(&header)
         .to_vec(),
@@ -142,6 +144,18 @@ pub fn encode(vector: &Value, secret: &FleetSecret) -> Result<Vec<u8>> {
         }
         .encode(&header)
         .to_vec(),
+        "probe-via" => {
+            let to = f["to"].as_str().context("`to` is missing")?;
+            ProbeVia {
+                number: small(f, "number")?,
+                controller: ControllerId(u64::from_be_bytes(bytes(&f["controller"])?)),
+                epoch: Epoch(small(f, "epoch")?),
+                to: to.parse().with_context(|| format!("`{to}`"))?,
+                probe: &bytes(&f["probe"])?,
+            }
+            .encode(&header)
+            .to_vec()
+        }
         other => bail!("`{other}` is not a kind"),
     };
     secret.host_key(host, generation).seal(&mut sealed);
@@ -176,11 +190,11 @@ pub fn generate() -> Result<Value> {
         json!({ "kind": "beat", "fields": from_agent(json!({
             "checks": 5, "late_ms": 12, "cpu_busy": 125, "memory_used": 250, "swap_used": 0,
             "disk_used": 200, "run_queue_centi": 150, "network_kib_per_s": 70_000,
-            "psi_cpu": 1, "psi_memory": 2, "psi_io": 255 }), 16_909_060) }),
+            "psi_cpu": 1, "psi_memory": 2, "psi_io": 255, "round_trip": 71 }), 16_909_060) }),
         json!({ "kind": "beat", "fields": from_agent(json!({
             "checks": 0, "late_ms": 65_535, "cpu_busy": 255, "memory_used": 255, "swap_used": 255,
             "disk_used": 255, "run_queue_centi": 65_535, "network_kib_per_s": 4_294_967_295_u32,
-            "psi_cpu": 255, "psi_memory": 255, "psi_io": 255 }), 1) }),
+            "psi_cpu": 255, "psi_memory": 255, "psi_io": 255, "round_trip": 0 }), 1) }),
         json!({ "kind": "hello", "fields": from_agent(json!({
             "late_ms": 0, "interval_us": 1_000_000, "name": "db-1", "agent_version": "0.1.0",
             "os": "Debian GNU/Linux 12", "labels": ["rack=r7", "zone=zürich"] }), 1) }),
@@ -201,6 +215,18 @@ pub fn generate() -> Result<Value> {
     for vector in &mut vectors {
         let datagram = encode(vector, &secret)?;
         vector["datagram"] = json!(hex::encode(datagram));
+    }
+    // A probe for another host, as this one is asked to pass it on, over both families.
+    let other = "17a1b2c3d4e5f60718293a4b5c6d7e8f";
+    let mut probe = vectors[6].clone();
+    probe["fields"]["host"] = json!(other);
+    let probe = hex::encode(encode(&probe, &secret)?);
+    for to in ["192.0.2.7:40123", "[2001:db8::7]:40123"] {
+        let mut vector = json!({ "kind": "probe-via", "fields": {
+            "host": host, "key_id": 3, "generation": 258, "flags": 0, "number": 2,
+            "controller": controller, "epoch": 3_735_928_559_u32, "to": to, "probe": probe } });
+        vector["datagram"] = json!(hex::encode(encode(&vector, &secret)?));
+        vectors.push(vector);
     }
     let tags = TAG_LENS.map(|len| json!({ "len": len, "tag": tag_of(&key, len) }));
     Ok(json!({

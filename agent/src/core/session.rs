@@ -55,6 +55,8 @@ struct Entry {
 pub(super) struct RoundTrip {
     /// The latest.
     pub(super) last: Duration,
+    /// The one before it.
+    before: Duration,
     /// The shortest of this boot.
     pub(super) min: Duration,
     /// Smoothed, a new one weighing 1/8 (as RFC 6298 does).
@@ -63,11 +65,19 @@ pub(super) struct RoundTrip {
 
 impl RoundTrip {
     fn first(d: Duration) -> Self {
-        Self { last: d, min: d, smoothed: d }
+        Self { last: d, before: d, min: d, smoothed: d }
     }
 
     fn and(self, d: Duration) -> Self {
-        Self { last: d, min: self.min.min(d), smoothed: (self.smoothed * 7 + d) / 8 }
+        let smoothed = (self.smoothed * 7 + d) / 8;
+        Self { last: d, before: self.last, min: self.min.min(d), smoothed }
+    }
+
+    /// The shorter of the two newest. An ack that waited while this agent or the controller stood still
+    /// tells nothing of the way, and would weigh on a mean for minutes; a way that has become longer
+    /// shows with the second ack.
+    pub(super) fn usual(&self) -> Duration {
+        self.last.min(self.before)
     }
 }
 

@@ -25,6 +25,10 @@ pub struct CoreStatus {
     pub interval_default_ms: f64,
     /// Time until the next planned beat, milliseconds.
     pub next_beat_ms: f64,
+    /// Probes passed on to other hosts for a controller.
+    pub relayed: u64,
+    /// Answers of other hosts brought back to it.
+    pub relay_replies: u64,
     /// What came in and was ignored, by reason; only those that happened.
     pub rejects: BTreeMap<String, u64>,
     /// One per configured controller, in the order of the configuration.
@@ -124,6 +128,8 @@ impl Core {
             interval_ms: ms(self.schedule.interval()),
             interval_default_ms: ms(self.settings.interval),
             next_beat_ms: ms(self.schedule.next().since(now)),
+            relayed: self.relays.passed_on,
+            relay_replies: self.relays.brought_back,
             rejects,
             controllers: self.sessions.iter().map(|s| ControllerStatus::new(s, now)).collect(),
         }
@@ -147,6 +153,9 @@ impl Reject {
             Self::OtherBoot => "other_boot",
             Self::Unmatched => "unmatched",
             Self::ProbeLimit => "probe_limit",
+            Self::RelayStale => "relay_stale",
+            Self::RelayAddress => "relay_address",
+            Self::RelayLimit => "relay_limit",
             Self::Left => "left",
         }
     }

@@ -7,6 +7,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 
+mod relay;
+
 const HOST: HostId = HostId([7; 16]);
 const START: Instant = Instant::from_millis(5_000_000);
 const SECOND: Duration = Duration::from_secs(1);
@@ -67,7 +69,9 @@ fn read(outgoing: &Outgoing, at: Instant) -> Heard {
         Message::Hello(h) => (Kind::Hello, h.late_ms, [0; 16]),
         Message::Leave(_) => (Kind::Leave, 0, [0; 16]),
         Message::ProbeReply(p) => (Kind::ProbeReply, 0, p.nonce),
-        Message::Ack(_) | Message::Probe(_) => panic!("an agent sends no {datagram:?}"),
+        Message::Ack(_) | Message::Probe(_) | Message::ProbeVia(_) => {
+            panic!("an agent sends no {datagram:?}")
+        }
     };
     let stamp = *datagram.message.stamp().unwrap();
     assert_eq!(stamp.boot, Boot(77));

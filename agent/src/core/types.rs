@@ -93,7 +93,7 @@ impl Settings {
 pub enum To {
     /// To the configured controller of that index.
     Controller(usize),
-    /// To the address that a probe came from.
+    /// To the address that a probe came from or is for, or that waits for another host's answer.
     Addr(SocketAddr),
 }
 
@@ -133,7 +133,7 @@ pub enum Reject {
     Malformed,
     /// Of a version or kind that this agent does not speak.
     Unknown,
-    /// For another host.
+    /// For another host, and no answer that a controller waits for.
     WrongHost,
     /// Not sealed with this host's key.
     WrongTag,
@@ -145,13 +145,19 @@ pub enum Reject {
     Unmatched,
     /// A probe beyond the limit on answers.
     ProbeLimit,
+    /// A probe to be passed on, but of no present session, or passed on before: a recording.
+    RelayStale,
+    /// A probe to be passed on to where no other host can be.
+    RelayAddress,
+    /// A probe to be passed on beyond the limit.
+    RelayLimit,
     /// It came after the agent had said goodbye.
     Left,
 }
 
 impl Reject {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::Unknown,
         Self::WrongHost,
@@ -160,6 +166,9 @@ impl Reject {
         Self::OtherBoot,
         Self::Unmatched,
         Self::ProbeLimit,
+        Self::RelayStale,
+        Self::RelayAddress,
+        Self::RelayLimit,
         Self::Left,
     ];
 }

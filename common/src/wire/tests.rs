@@ -29,7 +29,13 @@ fn beat() -> Beat {
             network_kib_per_s: 9,
             ..LoadSample::UNKNOWN
         },
+        round_trip: RoundTrip(77),
     }
+}
+
+fn via(probe: &Fixed) -> ProbeVia<'_> {
+    let to = "192.0.2.7:40123".parse().unwrap();
+    ProbeVia { number: 9, controller: ControllerId(5), epoch: Epoch(4), to, probe }
 }
 
 fn kinds() -> Vec<Vec<u8>> {
@@ -57,6 +63,7 @@ fn kinds() -> Vec<Vec<u8>> {
         }
         .encode(&h)
         .to_vec(),
+        via(&[0xab; DATAGRAM_LEN]).encode(&h).to_vec(),
     ]
 }
 
@@ -85,7 +92,21 @@ fn fields_stand_at_the_offsets_of_the_byte_table() {
     assert_eq!(b[24..32], [0, 0, 0, 7, 1, 2, 3, 4]);
     assert_eq!(b[32..40], [0, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66]);
     assert_eq!(b[40..48], [0, 0x0f, 0x42, 0x40, 0xde, 0xad, 0xbe, 0xef]);
-    assert_eq!(b[48..64], [0, 12, 125, 255, 255, 255, 0, 150, 0, 0, 0, 9, 255, 255, 255, 0]);
+    assert_eq!(b[48..64], [0, 12, 125, 255, 255, 255, 0, 150, 0, 0, 0, 9, 255, 255, 255, 77]);
+}
+
+#[test]
+fn a_probe_via_carries_address_and_probe_as_they_are() {
+    let probe = std::array::from_fn(|i| i as u8);
+    let b = via(&probe).encode(&header());
+    assert_eq!(b.len(), 160);
+    assert_eq!(b[24..40], [0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5]);
+    assert_eq!(b[40..48], [0x9c, 0xbb, 0, 0, 0, 0, 0, 4]);
+    assert_eq!(b[48..64], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 7]);
+    assert_eq!(b[64..144], probe);
+    assert_eq!(decode(&b).unwrap().message, Message::ProbeVia(via(&probe)));
+    let v6 = ProbeVia { to: "[2001:db8::7]:1".parse().unwrap(), ..via(&probe) };
+    assert_eq!(decode(&v6.encode(&header())).unwrap().message, Message::ProbeVia(v6));
 }
 
 #[test]
@@ -111,7 +132,8 @@ fn unknown_versions_kinds_and_gaps_are_refused() {
         decode(&b).map(|d| d.header).unwrap_err()
     };
     assert_eq!(with(0, 2), DecodeError::Version);
-    assert_eq!(with(1, 7), DecodeError::Kind);
+    assert_eq!(with(1, 8), DecodeError::Kind);
+    assert_eq!(with(1, 7), DecodeError::TooShort);
     assert_eq!(with(40, 0xff), DecodeError::Gap);
     let mut zero = good;
     zero[40..44].fill(0);
@@ -155,7 +177,7 @@ proptest! {
 
     #[test]
     fn mutated_datagrams_never_panic(
-        which in 0..6usize,
+        which in 0..7usize,
         edits in proptest::collection::vec((0..1_200usize, any::<u8>()), 0..8),
         cut in 0..1_300usize,
     ) {

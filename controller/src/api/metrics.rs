@@ -202,7 +202,7 @@ fn doubt_name(doubt: &Doubt) -> &'static str {
 type Read = fn(&ShardMetrics) -> u64;
 
 /// Counters that each shard keeps: name, help, where it stands.
-const SHARD_COUNTERS: [(&str, &str, Read); 22] = [
+const SHARD_COUNTERS: [(&str, &str, Read); 24] = [
     ("datagrams_received_total", "Datagrams read from the sockets.", |m| get(&m.received)),
     ("received_bytes_total", "Bytes of the datagrams read.", |m| get(&m.received_bytes)),
     (
@@ -231,6 +231,12 @@ const SHARD_COUNTERS: [(&str, &str, Read); 22] = [
     ("acks_sent_total", "Acks sent because they were asked for.", |m| get(&m.acks)),
     ("challenges_sent_total", "Acks sent because an epoch was not ours.", |m| get(&m.challenges)),
     ("probes_sent_total", "Probes sent.", |m| get(&m.probes)),
+    ("probes_via_peers_sent_total", "Requests to peers to probe a suspect.", |m| get(&m.vias)),
+    (
+        "testimonies_received_total",
+        "Answers of suspects that peers brought back and that answered a request of ours.",
+        |m| get(&m.testimonies),
+    ),
     ("send_errors_total", "Datagrams that could not be sent.", |m| get(&m.send_errors)),
     ("suspects_total", "Hosts that became suspect.", |m| get(&m.suspects)),
     ("mistakes_total", "Suspicions that proved wrong: the same boot came back.", |m| {
@@ -278,9 +284,12 @@ fn shard_counters(f: &mut Families, shards: &[std::sync::Arc<ShardMetrics>]) {
 type ReadGauge = fn(&ShardMetrics) -> f64;
 
 /// Gauges that each shard keeps.
-const SHARD_GAUGES: [(&str, &str, ReadGauge); 8] = [
+const SHARD_GAUGES: [(&str, &str, ReadGauge); 9] = [
     ("shard_hosts", "Hosts of a shard.", |m| get(&m.hosts) as f64),
     ("hosts_probing", "Hosts being probed.", |m| get(&m.probing) as f64),
+    ("hosts_unreachable", "Suspects that answer other hosts, but not the controller.", |m| {
+        get(&m.unreachable_hosts) as f64
+    }),
     ("shard_lag_seconds", "How far judging lags behind now.", |m| get(&m.lag_us) as f64 / 1e6),
     ("shard_drop_ratio", "Share of datagrams that the kernel dropped in the last window.", |m| {
         get(&m.drop_ppm) as f64 / 1e6

@@ -62,7 +62,7 @@ pub struct HostJson {
     pub name: String,
     /// Where it stands.
     pub state: State,
-    /// Why, if down.
+    /// Why, if down; `unreachable` if suspect only because the controller cannot hear it.
     pub cause: Option<Cause>,
     /// Since when.
     pub since_ms: Wall,

@@ -28,6 +28,7 @@ use crate::delivery::webhook::WebhookError;
 use crate::delivery::{Delivery, DeliveryHandle};
 use crate::detector::Settings;
 use crate::detector::host::Known;
+use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
 use crate::metrics::ShardMetrics;
 use crate::policy::driver::{self, Driver, DriverStatus, known_of};
@@ -151,7 +152,7 @@ impl App {
         })?;
 
         let view = Arc::new(View::default());
-        let known = load_registry(&*store, &view, &*clock, count).await?;
+        let known = load_registry(&*store, &view, &config.domain_labels, &*clock, count).await?;
         let pause = Driver::load_pause(&*store).await?;
 
         let (stop, stopped) = watch::channel(false);
@@ -187,6 +188,7 @@ impl App {
                 interval: config.detector.interval,
                 cadence: config.detector.ack_every,
                 knobs: Arc::clone(&knobs),
+                domains: config.domain_labels.clone(),
                 seed: rng.random(),
             };
             let metrics = Arc::clone(&shards[usize::from(shard)].metrics);
@@ -221,6 +223,7 @@ impl App {
             store: Arc::clone(&store) as Arc<dyn Store>,
             delivery: Arc::clone(&delivery),
             shards: shards.clone(),
+            domains: config.domain_labels.clone(),
             clock: Arc::clone(&clock),
             seed: rng.random(),
             release_at: started + config.detector.restart_grace,
@@ -452,6 +455,7 @@ fn listen_tcp(address: SocketAddr) -> Result<TcpListener, AppError> {
 async fn load_registry(
     store: &dyn Store,
     view: &View,
+    domains: &DomainLabels,
     clock: &dyn Clock,
     count: u16,
 ) -> Result<Vec<Vec<Known>>, AppError> {
@@ -460,7 +464,7 @@ async fn load_registry(
     for row in store.hosts().await? {
         let live = Arc::new(LiveCell::default());
         let shard = usize::from(shard_of(row.id, count));
-        known[shard].push(known_of(&row, wall, Arc::clone(&live)));
+        known[shard].push(known_of(&row, domains, wall, Arc::clone(&live)));
         view.upsert(row, Some(live));
     }
     Ok(known)

@@ -111,6 +111,9 @@ pub(super) fn cause(cause: Cause) -> &'static str {
         Cause::AgentLost => {
             "its operating system answered that the agent is gone: the machine is up"
         }
+        Cause::Unreachable => {
+            "hosts in other failure domains reach it, but the controller does not"
+        }
     }
 }
 

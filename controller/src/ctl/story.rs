@@ -54,6 +54,10 @@ fn verdict(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
     let meaning = match (host.state, host.cause) {
         (State::Pending, _) => "It is expected, but has never been heard.",
         (State::Alive, _) => "Its beats arrive in time.",
+        (State::Suspect, Some(Cause::Unreachable)) => {
+            "It lives: hosts in other failure domains brought back its answers. But the controller cannot \
+             hear it: the network between them is cut. Nothing is failed over unless a rule says so."
+        }
         (State::Suspect, _) => {
             "Its next beat is overdue, and probes are asking it. This may be a mistake; nothing is \
              failed over yet."
@@ -135,14 +139,25 @@ fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
     if let Some(p) = &d.probes {
         writeln!(
             out,
-            "  Probes: {} of {} sent. {}",
-            p.sent,
-            p.of,
+            "  Probes: {} sent. {}",
+            if p.sent > u16::from(p.of) {
+                p.sent.to_string()
+            } else {
+                format!("{} of {}", p.sent, p.of)
+            },
             match p.unreachable {
                 0 => "None was answered.".to_owned(),
                 n => format!("To {n} its operating system answered that no agent listens."),
             }
         )?;
+        if p.peers_asked > 0 {
+            writeln!(
+                out,
+                "  Peers in other failure domains: asked {} to probe it too; {} brought its answer back.",
+                count(usize::from(p.peers_asked), "time"),
+                p.testimonies
+            )?;
+        }
     }
     writeln!(
         out,
@@ -246,6 +261,9 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
     let text = match (event.kind, same_boot) {
         (EventKind::HostJoined, _) => "heard for the first time",
         (EventKind::HostSuspect, _) => "overdue: became suspect, and probes were sent",
+        (EventKind::HostUnreachable, _) => {
+            "other hosts reach it, but the controller does not: it lives"
+        }
         (EventKind::HostDown, _) => "taken for dead: no probe was answered",
         (EventKind::HostAgentLost, _) => "its agent is gone, but the machine answers",
         (EventKind::HostRecovered, Some(true)) => {

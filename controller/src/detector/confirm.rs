@@ -1,71 +1,135 @@
-//! From suspect to a verdict: the probe plan.
+//! From suspect to a verdict: the plan.
 //!
-//! A suspect gets a burst of probes, each with the same random nonce. An answer by its agent ends the
-//! plan (the shard takes the suspect out); if none has come when the watermark has passed the last
-//! probe's waiting time, the host is down: `agent-lost` if its kernel said that nobody listens and
-//! quoted our nonce, else `silent`. The watermark matters: an answer that lies unread in our mail must
-//! not be missed.
+//! *Burst.* A suspect gets a few probes, all with one random nonce. Together with the last two of them
+//! some *peers* in other failure domains are asked to probe it too ([`super::peers`]), each with a nonce
+//! of its own, and to bring back its answer, which only the suspect can seal. Probes are spaced, and
+//! answers waited for, by the round trips that agents measured, so that a slow way is not mistaken for
+//! silence.
 //!
-//! Work is bounded by a token bucket: who has been silent longest is probed first, the others wait.
+//! *Verdict*, when the watermark has passed the last waiting time (an answer that lies unread in our mail
+//! must not be missed):
+//!
+//! | who answered | verdict |
+//! | --- | --- |
+//! | its agent, to us | alive; the shard takes it out of the plan at once |
+//! | its agent, through a peer | *unreachable*: it lives, but we cannot hear it; still suspect |
+//! | its kernel alone: nobody listens, quoting our nonce | down, `agent-lost` |
+//! | nobody | down, `silent` |
+//!
+//! *Unreachable.* Rounds go on, one each [`ROUND`]: a probe and requests to peers, all with new nonces.
+//! What a peer brings back is good in its own round only and once, so no recording, and no answer that
+//! somebody kept, holds a dead host up for longer than a round. After [`SILENT_ROUNDS_MAX`] rounds in a
+//! row without testimony the host is down. No peer that could be asked counts as silence: where nobody
+//! can speak for a host, its own silence decides, as if there were no peers at all.
+//!
+//! Who was stopped, or is far behind with his mail, does not judge by what he has read so far: if the
+//! watermark lags at the moment of a verdict, the suspect gets one more probe, or one more round. Once,
+//! until it is heard through somebody: who always lags must judge in the end.
+//!
+//! Work is bounded by a token bucket: who has been silent longest is probed first, the others wait. A
+//! step costs one token, for the probe (by both sockets) and the first peer; more peers, and the rounds
+//! of hosts that are known to live, take only what can be spared. So asking peers delays no verdict,
+//! however many suspects there are, and the network sees at most three datagrams a token.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use heartwatch_common::time::Instant;
 
+use super::dice::Dice;
 use crate::event::Cause;
+pub use budget::Bucket;
 
-/// Tokens gathered at `rate` per second up to `burst`; pure.
-#[derive(Clone, Copy, Debug)]
-pub struct Bucket {
-    rate: f64,
-    burst: f64,
-    tokens: f64,
-    filled: Instant,
-}
+mod budget;
 
-impl Bucket {
-    /// A full bucket.
-    pub fn new(rate: u32, burst: u32, now: Instant) -> Self {
-        let burst = f64::from(burst);
-        Self { rate: f64::from(rate), burst, tokens: burst, filled: now }
-    }
-
-    /// Takes one token, if there is one.
-    pub fn take(&mut self, now: Instant) -> bool {
-        let gathered = now.since(self.filled).as_secs_f64() * self.rate;
-        self.tokens = (self.tokens + gathered).min(self.burst);
-        self.filled = self.filled.max(now);
-        if self.tokens < 1.0 {
-            return false;
-        }
-        self.tokens -= 1.0;
-        true
-    }
-}
+/// Probes are never further apart than this, however slow the way.
+pub const SPACING_MAX: Duration = Duration::from_secs(2);
+/// Least time between two rounds for an unreachable host.
+pub const ROUND: Duration = Duration::from_millis(1_500);
+/// Rounds in a row without testimony after which an unreachable host is down.
+pub const SILENT_ROUNDS_MAX: u8 = 3;
+/// A watermark further behind than this leaves too much mail unread for a verdict.
+const LAG_MAX: Duration = Duration::from_millis(500);
 
 /// How suspects are probed.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbePlan {
     /// Probes before a verdict.
     pub probes: u8,
-    /// Time between probes, and after the last.
+    /// Least time between probes, and after the last.
     pub spacing: Duration,
-    /// Probes per second.
+    /// Steps per second.
     pub rate_max: u32,
+    /// Peers asked with each of the last two probes, and in each round; 0 = none.
+    pub peers: u8,
+}
+
+impl ProbePlan {
+    /// How long an answer over a way with this round trip is waited for: twice as long, within bounds.
+    pub fn patience(&self, trip: Duration) -> Duration {
+        self.spacing.max((trip * 2).min(SPACING_MAX))
+    }
+
+    fn asks_peers(&self, number: u16) -> bool {
+        let probes = u16::from(self.probes);
+        self.peers > 0 && number + 1 >= probes && (number > 1 || probes == 1)
+    }
+}
+
+/// What was tried, and who answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Probes sent.
+    pub sent: u16,
+    /// How many of them its kernel answered with "nobody listens".
+    pub unreachable: u16,
+    /// Requests to peers.
+    pub asked: u16,
+    /// Answers of the suspect that peers brought back.
+    pub testimonies: u16,
+}
+
+/// A request to a peer.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    nonce: [u8; 16],
+    peer: u32,
+    answered: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Burst,
+    /// It answers peers; so many rounds in a row it has not.
+    Unreachable {
+        silent: u8,
+    },
 }
 
 /// One suspect.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Suspect {
     /// Since when.
     pub since: Instant,
-    /// Probes sent.
-    pub sent: u8,
-    /// How many of them its kernel answered with "nobody listens".
-    pub unreachable: u8,
-    /// What a true answer must contain.
-    pub nonce: [u8; 16],
+    /// What was tried, and who answered.
+    pub tally: Tally,
+    /// What a true answer to us must contain.
+    nonce: [u8; 16],
+    /// Least time between two probes of it.
+    pub spacing: Duration,
+    stage: Stage,
+    /// Of the burst, or of the present round.
+    requests: Vec<Request>,
+    /// A round is under way.
+    in_round: bool,
+    /// A peer testified in the burst, or in the present round.
+    heard: bool,
+    /// It had its one more chance because we lagged.
+    spared: bool,
+    /// Who testified last.
+    witness: Option<u32>,
+    /// Answers through peers are waited for until then.
+    patience: Instant,
     /// When something is to be done next.
     next: Instant,
 }
@@ -73,14 +137,21 @@ pub struct Suspect {
 /// What to do about a suspect now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Send probe number `number` with this nonce.
+    /// Send a probe.
     Probe {
         /// Whom.
         slot: u32,
         /// From 1.
-        number: u8,
+        number: u16,
         /// To be sent back.
         nonce: [u8; 16],
+        /// Ask so many peers too, and tell by [`Confirm::asked`].
+        peers: u8,
+    },
+    /// Its agent answers peers, but not us.
+    Unreachable {
+        /// Who.
+        slot: u32,
     },
     /// Nobody answered.
     Down {
@@ -88,8 +159,8 @@ pub enum Step {
         slot: u32,
         /// Why.
         cause: Cause,
-        /// Probes that its kernel answered with "nobody listens".
-        unreachable: u8,
+        /// What was tried.
+        tally: Tally,
     },
 }
 
@@ -101,19 +172,33 @@ pub struct Confirm {
     /// Suspects by the moment of their next step; ties and backlog go to the lowest, the longest waiting.
     queue: BTreeSet<(Instant, u32)>,
     budget: Bucket,
+    unreachable: usize,
 }
 
 impl Confirm {
     /// No suspects.
     pub fn new(plan: ProbePlan, now: Instant) -> Self {
         let budget = Bucket::new(plan.rate_max, plan.rate_max.div_ceil(10), now);
-        Self { plan, suspects: BTreeMap::new(), queue: BTreeSet::new(), budget }
+        Self { plan, suspects: BTreeMap::new(), queue: BTreeSet::new(), budget, unreachable: 0 }
     }
 
-    /// Begins to probe a host.
-    pub fn begin(&mut self, slot: u32, nonce: [u8; 16], now: Instant) {
+    /// Begins to probe a host whose round trip is `trip` (zero: unknown).
+    pub fn begin(&mut self, slot: u32, nonce: [u8; 16], trip: Duration, now: Instant) {
         self.end(slot);
-        let suspect = Suspect { since: now, sent: 0, unreachable: 0, nonce, next: now };
+        let suspect = Suspect {
+            since: now,
+            tally: Tally::default(),
+            nonce,
+            spacing: self.plan.patience(trip),
+            stage: Stage::Burst,
+            requests: Vec::new(),
+            in_round: true,
+            heard: false,
+            spared: false,
+            witness: None,
+            patience: now,
+            next: now,
+        };
         self.suspects.insert(slot, suspect);
         self.queue.insert((now, slot));
     }
@@ -122,6 +207,7 @@ impl Confirm {
     pub fn end(&mut self, slot: u32) -> Option<Suspect> {
         let suspect = self.suspects.remove(&slot)?;
         self.queue.remove(&(suspect.next, slot));
+        self.unreachable -= usize::from(suspect.stage != Stage::Burst);
         Some(suspect)
     }
 
@@ -130,18 +216,63 @@ impl Confirm {
         self.suspects.get(&slot)
     }
 
-    /// Whether `nonce` is what the suspect in `slot` was asked to send back, after it was asked.
+    /// Whether the host in `slot` is known to live although we cannot hear it.
+    pub fn is_unreachable(&self, slot: u32) -> bool {
+        self.suspects.get(&slot).is_some_and(|s| s.stage != Stage::Burst)
+    }
+
+    /// How many such hosts there are.
+    pub fn unreachable_len(&self) -> usize {
+        self.unreachable
+    }
+
+    /// Whether `nonce` is what the suspect in `slot` was asked by us to send back, after it was asked.
     pub fn answers(&self, slot: u32, nonce: &[u8; 16]) -> bool {
-        self.suspects.get(&slot).is_some_and(|s| s.sent > 0 && s.nonce == *nonce)
+        self.suspects.get(&slot).is_some_and(|s| s.tally.sent > 0 && s.nonce == *nonce)
+    }
+
+    /// Books a request to a peer, with a nonce of its own, over ways whose round trips add up to `trip`.
+    pub fn asked(&mut self, slot: u32, peer: u32, nonce: [u8; 16], trip: Duration, now: Instant) {
+        let patience = now + self.plan.patience(trip);
+        let last = u16::from(self.plan.probes);
+        let Some(s) = self.suspects.get_mut(&slot) else { return };
+        s.requests.push(Request { nonce, peer, answered: false });
+        s.tally.asked = s.tally.asked.saturating_add(1);
+        s.patience = s.patience.max(patience);
+        if s.tally.sent >= last && s.next < s.patience {
+            let at = s.patience;
+            self.file(slot, at);
+        }
+    }
+
+    /// The peers that were asked in this burst or round, and the one that testified last.
+    pub fn peers_of(&self, slot: u32) -> (impl Iterator<Item = u32>, Option<u32>) {
+        let suspect = self.suspects.get(&slot);
+        let asked = suspect.map_or(&[][..], |s| &s.requests).iter().map(|r| r.peer);
+        (asked, suspect.and_then(|s| s.witness))
+    }
+
+    /// Takes an answer that the suspect in `slot` sealed and a peer brought back. `false`: no request that
+    /// is under way waits for this nonce, so it is a recording, or comes too late.
+    pub fn testify(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {
+        let Some(s) = self.suspects.get_mut(&slot) else { return false };
+        let mut waiting = s.requests.iter_mut().filter(|r| !r.answered);
+        let Some(request) = waiting.find(|r| r.nonce == *nonce) else { return false };
+        request.answered = true;
+        s.witness = Some(request.peer);
+        s.heard = true;
+        s.tally.testimonies = s.tally.testimonies.saturating_add(1);
+        true
     }
 
     /// The host's kernel says that nobody listens, quoting `nonce`. `false` if it quotes something else.
     pub fn unreachable(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {
-        let Some(s) = self.suspects.get_mut(&slot).filter(|s| s.sent > 0 && s.nonce == *nonce)
+        let Some(s) =
+            self.suspects.get_mut(&slot).filter(|s| s.tally.sent > 0 && s.nonce == *nonce)
         else {
             return false;
         };
-        s.unreachable = s.unreachable.saturating_add(1);
+        s.tally.unreachable = s.tally.unreachable.saturating_add(1);
         true
     }
 
@@ -161,30 +292,100 @@ impl Confirm {
     }
 
     /// The next thing to do, if anything is due. `seen`: everything that arrived before it has been read.
-    pub fn step(&mut self, now: Instant, seen: Instant) -> Option<Step> {
-        let &(due, slot) = self.queue.first()?;
-        if due > now {
-            return None;
-        }
-        let suspect = self.suspects.get_mut(&slot)?;
-        if suspect.sent >= self.plan.probes {
-            if seen < due {
-                // Its answer may lie unread.
+    pub fn step(&mut self, now: Instant, seen: Instant, dice: &mut Dice) -> Option<Step> {
+        let lags = now.since(seen) > LAG_MAX;
+        loop {
+            let &(due, slot) = self.queue.first()?;
+            if due > now {
                 return None;
             }
-            let unreachable = suspect.unreachable;
-            let cause = if unreachable > 0 { Cause::AgentLost } else { Cause::Silent };
-            self.end(slot);
-            return Some(Step::Down { slot, cause, unreachable });
+            let s = self.suspects.get_mut(&slot)?;
+            match s.stage {
+                Stage::Burst if s.tally.sent < u16::from(self.plan.probes) => {
+                    if !self.budget.take(now) {
+                        return None;
+                    }
+                    return Some(self.probe(slot, now));
+                }
+                // Its answer may lie unread.
+                _ if seen < due => return None,
+                Stage::Burst if s.heard => {
+                    s.stage = Stage::Unreachable { silent: 0 };
+                    s.end_round();
+                    self.unreachable += 1;
+                    self.file(slot, now + ROUND);
+                    return Some(Step::Unreachable { slot });
+                }
+                Stage::Burst if !s.spared && lags => {
+                    if !self.budget.take(now) {
+                        return None;
+                    }
+                    s.spared = true;
+                    return Some(self.probe(slot, now));
+                }
+                Stage::Burst => return Some(self.down(slot)),
+                Stage::Unreachable { silent } => {
+                    if s.in_round {
+                        let silent = if s.heard {
+                            0
+                        } else if !s.spared && lags {
+                            s.spared = true;
+                            silent
+                        } else {
+                            silent + 1
+                        };
+                        s.stage = Stage::Unreachable { silent };
+                        s.end_round();
+                        if silent >= SILENT_ROUNDS_MAX {
+                            return Some(self.down(slot));
+                        }
+                    }
+                    if !self.budget.take_spare(now) {
+                        self.file(slot, now + ROUND);
+                        continue;
+                    }
+                    s.in_round = true;
+                    s.nonce = dice.nonce();
+                    return Some(self.probe(slot, now));
+                }
+            }
         }
-        if !self.budget.take(now) {
-            return None;
+    }
+
+    /// The probe that is due to a suspect, for which a token was taken.
+    fn probe(&mut self, slot: u32, now: Instant) -> Step {
+        let s = self.suspects.get_mut(&slot).expect("the queue holds suspects only");
+        s.tally.sent = s.tally.sent.saturating_add(1);
+        let (number, nonce) = (s.tally.sent, s.nonce);
+        let mut peers = 0;
+        if self.plan.asks_peers(number) {
+            // The first comes with the probe's token.
+            peers = 1;
+            while peers < self.plan.peers && self.budget.take_spare(now) {
+                peers += 1;
+            }
         }
-        self.queue.pop_first();
-        suspect.sent += 1;
-        suspect.next = now + self.plan.spacing;
-        self.queue.insert((suspect.next, slot));
-        Some(Step::Probe { slot, number: suspect.sent, nonce: suspect.nonce })
+        let pause = if s.stage == Stage::Burst { s.spacing } else { s.spacing.max(ROUND) };
+        let mut next = now + pause;
+        if number >= u16::from(self.plan.probes) {
+            next = next.max(s.patience);
+        }
+        self.file(slot, next);
+        Step::Probe { slot, number, nonce, peers }
+    }
+
+    fn down(&mut self, slot: u32) -> Step {
+        let tally = self.end(slot).map(|s| s.tally).unwrap_or_default();
+        let cause = if tally.unreachable > 0 { Cause::AgentLost } else { Cause::Silent };
+        Step::Down { slot, cause, tally }
+    }
+
+    /// Sets when something is to be done about a suspect.
+    fn file(&mut self, slot: u32, next: Instant) {
+        let s = self.suspects.get_mut(&slot).expect("the queue holds suspects only");
+        self.queue.remove(&(s.next, slot));
+        s.next = next;
+        self.queue.insert((next, slot));
     }
 
     /// When the next step is due; it may have to wait for the watermark or the budget.
@@ -193,78 +394,18 @@ impl Confirm {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PLAN: ProbePlan =
-        ProbePlan { probes: 3, spacing: Duration::from_millis(200), rate_max: 1_000 };
-
-    fn ms(n: u64) -> Instant {
-        Instant::from_millis(n)
-    }
-
-    fn steps(confirm: &mut Confirm, at: u64) -> Vec<Step> {
-        std::iter::from_fn(|| confirm.step(ms(at), ms(at))).collect()
-    }
-
-    #[test]
-    fn three_unanswered_probes_make_a_host_down_and_not_one_fewer() {
-        let mut confirm = Confirm::new(PLAN, ms(0));
-        confirm.begin(7, [1; 16], ms(0));
-        for (at, number) in [(0, 1), (200, 2), (400, 3)] {
-            let want = Step::Probe { slot: 7, number, nonce: [1; 16] };
-            assert_eq!(steps(&mut confirm, at), [want]);
-            assert_eq!(steps(&mut confirm, at + 199), []);
+impl Suspect {
+    /// What was asked in the burst, or in a round, can no longer be answered.
+    fn end_round(&mut self) {
+        if self.heard {
+            // Its agent lives: whatever its kernel said before is not so.
+            self.tally.unreachable = 0;
+            self.spared = false;
         }
-        assert_eq!(
-            steps(&mut confirm, 600),
-            [Step::Down { slot: 7, cause: Cause::Silent, unreachable: 0 }]
-        );
-        assert!(confirm.is_empty() && confirm.next_due().is_none());
-    }
-
-    #[test]
-    fn no_verdict_falls_while_an_answer_may_lie_unread() {
-        let mut confirm = Confirm::new(PLAN, ms(0));
-        confirm.begin(7, [1; 16], ms(0));
-        for at in [0, 200, 400] {
-            steps(&mut confirm, at);
-        }
-        assert_eq!(confirm.step(ms(60_000), ms(599)), None);
-        assert!(confirm.step(ms(60_000), ms(600)).is_some());
-    }
-
-    #[test]
-    fn a_kernel_that_quotes_our_nonce_makes_the_cause_agent_lost() {
-        let mut confirm = Confirm::new(PLAN, ms(0));
-        confirm.begin(7, [1; 16], ms(0));
-        assert!(!confirm.unreachable(7, &[1; 16]), "nothing was sent yet");
-        steps(&mut confirm, 0);
-        assert!(!confirm.unreachable(7, &[2; 16]) && !confirm.unreachable(8, &[1; 16]));
-        assert!(confirm.unreachable(7, &[1; 16]));
-        for at in [200, 400] {
-            steps(&mut confirm, at);
-        }
-        assert_eq!(
-            steps(&mut confirm, 600),
-            [Step::Down { slot: 7, cause: Cause::AgentLost, unreachable: 1 }]
-        );
-    }
-
-    #[test]
-    fn a_crowd_of_suspects_is_probed_within_the_budget_longest_silent_first() {
-        let mut confirm = Confirm::new(PLAN, ms(0));
-        for slot in 0..500 {
-            confirm.begin(slot, [1; 16], ms(u64::from(slot)));
-        }
-        let first = steps(&mut confirm, 500);
-        assert_eq!(first.len(), 100, "a tenth of a second's worth at once");
-        assert_eq!(first[0], Step::Probe { slot: 0, number: 1, nonce: [1; 16] });
-        let total: usize = (501..=2_600).map(|at| steps(&mut confirm, at).len()).sum();
-        let downs = 500 - confirm.len();
-        assert!(total + 100 - downs <= 2_200, "{total} steps, {downs} downs");
-        let rest: usize = (2_601..9_000).map(|at| steps(&mut confirm, at).len()).sum();
-        assert_eq!(total + 100 + rest, 500 * 4, "three probes and a verdict each");
+        (self.in_round, self.heard) = (false, false);
+        self.requests.clear();
     }
 }
+
+#[cfg(test)]
+mod tests;

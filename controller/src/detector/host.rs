@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Generation, HostId, KeyId, Seq};
 use heartwatch_common::time::Instant;
-use heartwatch_common::wire::LeaveReason;
+use heartwatch_common::wire::{LeaveReason, RoundTrip};
 use serde::Serialize;
 
 use super::knobs::Profile;
+use super::peers::Domain;
 use super::timeout::{GroupId, Learned, MarginSource, Patience};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
@@ -41,6 +42,8 @@ pub struct Known {
     pub profile: Profile,
     /// Where an operator wants its margin kept, if anywhere.
     pub frozen: Option<Duration>,
+    /// Its failure domain.
+    pub domain: Domain,
     /// Where its live figures are published.
     pub live: Arc<LiveCell>,
 }
@@ -95,6 +98,10 @@ pub(crate) struct Host {
     pub(crate) key: Option<(KeyId, Generation)>,
     /// Which of the shard's sockets its last proof of life came in by.
     pub(crate) listen: u8,
+    /// Its failure domain, by the newest labels that are known.
+    pub(crate) domain: Domain,
+    /// Its agent's round trip to us, as its beats tell.
+    pub(crate) round_trip: RoundTrip,
     pub(crate) live: Arc<LiveCell>,
 }
 
@@ -162,11 +169,13 @@ pub enum Turn {
     Joined,
     /// Overdue; probes are on their way.
     Suspect,
+    /// Its agent answers hosts in other failure domains, but not us; still suspect.
+    Unreachable,
     /// Nobody answered.
     Down(Cause),
     /// Proof of life from suspect, down or left.
     Recovered {
-        /// The life is the one that we gave up: we were wrong.
+        /// The life is the one that we gave up: we were wrong, unless it was only unreachable.
         same_boot: bool,
     },
     /// A new life without an outage in between.
@@ -205,9 +214,13 @@ pub struct Evidence {
     /// Number of its newest datagram.
     pub last_seq: u32,
     /// Probes sent.
-    pub probes_sent: u8,
+    pub probes_sent: u16,
     /// Probes that its kernel answered with "nobody listens".
-    pub probes_unreachable: u8,
+    pub probes_unreachable: u16,
+    /// Requests to peers to probe it too.
+    pub peers_asked: u16,
+    /// Answers of its agent that peers brought back.
+    pub testimonies: u16,
     /// Share of datagrams that this shard dropped in its last window, parts per million.
     pub drop_ppm: u64,
     /// Whether it was judged although own losses might have excused it (`doubt_max` was used up).

@@ -8,7 +8,8 @@
 //! goes to the right end of its row, so the leftmost is the one that hung longest, and he looks along a
 //! row only until he meets one whose time has not come. A bell that has rung meanwhile he hangs anew.
 //! When one has been silent too long he first asks himself whether he slept ([`doubt`]), then knocks
-//! three times ([`confirm`]), and only then calls for help.
+//! three times ([`confirm`]), has neighbours of other houses knock too ([`peers`]), and only then calls
+//! for help.
 //!
 //! Invariants (checked by [`Detector::check`] in tests):
 //! - a tracked host is in exactly one row, but for suspects, which are in the probe plan, and pending,
@@ -23,6 +24,7 @@ pub mod doubt;
 pub mod host;
 pub mod knobs;
 pub mod lru;
+pub mod peers;
 pub mod timeout;
 
 use std::net::SocketAddr;
@@ -32,12 +34,12 @@ use hashbrown::HashMap;
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
-use heartwatch_common::wire::{Leave, Stamp};
+use heartwatch_common::wire::{Leave, RoundTrip, Stamp};
 
 use crate::control::{HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
-use confirm::{Confirm, ProbePlan, Step};
+use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse};
 use host::{Evidence, Host, Known, Transition, Turn};
@@ -80,6 +82,7 @@ impl Settings {
                 probes: c.probes,
                 spacing: c.probe_spacing,
                 rate_max: c.probe_rate_max,
+                peers: c.peers,
             },
             doubt_max: c.doubt_max,
             restart_grace: c.restart_grace,
@@ -131,8 +134,25 @@ pub enum Judged {
         /// The boot that is known.
         boot: Boot,
         /// Number of the probe, from 1.
-        number: u8,
+        number: u16,
         /// To be sent back.
+        nonce: [u8; 16],
+    },
+    /// A peer is to be asked to probe a suspect.
+    Ask {
+        /// The peer.
+        peer: HostId,
+        /// Where the peer was last heard from.
+        peer_at: SocketAddr,
+        /// Whom it shall probe.
+        host: HostId,
+        /// Where that one was last heard from.
+        to: SocketAddr,
+        /// The boot of it that is known.
+        boot: Boot,
+        /// Number of the probe that goes out together with the request.
+        number: u16,
+        /// For the suspect to send back: of this request alone.
         nonce: [u8; 16],
     },
     /// A deadline passed, but our own losses excuse the host for now.
@@ -369,6 +389,8 @@ impl Detector {
             excused_since: None,
             key: None,
             listen: 0,
+            domain: known.domain,
+            round_trip: RoundTrip::UNKNOWN,
             live: known.live,
         };
         self.hosts[slot as usize] = Some(host);
@@ -415,7 +437,7 @@ impl Detector {
     fn evidence(&self, slot: u32, at: Instant) -> Evidence {
         let h = self.host(slot);
         let (margin, source) = self.margin(h);
-        let probes = self.confirm.get(slot);
+        let tally = self.confirm.get(slot).map(|s| s.tally).unwrap_or_default();
         Evidence {
             silence_ms: h.last_arrival.map_or(0, |a| at.since(a).as_millis() as u64),
             overdue_ms: ms_between(h.expected, at),
@@ -423,8 +445,10 @@ impl Detector {
             margin_source: source.as_str(),
             gap_ms: h.gap.as_millis() as u64,
             last_seq: h.seq.0,
-            probes_sent: probes.map_or(0, |p| p.sent),
-            probes_unreachable: probes.map_or(0, |p| p.unreachable),
+            probes_sent: tally.sent,
+            probes_unreachable: tally.unreachable,
+            peers_asked: tally.asked,
+            testimonies: tally.testimonies,
             drop_ppm: self.doubt.drop_ppm(),
             judged_in_doubt: false,
             mistakes: h.mistakes,
@@ -514,8 +538,10 @@ impl Detector {
             h.other_until = arrival + DUPLICATE_WINDOW;
             h.hello_wanted = true;
         }
-        let mistaken = same_boot && matches!(state, State::Suspect | State::Down);
-        if mistaken {
+        // Of an unreachable host we said that it lives.
+        let known_to_live = self.confirm.is_unreachable(slot);
+        let given_up = matches!(state, State::Suspect | State::Down);
+        if same_boot && given_up && !known_to_live {
             h.mistakes = h.mistakes.saturating_add(1);
             knobs.mistake();
             observed.mistake = Some(state);
@@ -575,6 +601,18 @@ impl Detector {
         self.confirm.answers(slot, nonce)
     }
 
+    /// Takes an answer to a probe that a peer brought back, sealed by the suspect itself. It proves that
+    /// the host lived when the peer was asked, and nothing else: it came from another address than the
+    /// host's, and we still cannot hear it. `false` if we wait for no such nonce.
+    pub fn testify(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {
+        self.confirm.testify(slot, nonce)
+    }
+
+    /// How many hosts are unreachable from here, but alive.
+    pub fn unreachable_len(&self) -> usize {
+        self.confirm.unreachable_len()
+    }
+
     /// A host's kernel says that nobody listens, quoting a nonce. `false` if it is not one of ours.
     pub fn unreachable(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {
         self.confirm.unreachable(slot, nonce)
@@ -627,18 +665,49 @@ impl Detector {
             self.rows.file(slot, at, self.clock);
         }
         self.again = again;
-        while let Some(step) = self.confirm.step(now, seen.min(seen_probes)) {
+        while let Some(step) = self.confirm.step(now, seen.min(seen_probes), &mut self.dice) {
             match step {
-                Step::Probe { slot, number, nonce } => {
+                Step::Probe { slot, number, nonce, peers } => {
                     let h = self.host(slot);
                     if let Some(to) = h.address {
                         out.push(Judged::Probe { host: h.id, to, boot: h.boot, number, nonce });
+                        self.ask_peers(slot, to, number, peers, now, out);
                     }
                 }
-                Step::Down { slot, cause, unreachable } => {
-                    self.down(slot, cause, unreachable, now, out);
+                Step::Unreachable { slot } => {
+                    let evidence = self.evidence(slot, now);
+                    out.push(Judged::Turn(self.turn(slot, Turn::Unreachable, now, evidence)));
                 }
+                Step::Down { slot, cause, tally } => self.down(slot, cause, tally, now, out),
             }
+        }
+    }
+
+    /// Has at most `count` peers asked about the suspect in `slot`, who was last heard from `to`.
+    fn ask_peers(
+        &mut self,
+        slot: u32,
+        to: SocketAddr,
+        number: u16,
+        count: u8,
+        now: Instant,
+        out: &mut Vec<Judged>,
+    ) {
+        if count == 0 {
+            return;
+        }
+        let (asked, witness) = self.confirm.peers_of(slot);
+        let asked: Vec<u32> = asked.collect();
+        let Self { hosts, dice, clock, .. } = self;
+        let chosen = peers::choose(hosts, slot, usize::from(count), *clock, &asked, witness, dice);
+        for peer in chosen {
+            let nonce = self.dice.nonce();
+            let (h, p) = (self.host(slot), self.host(peer));
+            let Some(peer_at) = p.address else { continue };
+            let (peer_id, host, boot) = (p.id, h.id, h.boot);
+            let trip = trip_of(h) + trip_of(p);
+            self.confirm.asked(slot, peer, nonce, trip, now);
+            out.push(Judged::Ask { peer: peer_id, peer_at, host, to, boot, number, nonce });
         }
     }
 
@@ -663,10 +732,10 @@ impl Detector {
                 return Some(at);
             }
         };
-        let nonce = self.dice.nonce();
+        let (nonce, trip) = (self.dice.nonce(), trip_of(self.host(slot)));
         let mut evidence = self.evidence(slot, now);
         evidence.judged_in_doubt = in_doubt;
-        self.confirm.begin(slot, nonce, now);
+        self.confirm.begin(slot, nonce, trip, now);
         self.set_state(slot, State::Suspect);
         if !restored {
             out.push(Judged::Turn(self.turn(slot, Turn::Suspect, now, evidence)));
@@ -674,18 +743,11 @@ impl Detector {
         None
     }
 
-    fn down(
-        &mut self,
-        slot: u32,
-        cause: Cause,
-        unreachable: u8,
-        now: Instant,
-        out: &mut Vec<Judged>,
-    ) {
+    fn down(&mut self, slot: u32, cause: Cause, tally: Tally, now: Instant, out: &mut Vec<Judged>) {
         let mut evidence = self.evidence(slot, now);
         // `step` has taken the suspect out of the plan with its verdict.
-        evidence.probes_sent = self.settings.plan.probes;
-        evidence.probes_unreachable = unreachable;
+        (evidence.probes_sent, evidence.probes_unreachable) = (tally.sent, tally.unreachable);
+        (evidence.peers_asked, evidence.testimonies) = (tally.asked, tally.testimonies);
         self.set_state(slot, State::Down);
         let forget = now + self.settings.forget_after;
         self.host_mut(slot).deadline = forget;
@@ -733,9 +795,12 @@ impl Detector {
             late_ms: h.late_ms,
             mistakes: h.mistakes,
             probes: self.confirm.get(slot).map(|p| ProbeWhy {
-                sent: p.sent,
+                sent: p.tally.sent,
                 of: self.confirm.plan().probes,
-                unreachable: p.unreachable,
+                unreachable: p.tally.unreachable,
+                peers_asked: p.tally.asked,
+                testimonies: p.tally.testimonies,
+                spacing_ms: p.spacing.as_millis() as u64,
             }),
             shard_drop_ppm: self.doubt.drop_ppm(),
             shard_lag_ms: lag.as_millis() as u64,
@@ -794,6 +859,11 @@ fn overdue_bins(h: &Host, context: Context) -> Vec<OverdueBin> {
         count: f64::from(count),
     };
     h.learned.histogram(context).map(bin).collect()
+}
+
+/// A host's round trip; zero if it is not known.
+fn trip_of(h: &Host) -> Duration {
+    h.round_trip.duration().unwrap_or_default()
 }
 
 /// Milliseconds from `from` to `to`, negative if `to` is earlier.

@@ -15,7 +15,7 @@ const SPACING: Duration = Duration::from_millis(200);
 fn settings() -> Settings {
     Settings {
         gap_max: Duration::from_secs(60),
-        plan: ProbePlan { probes: 3, spacing: SPACING, rate_max: 1_000_000 },
+        plan: ProbePlan { probes: 3, spacing: SPACING, rate_max: 1_000_000, peers: 3 },
         doubt_max: Duration::from_secs(30),
         restart_grace: Duration::from_secs(10),
         missing_after: Duration::from_secs(60),
@@ -43,6 +43,7 @@ fn known(n: u8, state: State) -> Known {
         duplicate: false,
         profile: Profile::default(),
         frozen: None,
+        domain: Default::default(),
         live: Arc::new(LiveCell::default()),
     }
 }

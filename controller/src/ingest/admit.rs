@@ -139,7 +139,7 @@ mod tests {
     use heartwatch_common::auth::FleetSecret;
     use heartwatch_common::id::{ControllerId, KeyId};
     use heartwatch_common::load::LoadSample;
-    use heartwatch_common::wire::{Ack, Beat, Header};
+    use heartwatch_common::wire::{Ack, Beat, Header, RoundTrip};
 
     const EPOCH: Epoch = Epoch(77);
     const TOLERANCE: Duration = Duration::from_secs(30);
@@ -166,7 +166,8 @@ mod tests {
             generation: Generation(generation),
             flags: 0,
         };
-        let beat = Beat { stamp: stamp(1, 1, 1), late_ms: 0, checks: 0, load: LoadSample::UNKNOWN };
+        let (load, round_trip) = (LoadSample::UNKNOWN, RoundTrip::UNKNOWN);
+        let beat = Beat { stamp: stamp(1, 1, 1), late_ms: 0, checks: 0, load, round_trip };
         let mut bytes = beat.encode(&header);
         FleetSecret::new(KeyId(key_id), [9; 32])
             .host_key(HOST, Generation(generation))

@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSo
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
-use heartwatch_common::wire::{DATAGRAM_LEN_MAX, Fixed};
+use heartwatch_common::wire::DATAGRAM_LEN_MAX;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Datagrams per system call.
@@ -220,7 +220,7 @@ impl BatchSocket {
     }
 
     /// Sends datagrams, many per system call. Answers how many the kernel did not take.
-    pub fn send(&mut self, datagrams: &[(SocketAddr, Fixed)]) -> usize {
+    pub fn send<B: AsRef<[u8]>>(&mut self, datagrams: &[(SocketAddr, B)]) -> usize {
         let mut failed = 0;
         for chunk in datagrams.chunks(BATCH_LEN) {
             failed += self.send_chunk(chunk);
@@ -228,10 +228,11 @@ impl BatchSocket {
         failed
     }
 
-    fn send_chunk(&mut self, chunk: &[(SocketAddr, Fixed)]) -> usize {
+    fn send_chunk<B: AsRef<[u8]>>(&mut self, chunk: &[(SocketAddr, B)]) -> usize {
         let v6 = self.local_addr().is_ok_and(|a| a.is_ipv6());
         let names: Vec<SockAddr> = chunk.iter().map(|(to, _)| target(*to, v6)).collect();
         for (i, ((_, bytes), name)) in chunk.iter().zip(&names).enumerate() {
+            let bytes = bytes.as_ref();
             self.iovecs[i] =
                 libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
             let header = &mut self.headers[i].msg_hdr;

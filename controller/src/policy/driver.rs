@@ -23,11 +23,12 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::placement::{Candidate, Ranking};
-use super::{Policy, new_row};
+use super::{Policy, new_row, order_of};
 use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
 use crate::delivery::DeliveryHandle;
 use crate::detector::host::{Known, Transition, Turn};
 use crate::detector::knobs::Profile;
+use crate::detector::peers::DomainLabels;
 use crate::event::{EventKind, State};
 use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
@@ -123,6 +124,8 @@ pub struct Driver {
     pub delivery: Arc<DeliveryHandle>,
     /// Who watches.
     pub shards: Vec<ShardHandle>,
+    /// Which labels make a failure domain.
+    pub domains: DomainLabels,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
     /// Names events; from the operating system's generator in production.
@@ -463,7 +466,8 @@ impl Running {
             let live = Arc::new(LiveCell::default());
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
             self.d.view.upsert(row.clone(), Some(Arc::clone(&live)));
-            by_shard[self.shard_of(row.id)].push(known_of(&row, wall, live));
+            let known = known_of(&row, &self.d.domains, wall, live);
+            by_shard[self.shard_of(row.id)].push(known);
             self.save(row);
             report.added += 1;
         }
@@ -627,10 +631,7 @@ impl Writer {
     async fn release(&self, host: HostId, seed: u64) -> Result<(), StoreError> {
         let known = self.view.get(host);
         let row = known.as_ref().map(|h| &*h.row);
-        let kind = match row.and_then(|r| r.cause) {
-            Some(crate::event::Cause::AgentLost) => EventKind::HostAgentLost,
-            _ => EventKind::HostDown,
-        };
+        let kind = order_of(row);
         let incident = row.and_then(|r| r.incident);
         let verdict = Policy::rejudge(row, kind, incident);
         let at = self.clock.wall();
@@ -689,7 +690,7 @@ fn candidates(view: &View, failed: &HostRow, same: &[String]) -> Vec<Candidate> 
 }
 
 /// What a shard needs to know of a registered host.
-pub fn known_of(row: &HostRow, now: Wall, live: Arc<LiveCell>) -> Known {
+pub fn known_of(row: &HostRow, domains: &DomainLabels, now: Wall, live: Arc<LiveCell>) -> Known {
     let in_state = now.0.saturating_sub(row.since.0);
     Known {
         id: row.id,
@@ -702,6 +703,7 @@ pub fn known_of(row: &HostRow, now: Wall, live: Arc<LiveCell>) -> Known {
         duplicate: row.duplicate,
         profile: Profile::default(),
         frozen: None,
+        domain: domains.domain(&row.labels),
         live,
     }
 }

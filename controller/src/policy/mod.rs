@@ -6,7 +6,7 @@
 //! stand in the journaled event, the held and suppressed ones too.
 //!
 //! Seeing and acting are apart: the row (the state) is always true at once; only *actions* (`host.down`,
-//! `host.agent-lost`) are ever held, while the controller is blind or paused. Alerts, recoveries,
+//! `host.agent-lost`, `host.unreachable`) are ever held, while the controller is blind or paused. Alerts, recoveries,
 //! goodbyes and joins never are. What was held is judged again on release ([`Policy::rejudge`]), against
 //! the present state; it is not replayed.
 
@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Rule;
 use crate::control::Pause;
-use crate::detector::host::{Transition, Turn};
+use crate::detector::host::{Evidence, Transition, Turn};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{Audience, HostRow, NewDelivery, NewEvent, Settle};
 use placement::Candidate;
@@ -215,7 +215,8 @@ impl Policy {
         }
         row.cause = match transition.turn {
             Turn::Down(cause) => Some(cause),
-            _ if row.state == State::Down => row.cause,
+            Turn::Unreachable => Some(Cause::Unreachable),
+            _ if matches!(row.state, State::Down | State::Suspect) => row.cause,
             _ => None,
         };
         let verdicts = self.verdicts(row, story.kind);
@@ -367,7 +368,7 @@ impl Policy {
     ) -> Result<(), String> {
         let wanted = match kind {
             EventKind::HostDown | EventKind::HostAgentLost => State::Down,
-            EventKind::HostSuspect => State::Suspect,
+            EventKind::HostSuspect | EventKind::HostUnreachable => State::Suspect,
             EventKind::HostMissing => State::Pending,
             // Older news of a host must not come after newer: it is told only while it is how things are.
             EventKind::HostJoined | EventKind::HostRecovered | EventKind::HostRestarted => {
@@ -381,6 +382,9 @@ impl Policy {
         if row.state != wanted {
             return Err(format!("the host is {} now", row.state));
         }
+        if kind == EventKind::HostUnreachable && row.cause != Some(Cause::Unreachable) {
+            return Err("the host is no longer known to be alive but unreachable".to_owned());
+        }
         if !ended && row.incident != incident {
             return Err("that outage ended; the host is in another one now".to_owned());
         }
@@ -393,7 +397,16 @@ impl Policy {
 
 /// Whether receivers act on it: these are held in doubt.
 pub fn is_action(kind: EventKind) -> bool {
-    matches!(kind, EventKind::HostDown | EventKind::HostAgentLost)
+    matches!(kind, EventKind::HostDown | EventKind::HostAgentLost | EventKind::HostUnreachable)
+}
+
+/// The order that a host as it stands would cause: what is held of it is judged against that.
+pub fn order_of(row: Option<&HostRow>) -> EventKind {
+    match row.and_then(|r| r.cause) {
+        Some(Cause::AgentLost) => EventKind::HostAgentLost,
+        Some(Cause::Unreachable) => EventKind::HostUnreachable,
+        Some(Cause::Silent) | None => EventKind::HostDown,
+    }
 }
 
 fn deliveries(verdicts: &[Verdict]) -> Vec<NewDelivery> {
@@ -425,7 +438,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
                 Turn::Recovered { same_boot } => same_boot,
                 _ => old_boot == t.boot,
             };
-            alive(recorded, same_boot, row.duplicate, old_boot, t.boot, silence_s)
+            alive(row, same_boot, old_boot, t.boot, silence_s)
         }
         Turn::Suspect => (recorded == State::Alive).then(|| Story {
             kind: EventKind::HostSuspect,
@@ -441,19 +454,42 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
             ),
             extra: Map::new(),
         }),
+        Turn::Unreachable => {
+            let new = row.cause != Some(Cause::Unreachable);
+            let news = matches!(recorded, State::Alive | State::Suspect) && new;
+            news.then(|| Story {
+                kind: EventKind::HostUnreachable,
+                state: State::Suspect,
+                settle: Settle::SameReceivers,
+                audience: Audience::All,
+                incident: Incident::Open,
+                reason: format!(
+                    "silent for {silence_s:.2} s and {} probes went unanswered, but {} of {} peers in \
+                     other failure domains brought back its answer: it lives, and the network between \
+                     it and the controller is cut",
+                    t.evidence.probes_sent, t.evidence.testimonies, t.evidence.peers_asked,
+                ),
+                extra: Map::new(),
+            })
+        }
         Turn::Down(cause) => (recorded != State::Down).then(|| Story {
             kind: match cause {
-                Cause::Silent => EventKind::HostDown,
                 Cause::AgentLost => EventKind::HostAgentLost,
+                Cause::Silent | Cause::Unreachable => EventKind::HostDown,
             },
             state: State::Down,
-            settle: Settle::SameReceivers,
+            settle: match row.cause {
+                // What was said of it is no longer true for anybody.
+                Some(Cause::Unreachable) => Settle::All,
+                _ => Settle::SameReceivers,
+            },
             audience: Audience::All,
             incident: Incident::Open,
             reason: match cause {
-                Cause::Silent => format!(
-                    "silent for {silence_s:.2} s and {} probes went unanswered",
-                    t.evidence.probes_sent
+                Cause::Silent | Cause::Unreachable => format!(
+                    "silent for {silence_s:.2} s and {} probes went unanswered{}",
+                    t.evidence.probes_sent,
+                    through_peers(&t.evidence),
                 ),
                 Cause::AgentLost => format!(
                     "silent for {silence_s:.2} s; its kernel answers the probes with `port \
@@ -499,15 +535,27 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
     }
 }
 
-/// What a proof of life means for a host recorded as `recorded`.
+/// What peers could tell of a host that is down.
+fn through_peers(evidence: &Evidence) -> String {
+    match (evidence.peers_asked, evidence.testimonies) {
+        (0, _) => String::new(),
+        (asked, 0) => format!(", and so did {asked} through peers"),
+        (_, brought) => {
+            format!("; {brought} answers came through peers, until they too heard nothing")
+        }
+    }
+}
+
+/// What a proof of life means for a host as it was recorded.
 fn alive(
-    recorded: State,
+    row: &HostRow,
     same_boot: bool,
-    duplicate: bool,
     old_boot: Boot,
     boot: Boot,
     silence_s: f64,
 ) -> Option<Story> {
+    let (recorded, duplicate) = (row.state, row.duplicate);
+    let cut = row.cause == Some(Cause::Unreachable);
     let (kind, audience, reason) = match recorded {
         State::Pending => {
             (EventKind::HostJoined, Audience::All, "heard for the first time".to_owned())
@@ -530,6 +578,13 @@ fn alive(
             Audience::All,
             "goes on after its goodbye, with the same boot".to_owned(),
         ),
+        State::Suspect if same_boot && cut => (
+            EventKind::HostRecovered,
+            Audience::Told,
+            format!(
+                "back after {silence_s:.2} s with the same boot: the network was cut, it lived on"
+            ),
+        ),
         State::Suspect | State::Down if same_boot => (
             EventKind::HostRecovered,
             Audience::Told,
@@ -551,6 +606,7 @@ fn alive(
         extra: Map::from_iter([
             ("same_boot".to_owned(), json!(same_boot)),
             ("from".to_owned(), json!(recorded)),
+            ("from_cause".to_owned(), json!(row.cause)),
         ]),
     })
 }

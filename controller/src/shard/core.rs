@@ -14,18 +14,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use heartwatch_common::auth::Keyring;
-use heartwatch_common::id::{ControllerId, Epoch, Generation, HostId, KeyId};
+use heartwatch_common::auth::{HostKey, Keyring};
+use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
     self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, Field, Fixed, Header, Hello,
-    Message, Probe, ProbeReply, Stamp,
+    Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
 };
 
 use crate::control::HostWhy;
 use crate::detector::confirm::Bucket;
 use crate::detector::host::{Known, Transition, Turn};
-use crate::detector::knobs::{AllKnobs, Profile};
+use crate::detector::knobs::AllKnobs;
+use crate::detector::peers::DomainLabels;
 use crate::detector::{Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
@@ -57,14 +58,32 @@ pub enum Via {
 }
 
 /// A datagram to be sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Send {
     /// To whom.
     pub to: SocketAddr,
     /// By which socket.
     pub via: Via,
     /// Sealed.
-    pub bytes: Fixed,
+    pub bytes: Packet,
+}
+
+/// The bytes of a sealed datagram.
+#[derive(Clone, Debug)]
+pub enum Packet {
+    /// An ack or a probe.
+    Fixed(Fixed),
+    /// A request to a peer: rare, and twice as long.
+    Via(Box<ViaDatagram>),
+}
+
+impl AsRef<[u8]> for Packet {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Fixed(bytes) => bytes,
+            Self::Via(bytes) => &bytes[..],
+        }
+    }
 }
 
 /// What makes a shard this controller's.
@@ -84,6 +103,8 @@ pub struct Identity {
     pub cadence: u16,
     /// Who waits how long, and who learns together.
     pub knobs: Arc<AllKnobs>,
+    /// Which labels make a failure domain.
+    pub domains: DomainLabels,
     /// Seed for nonces and rounding; from the operating system in production.
     pub seed: u64,
 }
@@ -189,7 +210,7 @@ impl ShardCore {
         let rebase = match (&admitted.datagram.message, proved) {
             (Message::ProbeReply(reply), proved) => {
                 if !self.takes_nonce(slot, reply, arrival) {
-                    return self.metrics.reject(Reject::UnaskedReply);
+                    return self.testimony(slot, &stamp, reply);
                 }
                 inc(&self.metrics.probe_replies);
                 proved.is_err()
@@ -254,6 +275,11 @@ impl ShardCore {
             }
         }
         let h = self.detector.record(slot);
+        if let Message::Beat(beat) = &admitted.datagram.message
+            && beat.round_trip.duration().is_some()
+        {
+            h.round_trip = beat.round_trip;
+        }
         h.key = Some((admitted.key.key_id(), admitted.key.generation()));
         // A newer key was used: older ones are revoked from now on.
         h.generation = h.generation.max(admitted.key.generation());
@@ -289,6 +315,7 @@ impl ShardCore {
             h.facts_hash = hash;
             let live = Arc::clone(&h.live);
             let facts = facts(admitted, hello, from, false, live);
+            h.domain = self.identity.domains.domain(&facts.labels);
             self.detector.set_profile(slot, self.identity.knobs.profile(&facts.labels));
             self.notices.push(Notice::Facts(Box::new(facts)));
         }
@@ -315,6 +342,7 @@ impl ShardCore {
             return;
         };
         let live = Arc::new(LiveCell::default());
+        let facts = facts(admitted, hello, from, true, Arc::clone(&live));
         let known = Known {
             id: admitted.datagram.header.host,
             state: State::Pending,
@@ -324,14 +352,15 @@ impl ShardCore {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
-            profile: Profile::default(),
+            profile: self.identity.knobs.profile(&facts.labels),
             frozen: None,
-            live: Arc::clone(&live),
+            domain: self.identity.domains.domain(&facts.labels),
+            live,
         };
         let Some(slot) = self.detector.register(known, now) else {
             return self.metrics.reject(Reject::Full);
         };
-        self.notices.push(Notice::Facts(Box::new(facts(admitted, hello, from, true, live))));
+        self.notices.push(Notice::Facts(Box::new(facts)));
         self.challenge(slot, admitted, Challenge::Epoch, from, via, now, out);
     }
 
@@ -386,7 +415,7 @@ impl ShardCore {
                     };
                     let mut bytes = probe.encode(&header);
                     admitted.key.seal(&mut bytes);
-                    out.push(Send { to: from, via, bytes });
+                    out.push(Send { to: from, via, bytes: Packet::Fixed(bytes) });
                 }
             }
         }
@@ -419,6 +448,17 @@ impl ShardCore {
         good
     }
 
+    /// An answer of a suspect that answers none of our own probes: a peer that was asked brought it back,
+    /// or it is a recording. It proves nothing but that the host lives: its number and address, and what
+    /// else it says, are left alone.
+    fn testimony(&mut self, slot: u32, stamp: &Stamp, reply: &ProbeReply) {
+        if stamp.epoch == self.identity.epoch && self.detector.testify(slot, &reply.nonce) {
+            inc(&self.metrics.testimonies);
+        } else {
+            self.metrics.reject(Reject::UnaskedReply);
+        }
+    }
+
     fn ack(&self, admitted: &Admitted<'_>, flags: u8, to: SocketAddr, via: Via) -> Send {
         let stamp: &Stamp = &admitted.stamp;
         let ack = Ack {
@@ -433,7 +473,7 @@ impl ShardCore {
         };
         let mut bytes = ack.encode(&Header { flags, ..admitted.datagram.header });
         admitted.key.seal(&mut bytes);
-        Send { to, via, bytes }
+        Send { to, via, bytes: Packet::Fixed(bytes) }
     }
 
     /// The network says that nobody listens where a datagram of ours went; `quoted` is that datagram.
@@ -468,22 +508,35 @@ impl ShardCore {
                 Judged::Turn(turn) => self.count(&turn),
                 Judged::Excused => inc(&self.metrics.excused),
                 Judged::Probe { host, to, boot, number, nonce } => {
-                    let Some(slot) = self.detector.slot(host) else { continue };
-                    let h = self.detector.record(slot);
-                    let (listen, least, key) = (h.listen, h.generation, h.key);
-                    let probe = Probe {
-                        boot,
-                        number: u32::from(number),
-                        controller: self.identity.controller,
-                        epoch: self.identity.epoch,
-                        nonce,
+                    let Some((bytes, listen)) = self.probe_for(host, boot, number, nonce) else {
+                        continue;
                     };
-                    let bytes = self.sealed_probe(host, key, least, &probe);
                     inc(&self.metrics.probes);
                     // By the beats' own way, which is known to pass any address translation, and by a
                     // socket of its own, whose buffer no flood of beats fills and which hears ICMP.
-                    out.push(Send { to, via: Via::Beats(listen), bytes });
+                    let bytes = Packet::Fixed(bytes);
+                    out.push(Send { to, via: Via::Beats(listen), bytes: bytes.clone() });
                     out.push(Send { to, via: Via::Probes, bytes });
+                }
+                Judged::Ask { peer, peer_at, host, to, boot, number, nonce } => {
+                    let Some((probe, _)) = self.probe_for(host, boot, number, nonce) else {
+                        continue;
+                    };
+                    let Some((key, listen)) = self.key_of(peer) else { continue };
+                    let via = ProbeVia {
+                        number: u32::from(number),
+                        controller: self.identity.controller,
+                        epoch: self.identity.epoch,
+                        to,
+                        probe: &probe,
+                    };
+                    let mut bytes = Box::new(via.encode(&header_of(peer, &key)));
+                    key.seal(&mut bytes[..]);
+                    inc(&self.metrics.vias);
+                    // By the peer's beats' own way alone: that one is known to pass, and the answer comes
+                    // back by it.
+                    let bytes = Packet::Via(bytes);
+                    out.push(Send { to: peer_at, via: Via::Beats(listen), bytes });
                 }
             }
         }
@@ -496,26 +549,42 @@ impl ShardCore {
         }
         set(&self.metrics.hosts, self.detector.len() as u64);
         set(&self.metrics.probing, self.detector.probing() as u64);
+        set(&self.metrics.unreachable_hosts, self.detector.unreachable_len() as u64);
         set(&self.metrics.outbox_len, self.notices.len() as u64);
     }
 
-    /// Seals a probe under the key that the host used last; if it has not been heard since the start,
-    /// or that secret is gone, under the current one.
-    fn sealed_probe(
-        &self,
+    /// A sealed probe for a host, and the beat socket by which that host is reached.
+    fn probe_for(
+        &mut self,
         host: HostId,
-        key: Option<(KeyId, Generation)>,
-        least: Generation,
-        probe: &Probe,
-    ) -> Fixed {
+        boot: Boot,
+        number: u16,
+        nonce: [u8; 16],
+    ) -> Option<(Fixed, u8)> {
+        let (key, listen) = self.key_of(host)?;
+        let probe = Probe {
+            boot,
+            number: u32::from(number),
+            controller: self.identity.controller,
+            epoch: self.identity.epoch,
+            nonce,
+        };
+        let mut bytes = probe.encode(&header_of(host, &key));
+        key.seal(&mut bytes);
+        Some((bytes, listen))
+    }
+
+    /// The key that a host used last; if it has not been heard since the start, or that secret is gone,
+    /// its key under the current one. And the beat socket that it used last.
+    fn key_of(&mut self, host: HostId) -> Option<(HostKey, u8)> {
+        let slot = self.detector.slot(host)?;
+        let h = self.detector.record(slot);
+        let (listen, least, used) = (h.listen, h.generation, h.key);
         let ring = &self.identity.keyring;
-        let key = key
+        let key = used
             .and_then(|(id, generation)| ring.host_key(id, host, generation))
             .unwrap_or_else(|| ring.current().host_key(host, least));
-        let header = Header { host, key_id: key.key_id(), generation: key.generation(), flags: 0 };
-        let mut bytes = probe.encode(&header);
-        key.seal(&mut bytes);
-        bytes
+        Some((key, listen))
     }
 
     fn count(&mut self, turn: &Transition) {
@@ -534,6 +603,10 @@ impl ShardCore {
     pub fn next_due(&self) -> Option<Instant> {
         self.detector.next_due()
     }
+}
+
+fn header_of(host: HostId, key: &HostKey) -> Header {
+    Header { host, key_id: key.key_id(), generation: key.generation(), flags: 0 }
 }
 
 fn facts(

@@ -20,7 +20,7 @@ use std::time::Duration;
 use heartwatch_common::daemon::Throttle;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant};
-use heartwatch_common::wire::{Fixed, HOST_ID_OFFSET};
+use heartwatch_common::wire::HOST_ID_OFFSET;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::error::TrySendError as NoticeError;
@@ -30,7 +30,7 @@ use crate::control::HostWhy;
 use crate::detector::host::Known;
 use crate::ingest::socket::{BATCH_LEN, BatchSocket};
 use crate::metrics::{Reject, ShardMetrics, add, get, inc, set};
-use crate::shard::core::{Send, ShardCore, Via};
+use crate::shard::core::{Packet, Send, ShardCore, Via};
 use crate::shard::notices::Notice;
 use crate::shard::route::shard_of;
 use crate::shard::watch::{SLACK_MIN, Watch};
@@ -295,17 +295,17 @@ impl Worker {
         if sends.is_empty() {
             return;
         }
-        let mut batch: Vec<(SocketAddr, Fixed)> = Vec::with_capacity(sends.len());
+        let mut batch: Vec<(SocketAddr, &Packet)> = Vec::with_capacity(sends.len());
         let mut failed = 0;
         for i in 0..self.beats.len() {
             batch.clear();
             let mine = |s: &&Send| s.via == Via::Beats(i as u8);
-            batch.extend(sends.iter().filter(mine).map(|s| (s.to, s.bytes)));
+            batch.extend(sends.iter().filter(mine).map(|s| (s.to, &s.bytes)));
             failed += self.beats[i].send(&batch);
         }
         batch.clear();
         let probes = sends.iter().filter(|s| s.via == Via::Probes);
-        batch.extend(probes.map(|s| (s.to, s.bytes)));
+        batch.extend(probes.map(|s| (s.to, &s.bytes)));
         failed += self.probes.send(&batch);
         add(&self.metrics.send_errors, failed as u64);
         sends.clear();

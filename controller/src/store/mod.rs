@@ -68,7 +68,7 @@ pub struct HostRow {
     pub agent_version: String,
     /// Where it stands.
     pub state: State,
-    /// Why, if down.
+    /// Why, if down, or suspect for good.
     pub cause: Option<Cause>,
     /// Last proved life of its agent.
     pub boot: Boot,

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let seeds = cli.seed.map_or(cli.from..cli.from + cli.seeds, |s| s..s + 1);
     let count = seeds.end - seeds.start;
-    let (mut failed, mut datagrams, mut receptions) = (Vec::new(), 0, 0);
+    let (mut failed, mut datagrams, mut receptions, mut looked) = (Vec::new(), 0, 0, 0);
     let mut events: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in seeds.clone() {
         let report = sim::run(seed);
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         }
         datagrams += report.datagrams;
         receptions += report.receptions;
+        looked += report.looked;
         report.events.iter().for_each(|(kind, n)| *events.entry(kind).or_default() += n);
         if !report.violations.is_empty() {
             println!("replay it: cargo xtask sim --seed {seed}");
@@ -60,8 +61,8 @@ fn main() -> ExitCode {
         println!("seed {} run twice: trace {} both times", seeds.start, once.trace);
     }
     println!(
-        "{count} seeds, {} simulated minutes, {datagrams} datagrams, {receptions} webhooks; \
-         events: {events:?}",
+        "{count} seeds, {} simulated minutes, {datagrams} datagrams, {receptions} webhooks, {looked} looks \
+         at promises about peers; events: {events:?}",
         count * sim::END.as_secs() / 60,
     );
     println!("{} passed, {} failed", count - failed.len().min(count as usize) as u64, failed.len());

@@ -6,6 +6,7 @@ mod no_false_down;
 mod no_lost_event;
 mod no_stale_order;
 mod order;
+mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,6 +14,10 @@ use std::time::Duration;
 use heartwatch_common::id::{Boot, HostId, Seq};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::Stamp;
+pub use unreachable::Voucher;
+
+/// After a stop, a slow reader needs that long for its mail.
+const CATCHING_UP: Duration = Duration::from_secs(30);
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,11 +33,15 @@ pub struct Violation {
 pub struct Ledger {
     /// Newest fresh datagram of each host that reached the controller's socket, and its gap.
     fresh: BTreeMap<HostId, (Instant, Duration)>,
+    /// The one before it.
+    before: BTreeMap<HostId, (Instant, Duration)>,
     newest: BTreeMap<(HostId, Boot), Seq>,
     /// Suspect or down, and nothing proved since the controller's start: only a nonce is believed.
     strict: BTreeSet<HostId>,
     /// When the controller last came back from a stop or a restart.
     back: Instant,
+    /// Promises about peers that were looked at when their time had come.
+    looked: u64,
     violations: Vec<Violation>,
 }
 
@@ -54,19 +63,27 @@ impl Ledger {
         let newest = self.newest.entry((host, stamp.boot)).or_default();
         if stamp.seq > *newest {
             *newest = stamp.seq;
-            self.fresh.insert(host, (at, stamp.gap));
+            if let Some(before) = self.fresh.insert(host, (at, stamp.gap)) {
+                self.before.insert(host, before);
+            }
         }
     }
 
     /// A new life of the controller begins; these hosts are suspect or down.
     pub fn controller_started(&mut self, strict: BTreeSet<HostId>) {
         self.fresh.clear();
+        self.before.clear();
         self.strict = strict;
     }
 
     /// The controller runs again after a stop or a restart.
     pub fn controller_back(&mut self, at: Instant) {
         self.back = at;
+    }
+
+    /// How often it was looked whether a promise about peers was kept in time.
+    pub fn looked(&self) -> u64 {
+        self.looked
     }
 
     /// What was broken.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use heartwatch_common::time::Instant;
 
-use super::Ledger;
+use super::{CATCHING_UP, Ledger};
 use crate::sim::SimHost;
 
 /// `timeout_min` of the defaults: no margin is shorter.
@@ -38,6 +38,13 @@ impl Ledger {
     ) {
         let Some((last, gap)) = self.fresh.get(&host.id).copied() else { return };
         let least = (gap + patience).saturating_sub(GRAIN);
+        // A silence that was too long has ended, but who was stopped reads of that later.
+        let was_overdue = self.before.get(&host.id).is_some_and(|(before, gap)| {
+            last.since(*before) >= (*gap + patience).saturating_sub(GRAIN)
+        });
+        if was_overdue && now < self.back + CATCHING_UP {
+            return;
+        }
         if now.since(last) < least {
             let silence = now.since(last);
             self.broken(

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use heartwatch_controller::event::EventKind;
+use heartwatch_controller::policy::is_action;
 use heartwatch_controller::store::{DeliveryRow, DeliveryState, EventRow};
 
 use super::Ledger;
@@ -37,7 +38,7 @@ impl Ledger {
         }
         let ordered: BTreeSet<_> = deliveries.iter().map(|d| d.event).collect();
         for event in events {
-            let action = matches!(event.kind, EventKind::HostDown | EventKind::HostAgentLost);
+            let action = is_action(event.kind);
             // Of a duplicate identity nothing is ordered, and the event says so.
             let suppressed = event.data["verdicts"].to_string().contains("suppress");
             if action && !suppressed && !ordered.contains(&event.id) {

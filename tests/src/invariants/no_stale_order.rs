@@ -2,7 +2,7 @@
 //! outage that the order names.
 
 use heartwatch_controller::event::{EventKind, IncidentId};
-use heartwatch_controller::policy::Policy;
+use heartwatch_controller::policy::{Policy, is_action};
 use heartwatch_controller::store::HostRow;
 
 use super::Ledger;
@@ -15,7 +15,7 @@ impl Ledger {
         kind: EventKind,
         incident: Option<IncidentId>,
     ) {
-        if matches!(kind, EventKind::HostDown | EventKind::HostAgentLost)
+        if is_action(kind)
             && let Err(why) = Policy::rejudge(row, kind, incident)
         {
             self.broken("no_stale_order", format!("{kind} is sent although {why}"));

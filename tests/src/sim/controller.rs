@@ -9,7 +9,7 @@ use heartwatch_common::auth::Keyring;
 use heartwatch_common::backoff::Backoff;
 use heartwatch_common::id::{ControllerId, Epoch, HostId};
 use heartwatch_common::time::{Instant, Wall};
-use heartwatch_common::wire;
+use heartwatch_common::wire::{self, Message};
 use heartwatch_controller::config::{RawConfig, Rule};
 use heartwatch_controller::control::Pause;
 use heartwatch_controller::delivery::outcome::Outcome;
@@ -20,7 +20,7 @@ use heartwatch_controller::event::{EventKind, State};
 use heartwatch_controller::metrics::ShardMetrics;
 use heartwatch_controller::policy::driver::known_of;
 use heartwatch_controller::policy::placement::Ranking;
-use heartwatch_controller::policy::{Author, Policy, new_row};
+use heartwatch_controller::policy::{Author, Policy, new_row, order_of};
 use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
 use heartwatch_controller::shard::notices::Notice;
 use heartwatch_controller::shard::watch::Watch;
@@ -29,7 +29,6 @@ use heartwatch_controller::store::{
     Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, EventRow, Finish, FinishVerdict,
     HostRow, NewEvent,
 };
-use heartwatch_controller::view::LiveCell;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -65,6 +64,8 @@ pub(super) struct SimController {
     pub(super) running: bool,
     pub(super) stopped_until: Option<Instant>,
     pub(super) disk_full: bool,
+    /// Since when nothing has happened to its process and clock.
+    pub(super) calm_since: Instant,
     buffer_len: usize,
     read_max: usize,
     epoch: Epoch,
@@ -121,6 +122,7 @@ impl SimController {
             running: true,
             stopped_until: None,
             disk_full: false,
+            calm_since: now,
             buffer_len: plan.buffer_len,
             read_max: plan.read_max,
             epoch: Epoch(1),
@@ -147,8 +149,11 @@ impl SimController {
         self.life += 1;
         self.running = true;
         self.stopped_until = None;
+        self.calm_since = now;
         self.epoch = Epoch(self.rng.random_range(1..=u32::MAX));
         let config = RawConfig::default().check().expect("the defaults are good");
+        let (domains, knobs) = (config.domain_labels, config.knobs);
+        let config = config.detector;
         let identity = Identity {
             shard: 0,
             controller: ControllerId(1),
@@ -156,15 +161,16 @@ impl SimController {
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
             interval: Duration::ZERO,
             cadence: 10,
-            knobs: Arc::new(config.knobs),
+            knobs: Arc::new(knobs),
+            domains: domains.clone(),
             seed: self.rng.random(),
         };
         let metrics = Arc::new(ShardMetrics::default());
-        let mut core = ShardCore::new(identity, Settings::new(&config.detector), metrics, now);
+        let mut core = ShardCore::new(identity, Settings::new(&config), metrics, now);
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         for row in self.rows.values() {
-            core.register(known_of(row, wall, Arc::new(LiveCell::default())), now);
+            core.register(known_of(row, &domains, wall, Arc::default()), now);
         }
         self.core = Some(core);
         self.policy = Policy::new(author(), rules());
@@ -175,7 +181,7 @@ impl SimController {
         self.unfinished.clear();
         self.unreachables.clear();
         self.rescan_at = now;
-        self.release_at = Some(now + config.detector.restart_grace);
+        self.release_at = Some(now + config.restart_grace);
     }
 
     pub(super) fn heal(&mut self) {
@@ -186,6 +192,22 @@ impl SimController {
     /// Whether the process listens right now: an agent that says goodbye is heard.
     pub(super) fn hears(&self, _host: usize) -> bool {
         self.running
+    }
+
+    /// Whether a probe with that nonce is being waited for.
+    fn asked(&self, id: HostId, nonce: &[u8; 16]) -> bool {
+        let Some(detector) = self.core.as_ref().map(ShardCore::detector) else { return false };
+        detector.slot(id).is_some_and(|slot| detector.answers_probe(slot, nonce))
+    }
+
+    /// Whether its kernel dropped datagrams in this life of the process.
+    pub(super) fn has_dropped(&self) -> bool {
+        self.sockets.iter().any(|s| s.drops > 0)
+    }
+
+    /// Whether its detector holds a host to be alive.
+    pub(super) fn holds_alive(&self, id: HostId) -> bool {
+        self.core.as_ref().is_some_and(|c| c.detector().state(id) == Some(State::Alive))
     }
 
     pub(super) fn row(&self, id: HostId) -> Option<&HostRow> {
@@ -272,9 +294,17 @@ impl World {
             && let Ok(datagram) = wire::decode(&bytes)
             && let Some(stamp) = datagram.message.stamp()
         {
-            let id = self.hosts[host].id;
+            let id = datagram.header.host;
             let known = c.rows.get(&id).filter(|r| r.state != State::Pending);
-            if stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot) {
+            // What a host brings back for another is no proof of life of either.
+            let own = id == self.hosts[host].id;
+            // A reply counts for what it answers, however new it is: it may have come through others.
+            let asked = match datagram.message {
+                Message::ProbeReply(reply) => c.asked(id, &reply.nonce),
+                _ => true,
+            };
+            if own && asked && stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot)
+            {
                 self.ledger.fresh(id, stamp, self.now);
             }
         }
@@ -325,7 +355,7 @@ impl World {
             notices.push(notice);
         }
         for send in sends {
-            self.send_to_host(send.to, send.via == Via::Probes, send.bytes.to_vec());
+            self.send_to_host(send.to, send.via == Via::Probes, send.bytes.as_ref().to_vec());
         }
         for notice in notices {
             self.hear(notice, wall);
@@ -380,7 +410,12 @@ impl World {
         let index = self.host_at(turn.host).expect("only simulated hosts beat");
         let host = &self.hosts[index];
         match turn.turn {
-            Turn::Down(_) => self.ledger.check_down(host, self.now),
+            Turn::Down(_) => {
+                self.ledger.check_down(host, self.now);
+                let voucher = self.settled_voucher(index);
+                self.ledger.check_down_despite(&self.hosts[index], voucher);
+            }
+            Turn::Unreachable => self.ledger.check_unreachable(host, self.now),
             Turn::Suspect => self.ledger.check_suspect(host, self.now),
             Turn::Joined | Turn::Recovered { .. } | Turn::Restarted => {
                 self.ledger.check_alive(host, turn.at);
@@ -434,13 +469,7 @@ impl World {
                 }
                 Work::Release(host) => {
                     let row = c.rows.get(&host);
-                    let kind = match row.and_then(|r| r.cause) {
-                        Some(heartwatch_controller::event::Cause::AgentLost) => {
-                            EventKind::HostAgentLost
-                        }
-                        _ => EventKind::HostDown,
-                    };
-                    let verdict = Policy::rejudge(row, kind, row.and_then(|r| r.incident));
+                    let verdict = Policy::rejudge(row, order_of(row), row.and_then(|r| r.incident));
                     c.db.release(host, verdict, wall).expect("the disk has room")
                 }
             };

@@ -7,33 +7,74 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::host::Truth;
+use super::net::Ways;
+use super::peers::Look;
 use super::{FAULTS_UNTIL, World};
 
 /// Something that goes wrong, or right again.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the variants say it")]
 pub enum Fault {
-    Start { host: usize },
-    Restart { host: usize, forgets_boot: bool },
-    KillAgent { host: usize },
-    KillMachine { host: usize },
-    Leave { host: usize },
-    StopAgent { host: usize, span: Duration },
-    Snapshot { host: usize },
-    RestoreSnapshot { host: usize, core: Box<Core> },
-    Cut { host: usize, up: bool, down: bool },
-    Mend { host: usize },
-    Replay { host: usize },
+    Start {
+        host: usize,
+    },
+    Restart {
+        host: usize,
+        forgets_boot: bool,
+    },
+    KillAgent {
+        host: usize,
+    },
+    KillMachine {
+        host: usize,
+    },
+    Leave {
+        host: usize,
+    },
+    StopAgent {
+        host: usize,
+        span: Duration,
+    },
+    Snapshot {
+        host: usize,
+    },
+    RestoreSnapshot {
+        host: usize,
+        core: Box<Core>,
+    },
+    Cut {
+        host: usize,
+        up: bool,
+        down: bool,
+    },
+    /// From the controller alone.
+    CutOff {
+        host: usize,
+        up: bool,
+        down: bool,
+    },
+    Mend {
+        host: usize,
+    },
+    Replay {
+        host: usize,
+    },
     KillController,
     StartController,
-    StopController { span: Duration },
+    StopController {
+        span: Duration,
+    },
     ContinueController,
     FillDisk,
     EmptyDisk,
-    StepWall { ms: i64 },
+    StepWall {
+        ms: i64,
+    },
     ReceiverDown,
     ReceiverUp,
-    Pause { span: Duration },
+    Pause {
+        span: Duration,
+    },
     Unpause,
 }
 
@@ -54,6 +95,8 @@ pub struct Plan {
     pub buffer_len: usize,
     /// Datagrams read from one socket in a pass: a full mailbox takes several passes.
     pub read_max: usize,
+    /// Chance that a host lies when it is asked to probe another.
+    pub liars: f64,
     /// Chance that a webhook fails.
     pub receiver_fails: f64,
     /// Faults per host in the whole run.
@@ -70,6 +113,7 @@ impl Plan {
         };
         let (loss, duplicate, tail) = (some(0.5, 0.03), some(0.4, 0.05), some(0.2, 0.01));
         let (receiver_fails, host_faults) = (some(0.6, 0.5), some(0.9, 2.0));
+        let liars = some(0.4, 0.3);
         let loss = if loss > 0.0 { rng.random_range(0.001..0.10) } else { 0.0 };
         Self {
             loss,
@@ -83,6 +127,7 @@ impl Plan {
                 1 => rng.random_range(4..40),
                 _ => 2_048,
             },
+            liars,
             receiver_fails,
             host_faults,
             controller_faults: if calm { 0 } else { rng.random_range(0..6) },
@@ -99,7 +144,7 @@ impl Plan {
                 let at = when(rng);
                 let back = at + Duration::from_millis(rng.random_range(100..60_000));
                 let mut then = |at, fault| faults.push((at, fault));
-                match rng.random_range(0..10) {
+                match rng.random_range(0..13) {
                     0 | 1 => then(at, Fault::KillMachine { host }),
                     2 => {
                         then(at, Fault::KillAgent { host });
@@ -121,6 +166,23 @@ impl Plan {
                         then(at, Fault::StopAgent { host, span });
                     }
                     7 => then(at, Fault::Snapshot { host }),
+                    way @ 10..=12 => {
+                        // Mostly both directions; then it lives on, or dies unheard.
+                        let (up, down) = [(true, true), (true, false), (false, true)][way - 10];
+                        then(at, Fault::CutOff { host, up: up || rng.random_bool(0.5), down });
+                        match rng.random_range(0..3) {
+                            0 => {
+                                let end = at + (back - at).mul_f64(rng.random_range(0.1..0.9));
+                                then(end, Fault::KillMachine { host });
+                            }
+                            1 => {
+                                let end = at + (back - at).mul_f64(rng.random_range(0.1..0.9));
+                                then(end, Fault::KillAgent { host });
+                            }
+                            _ => {}
+                        }
+                        then(back, Fault::Mend { host });
+                    }
                     _ => {
                         let (up, down) = match rng.random_range(0..3) {
                             0 => (true, true),
@@ -141,7 +203,7 @@ impl Plan {
         for _ in 0..self.controller_faults {
             let at = when(rng);
             let span = Duration::from_millis(rng.random_range(500..30_000));
-            match rng.random_range(0..7) {
+            match rng.random_range(0..8) {
                 0 | 1 => {
                     faults.push((at, Fault::KillController));
                     faults.push((at + span, Fault::StartController));
@@ -158,6 +220,14 @@ impl Plan {
                     let hour = 3_600_000;
                     let ms = if rng.random_bool(0.5) { hour } else { -hour };
                     faults.push((at, Fault::StepWall { ms }));
+                }
+                6 => {
+                    // A whole rack, as the controller sees it.
+                    let rack = rng.random_range(0..3);
+                    for host in (rack..hosts).step_by(3) {
+                        faults.push((at, Fault::CutOff { host, up: true, down: true }));
+                        faults.push((at + span, Fault::Mend { host }));
+                    }
                 }
                 _ => {
                     if rng.random_bool(0.5) {
@@ -227,23 +297,37 @@ impl World {
             }
             Fault::Cut { host, up, down } => {
                 (self.net.cut_up[host], self.net.cut_down[host]) = (up, down);
+                self.disturb(host);
+            }
+            Fault::CutOff { host, up, down } => {
+                self.net.cut_off[host] = Some((self.now, Ways { up, down }));
+                if up && self.is_held_alive(self.hosts[host].id) {
+                    self.look_later(Look::CutOff { host, at: self.now });
+                }
             }
             Fault::Mend { host } => {
                 (self.net.cut_up[host], self.net.cut_down[host]) = (false, false);
+                self.net.cut_off[host] = None;
+                self.disturb(host);
             }
             Fault::Replay { host } => self.replay(host),
             Fault::KillController => self.kill_controller(),
             Fault::StartController => self.start_controller(),
             Fault::StopController { span } => {
                 self.controller.stopped_until = Some(self.now + span);
+                self.controller.calm_since = self.now + span;
             }
             Fault::ContinueController => {
                 self.controller.stopped_until = None;
+                self.controller.calm_since = self.now;
                 self.ledger.controller_back(self.now);
             }
             Fault::FillDisk => self.controller.disk_full = true,
             Fault::EmptyDisk => self.controller.disk_full = false,
-            Fault::StepWall { ms } => self.wall_offset_ms += ms,
+            Fault::StepWall { ms } => {
+                self.wall_offset_ms += ms;
+                self.controller.calm_since = self.controller.calm_since.max(self.now);
+            }
             Fault::ReceiverDown => self.receiver.down = true,
             Fault::ReceiverUp => self.receiver.down = false,
             Fault::Pause { span } => self.pause_controller(span),

@@ -12,6 +12,7 @@ use heartwatch_common::wire::LeaveReason;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use super::peers::Look;
 use super::{Happening, World};
 
 /// Where beats go.
@@ -51,16 +52,22 @@ pub struct SimHost {
     pub life: u32,
     /// Whether the controller ever heard it live, as far as the policy knows.
     pub joined: bool,
+    /// Asked to pass a probe on, it mostly lies.
+    pub liar: bool,
+    /// Since when nothing has happened to it, beside its way to the controller.
+    pub(super) calm_since: Instant,
+    /// When somebody last sent something of it that was recorded.
+    pub(super) replayed_at: Instant,
     pub(super) index: usize,
     boot_base: u32,
     clock_offset: Duration,
     core: Option<Core>,
     /// Until when the agent's process is stopped.
-    stopped_until: Option<Instant>,
+    pub(super) stopped_until: Option<Instant>,
 }
 
 impl SimHost {
-    pub(super) fn new(index: usize, rng: &mut StdRng) -> Self {
+    pub(super) fn new(index: usize, liars: f64, rng: &mut StdRng) -> Self {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&rng.random::<u64>().to_be_bytes());
         id[15] = index as u8;
@@ -70,6 +77,9 @@ impl SimHost {
             since: Instant(0),
             life: 0,
             joined: false,
+            liar: rng.random_bool(liars),
+            calm_since: Instant(0),
+            replayed_at: Instant(0),
             index,
             boot_base: rng.random_range(100..1_000_000),
             clock_offset: Duration::from_millis(rng.random_range(0..100_000_000)),
@@ -118,6 +128,7 @@ impl World {
         h.start(self.now, forgets_boot, &mut self.rng);
         let life = h.life;
         self.ledger.begun(h.id);
+        self.disturb(host);
         self.at(self.now, Happening::Wake { host, life });
     }
 
@@ -126,6 +137,10 @@ impl World {
         h.core = None;
         h.truth = truth;
         h.since = self.now;
+        self.disturb(host);
+        if self.is_held_alive(self.hosts[host].id) {
+            self.look_later(Look::Dead { host, at: self.now });
+        }
     }
 
     /// A polite goodbye, said twice as the agent does.
@@ -145,11 +160,13 @@ impl World {
     /// SIGSTOP of the agent.
     pub(super) fn stop_agent(&mut self, host: usize, span: Duration) {
         self.hosts[host].stopped_until = Some(self.now + span);
+        self.hosts[host].calm_since = self.now + span;
     }
 
     /// The agent's state is lost but its life goes on: a restored snapshot of the machine.
     pub(super) fn restore_snapshot(&mut self, host: usize, earlier: Core) {
         self.hosts[host].core = Some(earlier);
+        self.disturb(host);
     }
 
     pub(super) fn snapshot(&self, host: usize) -> Option<Core> {
@@ -179,11 +196,15 @@ impl World {
 
     fn send_from(&mut self, host: usize, out: Vec<Outgoing>) {
         for one in out {
-            let probes = match one.to {
-                To::Controller(_) => false,
-                To::Addr(to) => to.to_string() == PROBES,
-            };
-            self.send_to_controller(host, probes, one.bytes.as_slice().to_vec());
+            let bytes = one.bytes.as_slice().to_vec();
+            match one.to {
+                To::Controller(_) => self.send_to_controller(host, false, bytes),
+                To::Addr(to) => match to.to_string().as_str() {
+                    BEATS => self.send_to_controller(host, false, bytes),
+                    PROBES => self.send_to_controller(host, true, bytes),
+                    _ => self.send_between(host, to, bytes),
+                },
+            }
         }
     }
 
@@ -204,10 +225,14 @@ impl World {
                     let what = Happening::ToHost { host, to, from, probes, bytes };
                     return self.at(until, what);
                 }
+                if self.lies(host, from, &bytes) {
+                    return;
+                }
+                let h = &mut self.hosts[host];
                 let clock = h.clock(self.now);
                 let Some(core) = &mut h.core else { return };
                 let mut out = Vec::new();
-                let controller = (!probes).then_some(0);
+                let controller = (from.to_string() == BEATS).then_some(0);
                 core.receive(from, controller, &bytes, clock, &mut out);
                 self.send_from(host, out);
                 // An ack may have moved the next wake forward.

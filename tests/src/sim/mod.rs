@@ -3,7 +3,8 @@
 //! What decides is production code: the agent's [`Core`](heartwatch_agent::core::Core), the shard's
 //! `ShardCore` (admission, detector, doubt, confirmation) with its `Watch`, the `Policy`, the SQLite
 //! engine (in memory), and the delivery's `Schedule`. Simulated are the clock, the network (loss, delay,
-//! duplication, reordering, partitions, a recorder that replays), socket buffers that overrun, processes
+//! duplication, reordering, partitions, cuts between a host and the controller alone, a recorder that
+//! replays, peers that lie when they are asked about others), socket buffers that overrun, processes
 //! that crash, stop and go on, machines that die, disks that fill, and a receiver that fails.
 //!
 //! Each seed draws its own mix of faults, sometimes none. After the faults stop the run must heal.
@@ -14,6 +15,7 @@ mod controller;
 mod fault;
 mod host;
 mod net;
+mod peers;
 mod receiver;
 
 use std::collections::BTreeMap;
@@ -33,6 +35,7 @@ use controller::SimController;
 pub use fault::{Fault, Plan};
 pub use host::{SimHost, Truth};
 use net::Net;
+use peers::{Look, Overheard};
 pub use receiver::Reception;
 use receiver::SimReceiver;
 
@@ -62,6 +65,8 @@ enum Happening {
     Answer { life: u32, delivery: DeliveryId, outcome: Outcome },
     /// A fault.
     Fault(Fault),
+    /// It is time to look whether a promise was kept.
+    Look(Look),
 }
 
 /// What a run came to.
@@ -81,6 +86,8 @@ pub struct Report {
     pub datagrams: u64,
     /// Webhooks received, repeats included.
     pub receptions: u64,
+    /// Promises about peers that were looked at when their time had come.
+    pub looked: u64,
     /// Turns and webhooks, one line each, for people.
     pub story: Vec<String>,
 }
@@ -94,6 +101,7 @@ pub struct World {
     hosts: Vec<SimHost>,
     controller: SimController,
     net: Net,
+    overheard: Overheard,
     receiver: SimReceiver,
     ledger: Ledger,
     trace: blake3::Hasher,
@@ -113,9 +121,10 @@ impl World {
             now,
             queue: BTreeMap::new(),
             queued: 0,
-            hosts: (0..count).map(|i| SimHost::new(i, &mut rng)).collect(),
+            hosts: (0..count).map(|i| SimHost::new(i, plan.liars, &mut rng)).collect(),
             controller: SimController::new(now, &mut rng, &plan),
             net: Net::new(&plan),
+            overheard: Overheard::default(),
             receiver: SimReceiver::new(&plan),
             ledger: Ledger::default(),
             trace: blake3::Hasher::new(),
@@ -178,6 +187,7 @@ impl World {
         Report {
             seed,
             trace: self.trace.finalize().to_hex()[..16].to_owned(),
+            looked: self.ledger.looked(),
             violations: self.ledger.into_violations(),
             faults: self.faults,
             events,
@@ -201,12 +211,14 @@ impl World {
             Happening::Post { life, delivery, reception } => self.post(life, delivery, reception),
             Happening::Answer { life, delivery, outcome } => self.answer(life, delivery, &outcome),
             Happening::Fault(fault) => self.fault(fault),
+            Happening::Look(look) => self.look(look),
         }
     }
 
     /// All faults end; whatever is broken is mended, but for dead hosts, which stay dead.
     fn heal(&mut self) {
         self.net.heal();
+        (0..self.hosts.len()).for_each(|host| self.disturb(host));
         self.receiver.heal();
         self.controller.heal();
         self.faults.push("healing".to_owned());

@@ -1,14 +1,25 @@
 //! The simulated network, and somebody in it who records and replays.
+//!
+//! A host can be cut from everybody (its own link), or from the controller alone (its way there), each in
+//! either direction.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use heartwatch_common::time::Instant;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::fault::Plan;
 use super::host::{BEATS, PROBES};
 use super::{Happening, World};
+
+/// Directions between a host and the controller.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ways {
+    pub(super) up: bool,
+    pub(super) down: bool,
+}
 
 /// Loss, delay and cuts between hosts and the controller.
 pub(super) struct Net {
@@ -18,6 +29,8 @@ pub(super) struct Net {
     tail: f64,
     pub(super) cut_up: Vec<bool>,
     pub(super) cut_down: Vec<bool>,
+    /// Since when, and in which directions, the way between a host and the controller is cut.
+    pub(super) cut_off: Vec<Option<(Instant, Ways)>>,
     /// Datagrams that somebody recorded.
     recorded: Vec<(SocketAddr, Vec<u8>)>,
     records: bool,
@@ -32,6 +45,7 @@ impl Net {
             tail: plan.tail,
             cut_up: vec![false; 256],
             cut_down: vec![false; 256],
+            cut_off: vec![None; 256],
             recorded: Vec::new(),
             records: plan.replays,
         }
@@ -41,6 +55,7 @@ impl Net {
         (self.loss, self.duplicate, self.tail) = (0.0, 0.0, 0.0);
         self.cut_up.fill(false);
         self.cut_down.fill(false);
+        self.cut_off.fill(None);
     }
 
     fn delay(&self, rng: &mut StdRng) -> Duration {
@@ -53,11 +68,34 @@ impl Net {
 
     /// How long a datagram takes from a host to the controller; `None`: lost.
     pub(super) fn towards_controller(&self, host: usize, rng: &mut StdRng) -> Option<Duration> {
-        (!self.cut_up[host] && !rng.random_bool(self.loss)).then(|| self.delay(rng))
+        let cut = self.cut_up[host] || self.cut_off[host].is_some_and(|(_, w)| w.up);
+        (!cut && !rng.random_bool(self.loss)).then(|| self.delay(rng))
     }
 
     fn towards_host(&self, host: usize, rng: &mut StdRng) -> Option<Duration> {
-        (!self.cut_down[host] && !rng.random_bool(self.loss)).then(|| self.delay(rng))
+        let cut = self.cut_down[host] || self.cut_off[host].is_some_and(|(_, w)| w.down);
+        (!cut && !rng.random_bool(self.loss)).then(|| self.delay(rng))
+    }
+
+    /// How long a datagram takes from one host to another; `None`: lost.
+    pub(super) fn between(&self, from: usize, to: usize, rng: &mut StdRng) -> Option<Duration> {
+        let cut = self.cut_up[from] || self.cut_down[to];
+        (!cut && !rng.random_bool(self.loss)).then(|| self.delay(rng))
+    }
+
+    /// Whether nothing is lost or long delayed but by cuts.
+    pub(super) fn is_clear(&self) -> bool {
+        self.loss == 0.0 && self.tail == 0.0
+    }
+
+    /// Whether a host's own link is cut in any direction.
+    pub(super) fn is_isolated(&self, host: usize) -> bool {
+        self.cut_up[host] || self.cut_down[host]
+    }
+
+    /// Since when a host's way to the controller alone is cut in any direction.
+    pub(super) fn is_cut_off(&self, host: usize) -> Option<Instant> {
+        self.cut_off[host].map(|(since, _)| since)
     }
 }
 
@@ -65,6 +103,7 @@ impl World {
     /// A host sends to one of the controller's sockets.
     pub(super) fn send_to_controller(&mut self, host: usize, probes: bool, bytes: Vec<u8>) {
         let from = self.hosts[host].address();
+        self.overhear(host, &bytes);
         if self.net.records && !probes {
             if self.net.recorded.len() >= 500 {
                 let at = self.rng.random_range(0..500);
@@ -101,6 +140,7 @@ impl World {
     /// Somebody sends recorded datagrams again: the newest of a host most of all, since that is the one
     /// that a window that is off by one would take.
     pub(super) fn replay(&mut self, host: usize) {
+        self.hosts[host].replayed_at = self.now;
         let ip = self.hosts[host].address().ip();
         let of_host: Vec<_> =
             self.net.recorded.iter().filter(|(from, _)| from.ip() == ip).cloned().collect();

@@ -10,7 +10,7 @@ use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
     self, Ack, Beat, FLAG_ACK_WANTED, Field, Header, Leave, LeaveReason, Message, Probe,
-    ProbeReply, Stamp,
+    ProbeReply, RoundTrip, Stamp,
 };
 
 use super::{World, host_id, now};
@@ -90,7 +90,8 @@ impl Station {
 
     /// A sealed beat, not sent.
     pub fn beat(&mut self, flags: u8) -> Vec<u8> {
-        let beat = Beat { stamp: self.stamp(), late_ms: 0, checks: 0, load: LoadSample::UNKNOWN };
+        let (load, round_trip) = (LoadSample::UNKNOWN, RoundTrip::UNKNOWN);
+        let beat = Beat { stamp: self.stamp(), late_ms: 0, checks: 0, load, round_trip };
         self.seal(beat.encode(&self.header(flags)).to_vec())
     }
 

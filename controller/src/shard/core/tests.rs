@@ -1,12 +1,14 @@
 use super::*;
 use heartwatch_common::auth::{FleetSecret, HostKey};
-use heartwatch_common::id::{Boot, Seq};
+use heartwatch_common::id::{Boot, KeyId, Seq};
 use heartwatch_common::load::LoadSample;
-use heartwatch_common::wire::{Beat, Leave, LeaveReason, encode_hello};
+use heartwatch_common::wire::{Beat, Leave, LeaveReason, RoundTrip, encode_hello};
 
 use crate::detector::confirm::ProbePlan;
 use crate::detector::timeout::Patience;
 use crate::metrics::get;
+
+mod via;
 
 const HOST: HostId = HostId([4; 16]);
 const EPOCH: Epoch = Epoch(77);
@@ -39,6 +41,7 @@ impl World {
             keyring: Keyring::new(vec![secret()]).unwrap(),
             interval: Duration::ZERO,
             cadence: 10,
+            domains: DomainLabels::new(vec!["zone".to_owned()]),
             knobs: Arc::new(AllKnobs::plain(Patience {
                 cost_s: 1e5,
                 min: Duration::from_millis(500),
@@ -48,7 +51,12 @@ impl World {
         };
         let settings = Settings {
             gap_max: Duration::from_secs(60),
-            plan: ProbePlan { probes: 3, spacing: Duration::from_millis(200), rate_max: 1_000 },
+            plan: ProbePlan {
+                probes: 3,
+                spacing: Duration::from_millis(200),
+                rate_max: 1_000,
+                peers: 3,
+            },
             doubt_max: Duration::from_secs(30),
             restart_grace: Duration::from_secs(10),
             missing_after: Duration::from_secs(60),
@@ -89,7 +97,13 @@ impl World {
 
     fn beat(&self, boot: u32, seq: u32, sent_ms: u64, epoch: Epoch) -> Vec<u8> {
         let stamp = self.stamp(boot, seq, sent_ms, epoch);
-        let beat = Beat { stamp, late_ms: 0, checks: 0, load: LoadSample::UNKNOWN };
+        let beat = Beat {
+            stamp,
+            late_ms: 0,
+            checks: 0,
+            load: LoadSample::UNKNOWN,
+            round_trip: RoundTrip::UNKNOWN,
+        };
         self.seal(beat.encode(&self.header()).to_vec())
     }
 
@@ -109,13 +123,13 @@ impl World {
     fn give(&mut self, bytes: &[u8], at_ms: u64) -> Vec<Message<'static>> {
         let mut out = Vec::new();
         self.core.receive(bytes, here(), Via::Beats(0), ms(at_ms), ms(at_ms), &mut out);
-        assert!(out.len() <= 1 && out.iter().all(|s| s.bytes.len() <= bytes.len()));
+        assert!(out.len() <= 1 && out.iter().all(|s| s.bytes.as_ref().len() <= bytes.len()));
         out.iter().map(|s| self.open(&s.bytes)).collect()
     }
 
     /// What a datagram of the shard says, under the host's key.
-    fn open(&self, bytes: &Fixed) -> Message<'static> {
-        let datagram = wire::decode(bytes).unwrap();
+    fn open(&self, bytes: &Packet) -> Message<'static> {
+        let datagram = wire::decode(bytes.as_ref()).unwrap();
         assert!(self.key.verify(&datagram));
         match datagram.message {
             Message::Ack(ack) => Message::Ack(ack),
@@ -314,7 +328,7 @@ fn probes_go_by_both_sockets_and_an_answer_by_either_ends_the_suspicion() {
     let mut at = 1_001;
     let probe = loop {
         if let Some(send) = w.judge(at, at).first() {
-            break *send;
+            break send.clone();
         }
         at += 1;
     };
@@ -332,16 +346,16 @@ fn a_quoted_nonce_makes_agent_lost_and_anything_else_nothing() {
     let mut at = 1_001;
     let probe = loop {
         if let Some(send) = w.judge(at, at).first() {
-            break *send;
+            break send.clone();
         }
         at += 1;
     };
-    let mut foreign = probe.bytes;
+    let mut foreign = probe.bytes.as_ref().to_vec();
     foreign[50] ^= 1;
     w.core.unreachable(&foreign);
-    w.core.unreachable(&probe.bytes[..40]);
+    w.core.unreachable(&probe.bytes.as_ref()[..40]);
     assert_eq!(get(&w.metrics.unreachables), 0);
-    w.core.unreachable(&probe.bytes);
+    w.core.unreachable(probe.bytes.as_ref());
     w.judge(at + 1, at + 1_000);
     assert_eq!(w.turns(), [Turn::Suspect, Turn::Down(crate::event::Cause::AgentLost)]);
 }

@@ -51,7 +51,7 @@ pub(super) fn host_row(r: &Row<'_>) -> Sql<HostRow> {
     let cause = match r.get_ref(6)?.as_str_or_null()? {
         None => None,
         Some(text) => Some(
-            [Cause::Silent, Cause::AgentLost]
+            Cause::ALL
                 .into_iter()
                 .find(|c| c.as_str() == text)
                 .ok_or_else(|| damaged(6, format!("`{text}` is not a cause")))?,
