@@ -1,10 +1,11 @@
 //! From suspect to a verdict: the plan.
 //!
-//! *Burst.* A suspect gets a few probes, all with one random nonce. Together with the last two of them
-//! some *peers* in other failure domains are asked to probe it too ([`super::peers`]), each with a nonce
-//! of its own, and to bring back its answer, which only the suspect can seal. Probes are spaced, and
+//! *Burst.* A suspect gets a few probes. Together with the last two of them some *peers* in other failure
+//! domains are asked to probe it too ([`super::peers`]), and to bring back its answer, which only the
+//! suspect can seal. Each probe and each request has a random nonce of its own. Probes are spaced, and
 //! answers waited for, by the round trips that agents measured, so that a slow way is not mistaken for
-//! silence.
+//! silence. An answer to us is good for [`NONCE_LIFE`] (or the spacing, if that is longer): it proves that
+//! the host lived when it was asked, so one that somebody kept from us must not revive it much later.
 //!
 //! *Verdict*, when the watermark has passed the last waiting time (an answer that lies unread in our mail
 //! must not be missed):
@@ -16,7 +17,7 @@
 //! | its kernel alone: nobody listens, quoting our nonce | down, `agent-lost` |
 //! | nobody | down, `silent` |
 //!
-//! *Unreachable.* Rounds go on, one each [`ROUND`]: a probe and requests to peers, all with new nonces.
+//! *Unreachable.* Rounds go on, one each [`ROUND`]: a probe and requests to peers.
 //! What a peer brings back is good in its own round only and once, so no recording, and no answer that
 //! somebody kept, holds a dead host up for longer than a round. After [`SILENT_ROUNDS_MAX`] rounds in a
 //! row without testimony the host is down. No peer that could be asked counts as silence: where nobody
@@ -44,6 +45,8 @@ mod budget;
 
 /// Probes are never further apart than this, however slow the way.
 pub const SPACING_MAX: Duration = Duration::from_secs(2);
+/// How long the nonce of a probe may be answered.
+pub const NONCE_LIFE: Duration = Duration::from_secs(2);
 /// Least time between two rounds for an unreachable host.
 pub const ROUND: Duration = Duration::from_millis(1_500);
 /// Rounds in a row without testimony after which an unreachable host is down.
@@ -113,8 +116,8 @@ pub struct Suspect {
     pub since: Instant,
     /// What was tried, and who answered.
     pub tally: Tally,
-    /// What a true answer to us must contain.
-    nonce: [u8; 16],
+    /// Nonces of our own probes that may still be answered, and until when.
+    nonces: Vec<([u8; 16], Instant)>,
     /// Least time between two probes of it.
     pub spacing: Duration,
     stage: Stage,
@@ -183,12 +186,12 @@ impl Confirm {
     }
 
     /// Begins to probe a host whose round trip is `trip` (zero: unknown).
-    pub fn begin(&mut self, slot: u32, nonce: [u8; 16], trip: Duration, now: Instant) {
+    pub fn begin(&mut self, slot: u32, trip: Duration, now: Instant) {
         self.end(slot);
         let suspect = Suspect {
             since: now,
             tally: Tally::default(),
-            nonce,
+            nonces: Vec::new(),
             spacing: self.plan.patience(trip),
             stage: Stage::Burst,
             requests: Vec::new(),
@@ -226,9 +229,11 @@ impl Confirm {
         self.unreachable
     }
 
-    /// Whether `nonce` is what the suspect in `slot` was asked by us to send back, after it was asked.
-    pub fn answers(&self, slot: u32, nonce: &[u8; 16]) -> bool {
-        self.suspects.get(&slot).is_some_and(|s| s.tally.sent > 0 && s.nonce == *nonce)
+    /// Whether `nonce`, which came back at `arrival`, is what we asked the suspect in `slot` to send back,
+    /// and in time.
+    pub fn answers(&self, slot: u32, nonce: &[u8; 16], arrival: Instant) -> bool {
+        let good = |s: &Suspect| s.nonces.iter().any(|(n, until)| n == nonce && arrival <= *until);
+        self.suspects.get(&slot).is_some_and(good)
     }
 
     /// Books a request to a peer, with a nonce of its own, over ways whose round trips add up to `trip`.
@@ -267,11 +272,8 @@ impl Confirm {
 
     /// The host's kernel says that nobody listens, quoting `nonce`. `false` if it quotes something else.
     pub fn unreachable(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {
-        let Some(s) =
-            self.suspects.get_mut(&slot).filter(|s| s.tally.sent > 0 && s.nonce == *nonce)
-        else {
-            return false;
-        };
+        let quoted = |s: &&mut Suspect| s.nonces.iter().any(|(n, _)| n == nonce);
+        let Some(s) = self.suspects.get_mut(&slot).filter(quoted) else { return false };
         s.tally.unreachable = s.tally.unreachable.saturating_add(1);
         true
     }
@@ -305,7 +307,7 @@ impl Confirm {
                     if !self.budget.take(now) {
                         return None;
                     }
-                    return Some(self.probe(slot, now));
+                    return Some(self.probe(slot, now, dice));
                 }
                 // Its answer may lie unread.
                 _ if seen < due => return None,
@@ -321,7 +323,7 @@ impl Confirm {
                         return None;
                     }
                     s.spared = true;
-                    return Some(self.probe(slot, now));
+                    return Some(self.probe(slot, now, dice));
                 }
                 Stage::Burst => return Some(self.down(slot)),
                 Stage::Unreachable { silent } => {
@@ -345,18 +347,19 @@ impl Confirm {
                         continue;
                     }
                     s.in_round = true;
-                    s.nonce = dice.nonce();
-                    return Some(self.probe(slot, now));
+                    return Some(self.probe(slot, now, dice));
                 }
             }
         }
     }
 
     /// The probe that is due to a suspect, for which a token was taken.
-    fn probe(&mut self, slot: u32, now: Instant) -> Step {
+    fn probe(&mut self, slot: u32, now: Instant, dice: &mut Dice) -> Step {
         let s = self.suspects.get_mut(&slot).expect("the queue holds suspects only");
         s.tally.sent = s.tally.sent.saturating_add(1);
-        let (number, nonce) = (s.tally.sent, s.nonce);
+        let (number, nonce) = (s.tally.sent, dice.nonce());
+        s.nonces.retain(|(_, until)| *until >= now);
+        s.nonces.push((nonce, now + s.spacing.max(NONCE_LIFE)));
         let mut peers = 0;
         if self.plan.asks_peers(number) {
             // The first comes with the probe's token.

@@ -596,9 +596,9 @@ impl Detector {
         turns.push(self.turn(slot, turn, proof.arrival, evidence));
     }
 
-    /// Whether `nonce` answers the probes of a suspect.
-    pub fn answers_probe(&self, slot: u32, nonce: &[u8; 16]) -> bool {
-        self.confirm.answers(slot, nonce)
+    /// Whether `nonce`, which came back at `arrival`, answers a probe of a suspect in time.
+    pub fn answers_probe(&self, slot: u32, nonce: &[u8; 16], arrival: Instant) -> bool {
+        self.confirm.answers(slot, nonce, arrival)
     }
 
     /// Takes an answer to a probe that a peer brought back, sealed by the suspect itself. It proves that
@@ -732,10 +732,10 @@ impl Detector {
                 return Some(at);
             }
         };
-        let (nonce, trip) = (self.dice.nonce(), trip_of(self.host(slot)));
+        let trip = trip_of(self.host(slot));
         let mut evidence = self.evidence(slot, now);
         evidence.judged_in_doubt = in_doubt;
-        self.confirm.begin(slot, nonce, trip, now);
+        self.confirm.begin(slot, trip, now);
         self.set_state(slot, State::Suspect);
         if !restored {
             out.push(Judged::Turn(self.turn(slot, Turn::Suspect, now, evidence)));

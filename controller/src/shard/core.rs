@@ -23,7 +23,7 @@ use heartwatch_common::wire::{
 };
 
 use crate::control::HostWhy;
-use crate::detector::confirm::Bucket;
+use crate::detector::confirm::{Bucket, NONCE_LIFE};
 use crate::detector::host::{Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
@@ -38,9 +38,6 @@ use crate::view::LiveCell;
 pub const EPOCH_CHALLENGE_EVERY: Duration = Duration::from_millis(200);
 /// Least time between two challenges of one host by a nonce.
 pub const NONCE_CHALLENGE_EVERY: Duration = Duration::from_secs(1);
-/// How long a nonce may be answered: an answer proves that the host lived when the nonce was sent, so
-/// one that somebody kept from us must not revive it much later.
-const NONCE_LIFE: Duration = Duration::from_secs(2);
 /// Nonces outstanding at once.
 const NONCES_MAX: usize = 65_536;
 /// Challenges per second of one shard: paces the return of a whole fleet after a restart.
@@ -435,7 +432,7 @@ impl ShardCore {
 
     /// Whether a reply answers a nonce of ours: a suspect's, or a challenge's (good once).
     fn takes_nonce(&mut self, slot: u32, reply: &ProbeReply, arrival: Instant) -> bool {
-        if self.detector.answers_probe(slot, &reply.nonce) {
+        if self.detector.answers_probe(slot, &reply.nonce, arrival) {
             return true;
         }
         let good = self

@@ -19,6 +19,9 @@ pub use unreachable::Voucher;
 /// After a stop, a slow reader needs that long for its mail.
 const CATCHING_UP: Duration = Duration::from_secs(30);
 
+/// No host is overdue before that.
+const OVERDUE_MIN: Duration = Duration::from_millis(25);
+
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -33,8 +36,8 @@ pub struct Violation {
 pub struct Ledger {
     /// Newest fresh datagram of each host that reached the controller's socket, and its gap.
     fresh: BTreeMap<HostId, (Instant, Duration)>,
-    /// The one before it.
-    before: BTreeMap<HostId, (Instant, Duration)>,
+    /// When each host was last heard after it was overdue, and by how much it was.
+    overdue: BTreeMap<HostId, (Instant, Duration)>,
     newest: BTreeMap<(HostId, Boot), Seq>,
     /// Suspect or down, and nothing proved since the controller's start: only a nonce is believed.
     strict: BTreeSet<HostId>,
@@ -63,8 +66,11 @@ impl Ledger {
         let newest = self.newest.entry((host, stamp.boot)).or_default();
         if stamp.seq > *newest {
             *newest = stamp.seq;
-            if let Some(before) = self.fresh.insert(host, (at, stamp.gap)) {
-                self.before.insert(host, before);
+            if let Some((before, gap)) = self.fresh.insert(host, (at, stamp.gap)) {
+                let overdue = at.since(before).saturating_sub(gap);
+                if overdue > OVERDUE_MIN {
+                    self.overdue.insert(host, (at, overdue));
+                }
             }
         }
     }
@@ -72,7 +78,7 @@ impl Ledger {
     /// A new life of the controller begins; these hosts are suspect or down.
     pub fn controller_started(&mut self, strict: BTreeSet<HostId>) {
         self.fresh.clear();
-        self.before.clear();
+        self.overdue.clear();
         self.strict = strict;
     }
 

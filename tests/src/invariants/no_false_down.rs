@@ -12,6 +12,8 @@ use crate::sim::SimHost;
 const MARGIN_MIN: Duration = Duration::from_millis(50);
 /// Three probes, 200 ms apart and after the last.
 const PROBES: Duration = Duration::from_millis(600);
+/// How far a slow reader may be behind without having been stopped.
+const SLOW: Duration = Duration::from_secs(1);
 /// The watermark's slack and a pass.
 const GRAIN: Duration = Duration::from_millis(20);
 
@@ -38,11 +40,11 @@ impl Ledger {
     ) {
         let Some((last, gap)) = self.fresh.get(&host.id).copied() else { return };
         let least = (gap + patience).saturating_sub(GRAIN);
-        // A silence that was too long has ended, but who was stopped reads of that later.
-        let was_overdue = self.before.get(&host.id).is_some_and(|(before, gap)| {
-            last.since(*before) >= (*gap + patience).saturating_sub(GRAIN)
-        });
-        if was_overdue && now < self.back + CATCHING_UP {
+        // A silence that was too long has ended, but a slow reader, or who was stopped, reads of that later.
+        if let Some((end, overdue)) = self.overdue.get(&host.id)
+            && *overdue + GRAIN >= patience
+            && (now < self.back + CATCHING_UP || now.since(*end) < SLOW)
+        {
             return;
         }
         if now.since(last) < least {

@@ -195,9 +195,9 @@ impl SimController {
     }
 
     /// Whether a probe with that nonce is being waited for.
-    fn asked(&self, id: HostId, nonce: &[u8; 16]) -> bool {
+    fn asked(&self, id: HostId, nonce: &[u8; 16], now: Instant) -> bool {
         let Some(detector) = self.core.as_ref().map(ShardCore::detector) else { return false };
-        detector.slot(id).is_some_and(|slot| detector.answers_probe(slot, nonce))
+        detector.slot(id).is_some_and(|slot| detector.answers_probe(slot, nonce, now))
     }
 
     /// Whether its kernel dropped datagrams in this life of the process.
@@ -300,7 +300,7 @@ impl World {
             let own = id == self.hosts[host].id;
             // A reply counts for what it answers, however new it is: it may have come through others.
             let asked = match datagram.message {
-                Message::ProbeReply(reply) => c.asked(id, &reply.nonce),
+                Message::ProbeReply(reply) => c.asked(id, &reply.nonce, self.now),
                 _ => true,
             };
             if own && asked && stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot)
