@@ -18,6 +18,8 @@ use crate::invariants::Voucher;
 const RECORDED_MAX: usize = 16;
 /// A host that was cut off from the controller is known to be unreachable after this.
 const KNOWN_AFTER: Duration = Duration::from_secs(12);
+/// …or, if it has earned more patience, by then: `timeout_max`, and time to ask.
+const PATIENCE_MAX: Duration = Duration::from_secs(35);
 /// A dead host is down after this, whatever is said of it.
 const DOWN_AFTER: Duration = Duration::from_secs(20);
 /// A beat that somebody carries over a cut is good for no longer than this.
@@ -150,6 +152,13 @@ impl World {
                 }
                 if self.voucher(host).is_some_and(|v| v.since + SETTLED <= at) {
                     let recorded = self.controller.row(h.id);
+                    // A host that was often late has earned patience, up to the greatest margin.
+                    let not_yet = recorded.is_some_and(|r| {
+                        r.cause.is_none() && matches!(r.state, State::Alive | State::Suspect)
+                    });
+                    if not_yet && self.now < at + PATIENCE_MAX {
+                        return self.at(self.now + SETTLED / 2, Happening::Look(look));
+                    }
                     self.ledger.check_known_unreachable(&self.hosts[host], recorded);
                 }
             }
