@@ -160,7 +160,7 @@ pub enum Judged {
 }
 
 /// Watches the hosts of one shard.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Detector {
     settings: Settings,
     hosts: Vec<Option<Host>>,

@@ -4,11 +4,13 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use clap::Parser;
 use heartwatch_tests::eval::contest::{
     self, AKKA_DEFAULT, Line, Point, Setting, contestants, oracle, oracle_margins,
 };
+use heartwatch_tests::eval::downs::{Loss, detection_times, false_downs};
 use heartwatch_tests::eval::families::read_traces;
 use heartwatch_tests::eval::fleet::{Fleet, Size};
 use heartwatch_tests::eval::verdict::{Curve, Verdict, tables};
@@ -37,6 +39,10 @@ struct Cli {
     /// What everything random follows from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Instead: simulate so many host-days of living hosts on lossy ways with probes and peers, count those
+    /// called down, and time how soon dead ones are.
+    #[arg(long, value_name = "HOST_DAYS")]
+    downs: Option<f64>,
     /// Write the trade-off curves there, as SVG.
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
@@ -51,6 +57,14 @@ fn main() -> ExitCode {
             "heartwatch-eval: --hosts from 1, --days from 0.01 to 60, --jitter from 0 to 0.5"
         );
         return ExitCode::from(64);
+    }
+    if let Some(host_days) = cli.downs {
+        if !(0.1..=1e6).contains(&host_days) {
+            eprintln!("heartwatch-eval: --downs takes 0.1 to 1000000 host-days");
+            return ExitCode::from(64);
+        }
+        downs(host_days, cli.seed);
+        return ExitCode::SUCCESS;
     }
     let size = Size {
         hosts: cli.hosts,
@@ -77,6 +91,44 @@ fn main() -> ExitCode {
         println!("{line}");
     }
     ExitCode::SUCCESS
+}
+
+/// Prints how often living hosts were called down, and how soon dead ones were; one JSON line each.
+fn downs(host_days: f64, seed: u64) {
+    let ways = [("independent 1 %", Loss::Independent(0.01)), ("bursts 5 %", Loss::Bursts(0.05))];
+    let hosts = 100;
+    let results = std::thread::scope(|scope| {
+        let runs = ways.map(|(name, loss)| {
+            scope.spawn(move || {
+                let tell = |done: f64| {
+                    if std::io::stderr().is_terminal() {
+                        eprint!("{name}: {:.0} %   \r", done * 100.0);
+                    }
+                };
+                (name, false_downs(hosts, host_days, loss, seed, tell))
+            })
+        });
+        runs.map(|run| run.join().expect("a run does not panic"))
+    });
+    for (name, d) in results {
+        println!(
+            "{}",
+            serde_json::json!({
+                "eval": "false_downs", "loss": name, "host_days": d.host_days,
+                "false_suspicions": d.false_suspicions, "false_downs": d.false_downs,
+                "expected_false_downs_in_1e6_host_days": d.per_million_host_days,
+            })
+        );
+    }
+    let times = detection_times(2_000, Duration::from_secs(6 * 3_600), seed);
+    let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    println!(
+        "{}",
+        serde_json::json!({
+            "eval": "crash_to_down", "network": "clean lan", "crashes": times.len(),
+            "p50_s": quantile(0.5), "p99_s": quantile(0.99), "max_s": quantile(1.0),
+        })
+    );
 }
 
 /// Judges one mix, prints its tables, answers its JSON line.
