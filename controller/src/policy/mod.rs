@@ -6,9 +6,9 @@
 //! stand in the journaled event, the held and suppressed ones too.
 //!
 //! Seeing and acting are apart: the row (the state) is always true at once; only *actions* (`host.down`,
-//! `host.agent-lost`, `host.unreachable`) are ever held, while the controller is blind or paused. Alerts, recoveries,
-//! goodbyes and joins never are. What was held is judged again on release ([`Policy::rejudge`]), against
-//! the present state; it is not replayed.
+//! `host.agent-lost`, `host.unreachable`) are ever held, while the controller is blind or paused. Alerts,
+//! recoveries, goodbyes and joins never are. What was held is judged again on release
+//! ([`Policy::rejudge`]), against the present state; it is not replayed.
 
 pub mod driver;
 pub mod placement;

@@ -196,3 +196,49 @@ fn a_goodbye_closes_the_incident_and_settles_its_orders() {
     assert_eq!((events[1].settle, end.incident), (Settle::All, None));
     assert_eq!(events[1].data["expected_away_s"], 600);
 }
+
+const CUT: (Turn, State) = (Turn::Unreachable, State::Suspect);
+
+#[test]
+fn an_unreachable_host_stays_suspect_and_its_return_says_that_the_network_was_cut() {
+    let turns = [(SUSPECT, 5), (CUT, 5), (CUT, 5), (recovered(true), 5)];
+    let (events, end) = play(&mut policy(), row(State::Alive), &turns);
+    assert_eq!(
+        kinds(&events),
+        [EventKind::HostSuspect, EventKind::HostUnreachable, EventKind::HostRecovered],
+        "said once"
+    );
+    let row = events[1].row.as_ref().unwrap();
+    assert_eq!((row.state, row.cause), (State::Suspect, Some(Cause::Unreachable)));
+    assert!(events.iter().all(|e| e.incident == events[0].incident));
+    assert_eq!(events[2].data["from_cause"], "unreachable");
+    assert!(events[2].data["reason"].as_str().unwrap().contains("the network was cut"));
+    assert_eq!((end.state, end.incident, end.cause), (State::Alive, None, None));
+}
+
+#[test]
+fn an_unreachable_host_that_goes_down_takes_back_what_was_said_of_it() {
+    let (events, end) = play(&mut policy(), row(State::Alive), &[(CUT, 5), (DOWN, 5)]);
+    assert_eq!(kinds(&events), [EventKind::HostUnreachable, EventKind::HostDown]);
+    assert_eq!((events[1].settle, end.cause), (Settle::All, Some(Cause::Silent)));
+    assert_eq!(events[0].incident, events[1].incident);
+}
+
+#[test]
+fn an_unreachable_host_is_told_of_only_where_a_rule_names_it_and_fails_nothing_over() {
+    let author = Author { id: ControllerId(1), name: "c".to_owned() };
+    let failover = rule(&[EventKind::HostDown, EventKind::HostRecovered], "orchestrator");
+    let mut p = Policy::new(author, vec![failover, rule(&[EventKind::HostUnreachable], "network")]);
+    let (events, _) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (CUT, 5)]);
+    let told: Vec<_> = events[1].deliveries.iter().map(|d| d.receiver.as_str()).collect();
+    assert_eq!((events[0].deliveries.len(), told), (0, vec!["network"]));
+}
+
+#[test]
+fn an_unreachable_order_is_true_only_while_that_is_why_it_is_suspect() {
+    let cut = HostRow { cause: Some(Cause::Unreachable), ..row(State::Suspect) };
+    let judge = |row: &HostRow| Policy::rejudge(Some(row), order_of(Some(&cut)), None);
+    assert_eq!(order_of(Some(&cut)), EventKind::HostUnreachable);
+    assert_eq!(judge(&cut), Ok(()));
+    assert!(judge(&row(State::Suspect)).is_err() && judge(&row(State::Down)).is_err());
+}

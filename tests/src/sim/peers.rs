@@ -17,13 +17,11 @@ use crate::invariants::Voucher;
 /// True answers of one host that liars remember.
 const RECORDED_MAX: usize = 16;
 /// A host that was cut off from the controller is known to be unreachable after this.
-const KNOWN_AFTER: Duration = Duration::from_secs(12);
-/// …or, if it has earned more patience, by then: `timeout_max`, and time to ask.
-const PATIENCE_MAX: Duration = Duration::from_secs(35);
+const KNOWN_AFTER: Duration = Duration::from_secs(20);
 /// A dead host is down after this, whatever is said of it.
-const DOWN_AFTER: Duration = Duration::from_secs(20);
+const DOWN_AFTER: Duration = Duration::from_secs(25);
 /// A beat that somebody carries over a cut is good for no longer than this.
-const CARRIED_OVER: Duration = Duration::from_secs(8);
+const CARRIED_OVER: Duration = Duration::from_secs(15);
 /// What stood undisturbed for so long is as it should be.
 const SETTLED: Duration = Duration::from_secs(10);
 
@@ -143,8 +141,8 @@ impl World {
             Look::CutOff { host, at } => {
                 let h = &self.hosts[host];
                 let still = self.net.is_cut_off(host) == Some(at) && h.calm_since + SETTLED <= at;
-                // A beat that was lost on the cut way, recorded, and carried over at once, does prove life: the
-                // host is alive for as long as that beat promised.
+                // A beat that was lost on the cut way, recorded, and carried over at once, does prove life:
+                // the host is alive for as long as that beat promised.
                 let carried_over = h.replayed_at + CARRIED_OVER > self.now;
                 if carried_over || !still || h.truth != Truth::Running || !clear || !undisturbed(at)
                 {
@@ -152,13 +150,6 @@ impl World {
                 }
                 if self.voucher(host).is_some_and(|v| v.since + SETTLED <= at) {
                     let recorded = self.controller.row(h.id);
-                    // A host that was often late has earned patience, up to the greatest margin.
-                    let not_yet = recorded.is_some_and(|r| {
-                        r.cause.is_none() && matches!(r.state, State::Alive | State::Suspect)
-                    });
-                    if not_yet && self.now < at + PATIENCE_MAX {
-                        return self.at(self.now + SETTLED / 2, Happening::Look(look));
-                    }
                     self.ledger.check_known_unreachable(&self.hosts[host], recorded);
                 }
             }

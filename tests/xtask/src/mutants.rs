@@ -17,7 +17,7 @@ struct Mutant {
     to: &'static str,
 }
 
-const MUTANTS: [Mutant; 6] = [
+const MUTANTS: [Mutant; 9] = [
     Mutant {
         name: "watermark ignored: hosts are judged while their beats lie unread",
         file: "controller/src/shard/watch.rs",
@@ -53,6 +53,24 @@ const MUTANTS: [Mutant; 6] = [
         file: "controller/src/ingest/admit.rs",
         from: "if stamp.epoch != epoch {",
         to: "if stamp.epoch > epoch && stamp.epoch < epoch {",
+    },
+    Mutant {
+        name: "forged peer reply accepted: the tag of what a peer brings back is not verified",
+        file: "controller/src/ingest/admit.rs",
+        from: ".filter(|key| key.verify(&datagram))",
+        to: ".filter(|key| nonce_of(&datagram.message).is_some() || key.verify(&datagram))",
+    },
+    Mutant {
+        name: "recorded peer reply accepted: its nonce is not compared",
+        file: "controller/src/detector/confirm.rs",
+        from: "waiting.find(|r| r.nonce == *nonce)",
+        to: "waiting.find(|r| r.nonce != [0; 16])",
+    },
+    Mutant {
+        name: "nobody is asked: a host cut off from the controller alone is called down",
+        file: "controller/src/detector/confirm.rs",
+        from: "self.peers > 0 && number + 1 >= probes",
+        to: "self.peers > 200 && number + 1 >= probes",
     },
 ];
 

@@ -245,10 +245,7 @@ fn a_nonce_of_another_suspicion_an_earlier_round_or_nobody_counts_for_nothing() 
     let (seven, eight) = (of(&w, 7), of(&w, 8));
     assert!(!w.confirm.testify(7, &eight) && !w.confirm.testify(7, &[9; 16]));
     assert!(!w.confirm.testify(9, &seven), "no suspect");
-    assert!(
-        !w.confirm.testify(7, &[1; 16]),
-        "the nonce of our own probes is not a peer's to bring"
-    );
+    assert!(!w.confirm.testify(7, &first), "the nonce of our own probes is not a peer's to bring");
     assert!(w.confirm.testify(7, &seven));
     w.run(451, 2_100);
     let late = w.asked.iter().filter(|a| a.0 == 7).nth(1).unwrap().1;
