@@ -109,6 +109,10 @@ pub struct RawDetector {
     pub probes: u8,
     /// Time between probes, and after the last, 20ms to 10s. Default: 200ms.
     pub probe_spacing: Span,
+    /// A suspect that has come back from long silences before is probed on until it has been silent for
+    /// twice the longest of them, but no longer than this beyond its expected beat; 0s to 10m, 0s gives
+    /// nobody more time. Default: 20s.
+    pub confirm_max: Span,
     /// Probes per second and shard, 10 to 1000000: bounds a storm of suspects. Default: 20000.
     pub probe_rate_max: u32,
     /// Peers in other failure domains asked to probe a suspect, with each of the last two probes; 0 to 8,
@@ -142,6 +146,7 @@ impl Default for RawDetector {
             overrides: Vec::new(),
             probes: 3,
             probe_spacing: ms(200),
+            confirm_max: secs(20),
             probe_rate_max: 20_000,
             peers: 3,
             domain_labels: vec!["zone".to_owned(), "rack".to_owned()],
@@ -289,6 +294,7 @@ pub struct DetectorConfig {
     pub ack_every: u16,
     pub probes: u8,
     pub probe_spacing: Duration,
+    pub confirm_max: Duration,
     pub probe_rate_max: u32,
     pub peers: u8,
     pub doubt_max: Duration,
@@ -396,6 +402,7 @@ impl RawDetector {
             ack_every: self.ack_every,
             probes: self.probes,
             probe_spacing: b("probe_spacing", self.probe_spacing, ms(20), secs(10))?,
+            confirm_max: b("confirm_max", self.confirm_max, secs(0), secs(600))?,
             probe_rate_max: self.probe_rate_max,
             peers: self.peers,
             doubt_max: b("doubt_max", self.doubt_max, secs(1), secs(600))?,

@@ -7,6 +7,11 @@
 //! silence. An answer to us is good for [`NONCE_LIFE`] (or the spacing, if that is longer): it proves that
 //! the host lived when it was asked, so one that somebody kept from us must not revive it much later.
 //!
+//! *More time.* A host that has come back from long silences before is probed on, at the same spacing as
+//! far as tokens can be spared, until it has been silent for twice the longest of them (within
+//! `confirm_max`): outages come in bursts, and probes that are lost in the same burst as the beats prove
+//! nothing. A host without such a past gets no more time.
+//!
 //! *Verdict*, when the watermark has passed the last waiting time (an answer that lies unread in our mail
 //! must not be missed):
 //!
@@ -51,6 +56,8 @@ pub const NONCE_LIFE: Duration = Duration::from_secs(2);
 pub const ROUND: Duration = Duration::from_millis(1_500);
 /// Rounds in a row without testimony after which an unreachable host is down.
 pub const SILENT_ROUNDS_MAX: u8 = 3;
+/// A suspect that is given more time has peers asked with every so manieth probe.
+const PEERS_EVERY: u16 = 5;
 /// A watermark further behind than this leaves too much mail unread for a verdict.
 const LAG_MAX: Duration = Duration::from_millis(500);
 
@@ -73,9 +80,12 @@ impl ProbePlan {
         self.spacing.max((trip * 2).min(SPACING_MAX))
     }
 
-    fn asks_peers(&self, number: u16) -> bool {
+    /// `on`: the suspect is only probed on.
+    fn asks_peers(&self, number: u16, on: bool) -> bool {
         let probes = u16::from(self.probes);
-        self.peers > 0 && number + 1 >= probes && (number > 1 || probes == 1)
+        let due = number + 1 >= probes && (number > 1 || probes == 1);
+        let spare = on && number > probes && !number.is_multiple_of(PEERS_EVERY);
+        self.peers > 0 && due && !spare
     }
 }
 
@@ -114,6 +124,8 @@ enum Stage {
 pub struct Suspect {
     /// Since when.
     pub since: Instant,
+    /// Until when silence alone does not make it down.
+    pub until: Instant,
     /// What was tried, and who answered.
     pub tally: Tally,
     /// Nonces of our own probes that may still be answered, and until when.
@@ -186,10 +198,12 @@ impl Confirm {
     }
 
     /// Begins to probe a host whose round trip is `trip` (zero: unknown).
-    pub fn begin(&mut self, slot: u32, trip: Duration, now: Instant) {
+    /// Before `until` it is not called down because it is silent: it has come back from as long a silence.
+    pub fn begin(&mut self, slot: u32, trip: Duration, until: Instant, now: Instant) {
         self.end(slot);
         let suspect = Suspect {
             since: now,
+            until,
             tally: Tally::default(),
             nonces: Vec::new(),
             spacing: self.plan.patience(trip),
@@ -309,6 +323,14 @@ impl Confirm {
                     }
                     return Some(self.probe(slot, now, dice));
                 }
+                Stage::Burst if s.is_given_time(now) => {
+                    if !self.budget.take_spare(now) {
+                        let later = now + s.spacing;
+                        self.file(slot, later);
+                        continue;
+                    }
+                    return Some(self.probe(slot, now, dice));
+                }
                 // Its answer may lie unread.
                 _ if seen < due => return None,
                 Stage::Burst if s.heard => {
@@ -358,10 +380,11 @@ impl Confirm {
         let s = self.suspects.get_mut(&slot).expect("the queue holds suspects only");
         s.tally.sent = s.tally.sent.saturating_add(1);
         let (number, nonce) = (s.tally.sent, dice.nonce());
+        let on = s.stage == Stage::Burst && s.is_given_time(now);
         s.nonces.retain(|(_, until)| *until >= now);
         s.nonces.push((nonce, now + s.spacing.max(NONCE_LIFE)));
         let mut peers = 0;
-        if self.plan.asks_peers(number) {
+        if self.plan.asks_peers(number, on) {
             // The first comes with the probe's token.
             peers = 1;
             while peers < self.plan.peers && self.budget.take_spare(now) {
@@ -398,6 +421,12 @@ impl Confirm {
 }
 
 impl Suspect {
+    /// Whether it is to be probed on: nobody has answered yet, and it has come back from as long a silence
+    /// before.
+    fn is_given_time(&self, now: Instant) -> bool {
+        now < self.until && !self.heard && self.tally.unreachable == 0
+    }
+
     /// What was asked in the burst, or in a round, can no longer be answered.
     fn end_round(&mut self) {
         if self.heard {

@@ -63,6 +63,8 @@ pub struct Settings {
     pub gap_max: Duration,
     /// Probing.
     pub plan: ProbePlan,
+    /// How long after its expected beat a host that has come back before may be probed.
+    pub confirm_max: Duration,
     /// How long own losses may excuse a host.
     pub doubt_max: Duration,
     /// Known hosts must be heard within this after a start.
@@ -84,6 +86,7 @@ impl Settings {
                 rate_max: c.probe_rate_max,
                 peers: c.peers,
             },
+            confirm_max: c.confirm_max,
             doubt_max: c.doubt_max,
             restart_grace: c.restart_grace,
             missing_after: c.missing_after,
@@ -735,7 +738,10 @@ impl Detector {
         let trip = trip_of(self.host(slot));
         let mut evidence = self.evidence(slot, now);
         evidence.judged_in_doubt = in_doubt;
-        self.confirm.begin(slot, trip, now);
+        let h = self.host(slot);
+        let given = (h.learned.longest() * 2).min(self.settings.confirm_max);
+        let until = h.expected + given;
+        self.confirm.begin(slot, trip, until, now);
         self.set_state(slot, State::Suspect);
         if !restored {
             out.push(Judged::Turn(self.turn(slot, Turn::Suspect, now, evidence)));

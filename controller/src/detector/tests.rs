@@ -16,6 +16,7 @@ fn settings() -> Settings {
     Settings {
         gap_max: Duration::from_secs(60),
         plan: ProbePlan { probes: 3, spacing: SPACING, rate_max: 1_000_000, peers: 3 },
+        confirm_max: Duration::ZERO,
         doubt_max: Duration::from_secs(30),
         restart_grace: Duration::from_secs(10),
         missing_after: Duration::from_secs(60),

@@ -26,7 +26,7 @@ impl World {
     /// A plan with one suspect, in slot 7.
     fn suspecting() -> Self {
         let mut w = Self::new(PLAN);
-        w.confirm.begin(7, NONE, ms(0));
+        w.confirm.begin(7, NONE, ms(0), ms(0));
         w
     }
 
@@ -133,7 +133,7 @@ fn a_kernel_that_quotes_our_nonce_makes_the_cause_agent_lost() {
 #[test]
 fn an_answer_to_a_probe_is_good_for_a_while_and_each_probe_has_its_own() {
     let mut w = World::new(PLAN);
-    w.confirm.begin(7, Duration::from_secs(1), ms(0));
+    w.confirm.begin(7, Duration::from_secs(1), ms(0), ms(0));
     let first = nonce_of(&w.steps(0));
     assert!(!w.confirm.answers(7, &[9; 16], ms(5)) && !w.confirm.answers(8, &first, ms(5)));
     let second = nonce_of(&w.run(1, 2_000).iter().map(|s| s.1).collect::<Vec<_>>());
@@ -146,14 +146,14 @@ fn an_answer_to_a_probe_is_good_for_a_while_and_each_probe_has_its_own() {
 #[test]
 fn without_peers_the_plan_is_probes_alone() {
     let mut w = World::new(ProbePlan { peers: 0, ..PLAN });
-    w.confirm.begin(7, NONE, ms(0));
+    w.confirm.begin(7, NONE, ms(0), ms(0));
     let steps = w.run(0, 600);
     assert_eq!(probes(&steps), [(0, 1, 0), (200, 2, 0), (400, 3, 0)]);
     assert_eq!(steps[3..], [(600, down(Cause::Silent, 3, 0, 0, 0))]);
     // Peers are wanted with the last two probes, however many there are.
     for (count, with) in [(1, vec![1]), (2, vec![2]), (5, vec![4, 5])] {
         let mut w = World::new(ProbePlan { probes: count, ..PLAN });
-        w.confirm.begin(7, NONE, ms(0));
+        w.confirm.begin(7, NONE, ms(0), ms(0));
         let steps = probes(&w.run(0, 2_000));
         let asking: Vec<u16> = steps.iter().filter(|p| p.2 > 0).map(|p| p.1).collect();
         assert_eq!((steps.len(), asking), (usize::from(count), with));
@@ -164,7 +164,7 @@ fn without_peers_the_plan_is_probes_alone() {
 fn a_slow_way_is_given_the_time_that_it_takes() {
     // A satellite: 600 ms there and back.
     let mut w = World::new(PLAN);
-    w.confirm.begin(7, Duration::from_millis(600), ms(0));
+    w.confirm.begin(7, Duration::from_millis(600), ms(0), ms(0));
     w.trip = Duration::from_millis(700);
     let steps = w.run(0, 6_000);
     assert_eq!(probes(&steps), [(0, 1, 0), (1_200, 2, 3), (2_400, 3, 3)]);
@@ -238,7 +238,7 @@ fn an_unreachable_host_whose_kernel_begins_to_answer_has_lost_its_agent() {
 #[test]
 fn a_nonce_of_another_suspicion_an_earlier_round_or_nobody_counts_for_nothing() {
     let mut w = World::suspecting();
-    w.confirm.begin(8, NONE, ms(0));
+    w.confirm.begin(8, NONE, ms(0), ms(0));
     let first = nonce_of(&w.steps(0));
     w.run(1, 450);
     let of = |w: &World, slot| w.asked.iter().find(|a| a.0 == slot).unwrap().1;
@@ -253,7 +253,7 @@ fn a_nonce_of_another_suspicion_an_earlier_round_or_nobody_counts_for_nothing() 
     // A new suspicion of the same host knows nothing of the one before.
     let before = of(&w, 7);
     w.confirm.end(7);
-    w.confirm.begin(7, NONE, ms(3_000));
+    w.confirm.begin(7, NONE, ms(0), ms(3_000));
     w.run(3_000, 3_450);
     assert!(!w.confirm.testify(7, &before));
 }
@@ -262,7 +262,7 @@ fn a_nonce_of_another_suspicion_an_earlier_round_or_nobody_counts_for_nothing() 
 fn a_crowd_of_suspects_is_probed_within_the_budget_longest_silent_first() {
     let mut w = World::new(PLAN);
     for slot in 0..500 {
-        w.confirm.begin(slot, NONE, ms(u64::from(slot)));
+        w.confirm.begin(slot, NONE, ms(0), ms(u64::from(slot)));
     }
     let first = w.steps(500);
     assert_eq!(first.len(), 100, "a tenth of a second's worth at once");
@@ -277,7 +277,7 @@ fn asking_peers_delays_no_verdict_and_every_suspect_has_at_least_one() {
     let finish = |peers: u8| {
         let mut w = World::new(ProbePlan { rate_max: 10_000, peers, ..PLAN });
         for slot in 0..10_000 {
-            w.confirm.begin(slot, NONE, ms(0));
+            w.confirm.begin(slot, NONE, ms(0), ms(0));
         }
         let steps = w.run(0, 10_000);
         let downs: Vec<_> = steps
@@ -301,7 +301,7 @@ fn asking_peers_delays_no_verdict_and_every_suspect_has_at_least_one() {
 fn hosts_known_to_live_take_only_what_suspects_leave() {
     let mut w = World::new(PLAN);
     for slot in 0..2_000 {
-        w.confirm.begin(slot, NONE, ms(0));
+        w.confirm.begin(slot, NONE, ms(0), ms(0));
     }
     let mut done = 0;
     for at in 0..20_000 {
@@ -314,7 +314,7 @@ fn hosts_known_to_live_take_only_what_suspects_leave() {
     }
     assert_eq!((done, w.confirm.unreachable_len()), (2_000, 2_000));
     // Rounds for all of them would take more than there is; a new suspect does not notice.
-    w.confirm.begin(5_000, NONE, ms(20_000));
+    w.confirm.begin(5_000, NONE, ms(0), ms(20_000));
     let steps = w.run(20_000, 20_700);
     let of_new = |s: &&(u64, Step)| match s.1 {
         Step::Probe { slot, .. } | Step::Down { slot, .. } => slot == 5_000,
@@ -322,4 +322,37 @@ fn hosts_known_to_live_take_only_what_suspects_leave() {
     };
     let at: Vec<u64> = steps.iter().filter(of_new).map(|s| s.0).collect();
     assert_eq!(at, [20_000, 20_200, 20_400, 20_600]);
+}
+
+#[test]
+fn a_host_that_came_back_from_long_silences_is_probed_on_and_then_judged() {
+    let mut w = World::new(PLAN);
+    w.confirm.begin(7, NONE, ms(3_000), ms(0));
+    let (mut probes, mut asked, mut down) = (0, 0, None);
+    for at in 0..4_000 {
+        for step in w.steps(at) {
+            match step {
+                Step::Probe { peers, .. } => {
+                    probes += 1;
+                    asked += u32::from(peers);
+                }
+                Step::Down { .. } => down = Some(at),
+                Step::Unreachable { .. } => panic!("nobody testified"),
+            }
+        }
+    }
+    assert!(down.is_some_and(|at| (3_000..3_400).contains(&at)), "{down:?}");
+    assert!((14..=17).contains(&probes), "{probes}");
+    assert!(asked < 20, "peers are asked now and then: {asked}");
+}
+
+#[test]
+fn more_time_is_for_silence_alone() {
+    let mut w = World::new(PLAN);
+    w.confirm.begin(7, NONE, ms(60_000), ms(0));
+    let steps = w.steps(0);
+    let [Step::Probe { nonce, .. }] = steps[..] else { panic!("{steps:?}") };
+    assert!(w.confirm.unreachable(7, &nonce), "its kernel lives, its agent does not");
+    let down = (1..2_000).find(|at| w.steps(*at).iter().any(|s| matches!(s, Step::Down { .. })));
+    assert!(down.is_some_and(|at| at < 1_000), "{down:?}");
 }

@@ -67,6 +67,8 @@ pub const DISTURBED_FOR: u8 = 16;
 pub const UNUSUAL_SHARE: f32 = 0.05;
 /// An offset that falls by more than this has a new cause, and is taken as it is.
 const OFFSET_FALL_MAX_NS: i64 = 1_000_000_000;
+/// A bin whose (decayed) count is less than this is empty.
+const SEEN_MIN: f32 = 0.5;
 /// Beats below which a margin is mostly the siblings'.
 const OWN_BEATS_MIN: u32 = 1_000;
 
@@ -376,6 +378,17 @@ impl Learned {
         let j = usize::from(self.margins[context as usize]);
         let n = self.beats[context as usize].get() as f32;
         prior.chance(context, j, self.tails(context)[j], n)
+    }
+
+    /// The longest overdue time from which the host has come back, to the edge above; it is forgotten
+    /// after about three weeks. Zero: hardly any.
+    pub fn longest(&self) -> Duration {
+        let seen = |context: Context| {
+            let last = self.counts(context).iter().rposition(|c| counter::value(*c) >= SEEN_MIN)?;
+            Some(context.first() + last + 1)
+        };
+        let edge = seen(Context::Calm).max(seen(Context::Disturbed));
+        edge.map_or(Duration::ZERO, |j| Duration::from_micros(edge_us(j, self.interval_us)))
     }
 
     /// Beats learned from, decayed.

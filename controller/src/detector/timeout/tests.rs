@@ -212,3 +212,16 @@ fn three_bytes_count_to_their_end_and_stay_there() {
     n.set(65_537);
     assert_eq!(n.get(), 65_537);
 }
+
+#[test]
+fn the_longest_silence_is_remembered_for_weeks() {
+    let (mut rng, mut siblings) = (StdRng::seed_from_u64(11), Siblings::default());
+    let mut host = Learned::default();
+    assert_eq!(host.longest(), Duration::ZERO);
+    run(&mut host, &mut siblings, &[0.0, 4.0, 0.0, 0.5], &mut rng);
+    assert_eq!(host.longest(), Duration::from_millis(4_400));
+    run(&mut host, &mut siblings, &vec![0.0; 10 * 86_400], &mut rng);
+    assert_eq!(host.longest(), Duration::from_millis(4_400), "after ten days");
+    run(&mut host, &mut siblings, &vec![0.0; 50 * 86_400], &mut rng);
+    assert_eq!(host.longest(), Duration::ZERO, "after two months");
+}

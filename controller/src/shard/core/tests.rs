@@ -57,6 +57,7 @@ impl World {
                 rate_max: 1_000,
                 peers: 3,
             },
+            confirm_max: Duration::ZERO,
             doubt_max: Duration::from_secs(30),
             restart_grace: Duration::from_secs(10),
             missing_after: Duration::from_secs(60),
