@@ -179,6 +179,29 @@ fn two_boots_that_both_answer_are_a_duplicate_once() {
 }
 
 #[test]
+fn a_duplicate_ends_when_the_other_boot_has_been_silent_for_ten_minutes() {
+    let suspected = |silent_until: u64| {
+        let mut w = World::new();
+        w.detector.register(known(1, State::Alive), ms(0));
+        w.beat(1, 1, ms(100), SECOND);
+        w.beat(1, 9, ms(200), SECOND);
+        w.proof(1, 1, ms(300), SECOND, true);
+        let mut at = 300;
+        while at < silent_until {
+            at += 1_000;
+            assert_eq!(w.beat(1, 1, ms(at), SECOND), []);
+        }
+        let mut out = Vec::new();
+        w.detector.judge(ms(at + 1_500), ms(at + 1_500), ms(at + 1_500), &mut out);
+        let [Judged::Turn(turn), ..] = out[..] else { panic!("{out:?}") };
+        assert_eq!(turn.turn, Turn::Suspect);
+        turn.duplicate
+    };
+    assert!(suspected(598_000), "the other one may still come back");
+    assert!(!suspected(601_000), "of a host that is one again, orders go out");
+}
+
+#[test]
 fn a_goodbye_is_never_followed_by_a_suspicion() {
     let mut w = World::new();
     w.detector.register(known(1, State::Alive), ms(0));

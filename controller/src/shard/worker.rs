@@ -144,7 +144,8 @@ impl Worker {
         set(&self.metrics.receive_buffer_bytes, granted.unwrap_or(0) as u64);
         loop {
             if !self.obey() {
-                return;
+                self.read_the_last_mail(&mut watches, &mut probe_watch, &complaint);
+                return self.tell_the_rest(carried);
             }
             let (mut received, mut dropped, mut busy) = (0, 0, false);
             for (i, watch) in watches.iter_mut().enumerate() {
@@ -281,6 +282,22 @@ impl Worker {
         total
     }
 
+    /// Before the end: a goodbye that lies in a socket must not be lost, or its host is called down after
+    /// the restart. Nobody is judged any more.
+    fn read_the_last_mail(
+        &mut self,
+        watches: &mut [Watch],
+        probe_watch: &mut Watch,
+        complaint: &Throttle,
+    ) {
+        let mut sends = Vec::new();
+        for (i, watch) in watches.iter_mut().enumerate() {
+            self.drain(Via::Beats(i as u8), watch, &mut sends, complaint);
+        }
+        self.drain(Via::Probes, probe_watch, &mut sends, complaint);
+        self.flush(&mut sends);
+    }
+
     fn hear_unreachables(&mut self) {
         let mut room = [0; 128];
         for _ in 0..BATCHES_MAX * BATCH_LEN {
@@ -326,6 +343,15 @@ impl Worker {
         Ok(false)
     }
 
+    /// Hands on all that is left, waiting for room: who stops us waits for this thread a few seconds.
+    fn tell_the_rest(&mut self, mut carried: Option<Notice>) {
+        while let Some(notice) = carried.take().or_else(|| self.core.notices().pop()) {
+            if self.notices.blocking_send(notice).is_err() {
+                return;
+            }
+        }
+    }
+
     fn wait(&self, span: Duration) {
         let mut fds: Vec<PollFd<'_>> = self
             .beats
@@ -357,6 +383,62 @@ fn elsewhere(bytes: &[u8], via: Via, shard: u16, shards: u16) -> Option<(u16, u8
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::UdpSocket;
+
+    use heartwatch_common::auth::{FleetSecret, Keyring};
+    use heartwatch_common::id::{ControllerId, Epoch, KeyId};
+    use heartwatch_common::time::SystemClock;
+
+    use crate::config::RawConfig;
+    use crate::detector::Settings;
+    use crate::ingest::socket::Role;
+    use crate::shard::core::Identity;
+
+    fn worker() -> Worker {
+        let clock = Arc::new(SystemClock);
+        let metrics = Arc::new(ShardMetrics::default());
+        let (handle, mailbox) = ShardHandle::new(Arc::clone(&metrics)).unwrap();
+        let identity = Identity {
+            shard: 0,
+            controller: ControllerId(1),
+            epoch: Epoch(1),
+            keyring: Keyring::new(vec![FleetSecret::new(KeyId(1), [9; 32])]).unwrap(),
+            interval: Duration::ZERO,
+            cadence: 10,
+            seed: 1,
+        };
+        let settings = Settings::new(&RawConfig::default().check().unwrap().detector);
+        let core = ShardCore::new(identity, settings, Arc::clone(&metrics), clock.now());
+        let any = "127.0.0.1:0".parse().unwrap();
+        Worker {
+            shard: 0,
+            peers: vec![handle],
+            core,
+            beats: vec![BatchSocket::bind(any, Role::Beats).unwrap()],
+            probes: BatchSocket::bind(any, Role::Probes).unwrap(),
+            clock,
+            mailbox,
+            notices: tokio::sync::mpsc::channel(1).0,
+            metrics,
+        }
+    }
+
+    #[test]
+    fn a_pending_icmp_error_leaves_no_datagram_unread() {
+        let mut w = worker();
+        let to = w.probes.local_addr().unwrap();
+        // Nobody listens where a probe goes: the kernel notes an error at the probe socket…
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let nobody = gone.local_addr().unwrap();
+        drop(gone);
+        assert_eq!(w.probes.send(&[(nobody, [0; 80])]), 0);
+        // …and an answer of somebody else lies there too.
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[1; 80], to).unwrap();
+        let mut watch = Watch::new(w.clock.now());
+        let complaint = Throttle::new(Duration::from_secs(10));
+        assert_eq!(w.drain(Via::Probes, &mut watch, &mut Vec::new(), &complaint), 1);
+        assert_eq!(get(&w.metrics.received), 1);
+    }
 
     #[test]
     fn a_datagram_of_another_shard_is_recognised() {
