@@ -9,8 +9,8 @@ use heartwatch_common::id::Boot;
 use heartwatch_common::time::Clock;
 use heartwatch_tests::fleet::{Fleet, FleetSetup};
 use heartwatch_tests::world::{
-    Answer, Api, Call, PATIENCE, Plan, Receiver, Station, World, eventually, now, number, story, text,
-    throughout, webhook_secret,
+    Answer, Api, Call, PATIENCE, Plan, Receiver, Station, World, eventually, now, number, story,
+    text, throughout, webhook_secret,
 };
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;

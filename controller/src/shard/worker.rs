@@ -11,7 +11,7 @@
 //! A pass drains at most `BATCHES_MAX` batches per socket, takes at most `COMMANDS_PER_PASS`
 //! commands and hands on what the policy's queue takes; the rest waits, merged per host.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
@@ -27,6 +27,7 @@ use tokio::sync::mpsc::error::TrySendError as NoticeError;
 use tokio::sync::oneshot;
 
 use crate::control::HostWhy;
+use crate::detector::doubt::Waking;
 use crate::detector::host::Known;
 use crate::ingest::socket::{BATCH_LEN, BatchSocket};
 use crate::metrics::{Reject, ShardMetrics, add, get, inc, set};
@@ -65,6 +66,8 @@ pub enum Command {
         /// By which of the shards' beat sockets.
         listen: u8,
     },
+    /// These addresses are this machine's own.
+    Local(Vec<IpAddr>),
     /// Stop.
     Stop,
 }
@@ -142,7 +145,13 @@ impl Worker {
         let complaint = Throttle::new(Duration::from_secs(10));
         let granted = self.beats.iter().filter_map(|s| s.receive_buffer().ok()).min();
         set(&self.metrics.receive_buffer_bytes, granted.unwrap_or(0) as u64);
+        let mut clocks = Clocks::read(&*self.clock);
+        let mut asked = Duration::ZERO;
         loop {
+            // Before any mail is read: how was the time since the last pass?
+            let before = std::mem::replace(&mut clocks, Clocks::read(&*self.clock));
+            self.core.wake(clocks.now, &clocks.since(&before, asked));
+            asked = Duration::ZERO;
             if !self.obey() {
                 self.read_the_last_mail(&mut watches, &mut probe_watch, &complaint);
                 return self.tell_the_rest(carried);
@@ -169,8 +178,8 @@ impl Worker {
                 watch.drops = drops;
             }
             let now = self.clock.now();
-            self.core.heard(now, received, dropped);
             let seen = watches.iter_mut().map(Watch::advance).min().unwrap_or(now).min(now);
+            self.core.heard(now, seen, received, dropped);
             let seen_probes = probe_watch.advance().min(now);
             self.core.judge(seen, seen_probes, now, &mut sends);
             self.flush(&mut sends);
@@ -187,7 +196,8 @@ impl Worker {
                     let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
                     (at + slack).since(now)
                 });
-                self.wait(due.min(if full { WAIT_FULL } else { WAIT_MAX }));
+                asked = due.min(if full { WAIT_FULL } else { WAIT_MAX });
+                self.wait(asked);
             }
         }
     }
@@ -221,6 +231,7 @@ impl Worker {
                     self.core.receive(&bytes, from, via, arrival, now, &mut sends);
                     self.flush(&mut sends);
                 }
+                Command::Local(addresses) => self.core.set_local(addresses),
                 Command::Stop => return false,
             }
         }
@@ -302,7 +313,7 @@ impl Worker {
         let mut room = [0; 128];
         for _ in 0..BATCHES_MAX * BATCH_LEN {
             match self.probes.unreachable(&mut room) {
-                Ok(Some((quoted, _))) => self.core.unreachable(quoted),
+                Ok(Some((quoted, _))) => self.core.unreachable(quoted, self.clock.now()),
                 Ok(None) | Err(_) => return,
             }
         }
@@ -363,6 +374,31 @@ impl Worker {
         let ms = u16::try_from(span.as_micros().div_ceil(1_000)).unwrap_or(u16::MAX);
         // An interrupted wait is a short wait.
         poll(&mut fds, PollTimeout::from(ms)).unwrap_or(0);
+    }
+}
+
+/// All clocks at one moment.
+struct Clocks {
+    now: Instant,
+    boottime: Instant,
+    wall_ns: i64,
+}
+
+impl Clocks {
+    fn read(clock: &dyn Clock) -> Self {
+        Self { now: clock.now(), boottime: clock.boottime(), wall_ns: clock.wall_ns() }
+    }
+
+    /// How time went by since `before`.
+    fn since(&self, before: &Self, asked: Duration) -> Waking {
+        let boottime = self.boottime.since(before.boottime);
+        let wall_ns = i128::from(self.wall_ns) - i128::from(before.wall_ns);
+        let step_ms = (wall_ns - boottime.as_nanos() as i128) / 1_000_000;
+        Waking {
+            asked,
+            suspended: boottime.saturating_sub(self.now.since(before.now)),
+            wall_step_ms: i64::try_from(step_ms).unwrap_or(i64::MAX),
+        }
     }
 }
 

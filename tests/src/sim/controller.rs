@@ -344,10 +344,10 @@ impl World {
             watch.drops = socket.drops;
         }
         for quoted in c.unreachables.drain(..) {
-            core.unreachable(&quoted);
+            core.unreachable(&quoted, now);
         }
-        core.heard(now, received, dropped);
         let seen = c.watches[0].advance().min(now);
+        core.heard(now, seen, received, dropped);
         let seen_probes = c.watches[1].advance().min(now);
         core.judge(seen, seen_probes, now, &mut sends);
         let mut notices = Vec::new();

@@ -362,10 +362,10 @@ fn a_quoted_nonce_makes_agent_lost_and_anything_else_nothing() {
     };
     let mut foreign = probe.bytes.as_ref().to_vec();
     foreign[50] ^= 1;
-    w.core.unreachable(&foreign);
-    w.core.unreachable(&probe.bytes.as_ref()[..40]);
+    w.core.unreachable(&foreign, ms(at));
+    w.core.unreachable(&probe.bytes.as_ref()[..40], ms(at));
     assert_eq!(get(&w.metrics.unreachables), 0);
-    w.core.unreachable(probe.bytes.as_ref());
+    w.core.unreachable(probe.bytes.as_ref(), ms(at));
     w.judge(at + 1, at + 1_000);
     assert_eq!(w.turns(), [Turn::Suspect, Turn::Down(crate::event::Cause::AgentLost)]);
 }
