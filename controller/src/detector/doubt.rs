@@ -199,6 +199,8 @@ impl Window {
     fn drop_share(&self) -> f64 {
         match self.lost() {
             0 => 0.0,
+            // A stop: a full buffer keeps what came first, so of what came last nothing was kept.
+            _ if self.end.since(self.start) >= STALL => 1.0,
             lost => lost as f64 / (lost + self.received) as f64,
         }
     }

@@ -180,6 +180,8 @@ pub struct Detector {
     local: Vec<IpAddr>,
     /// Whether probes prove nothing right now: nobody is called down.
     holds: bool,
+    /// How long our clock stood still in all, while the agents' went on, nanoseconds.
+    asleep_ns: u64,
     /// When a cut link is next tried by a probe.
     try_link_at: Instant,
     link_nonce: [u8; 16],
@@ -209,6 +211,7 @@ impl Detector {
             look_at: now,
             local: Vec::new(),
             holds: false,
+            asleep_ns: 0,
             try_link_at: now,
             link_nonce: [0; 16],
             clock: now,
@@ -288,6 +291,8 @@ impl Detector {
 
     /// Takes note of how time went by while the shell waited; before any mail is read.
     pub fn wake(&mut self, now: Instant, waking: &Waking) {
+        let asleep = u64::try_from(waking.suspended.as_nanos()).unwrap_or(u64::MAX);
+        self.asleep_ns = self.asleep_ns.wrapping_add(asleep);
         self.doubt.wake(now, waking);
     }
 
@@ -331,7 +336,12 @@ impl Detector {
 
     /// What a host has proved so far.
     pub fn seen(&self, slot: u32) -> Seen {
-        self.host(slot).seen()
+        let mut seen = self.host(slot).seen();
+        // Baselines are kept as if our clock had never stood still: otherwise a recording that is as old
+        // as a suspend was long would look fresh.
+        let asleep = self.asleep_ns as i64;
+        seen.baseline_ns = seen.baseline_ns.map(|b| b.wrapping_sub(asleep));
+        seen
     }
 
     /// How far off the usual a datagram's time may be to prove life: `timeout_max`; but for a suspect or
@@ -517,6 +527,7 @@ impl Detector {
         let dropped =
             h.last_arrival.is_some_and(|last| self.doubt.explains(last, h.expected, lost));
         let dice = self.roll();
+        let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
         let Self { hosts, settings, siblings, knobs, .. } = self;
         let h = hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
         let knobs = &mut knobs[usize::from(h.knobs)];
@@ -549,7 +560,7 @@ impl Detector {
         h.sent = proof.stamp.sent;
         h.gap = proof.stamp.gap.min(settings.gap_max);
         h.late_ms = proof.late_ms;
-        h.expected = h.learned.expect(arrival, proof.stamp.sent, h.gap);
+        h.expected = h.learned.expect(arrival, sent, h.gap);
         if !continues || h.recent_len == 0 {
             h.learned.choose(&patience, siblings.prior(h.group));
         }

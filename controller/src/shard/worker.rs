@@ -434,6 +434,7 @@ mod tests {
         let clock = Arc::new(SystemClock);
         let metrics = Arc::new(ShardMetrics::default());
         let (handle, mailbox) = ShardHandle::new(Arc::clone(&metrics)).unwrap();
+        let config = RawConfig::default().check().unwrap();
         let identity = Identity {
             shard: 0,
             controller: ControllerId(1),
@@ -441,9 +442,10 @@ mod tests {
             keyring: Keyring::new(vec![FleetSecret::new(KeyId(1), [9; 32])]).unwrap(),
             interval: Duration::ZERO,
             cadence: 10,
+            knobs: Arc::new(config.knobs),
             seed: 1,
         };
-        let settings = Settings::new(&RawConfig::default().check().unwrap().detector);
+        let settings = Settings::new(&config.detector);
         let core = ShardCore::new(identity, settings, Arc::clone(&metrics), clock.now());
         let any = "127.0.0.1:0".parse().unwrap();
         Worker {

@@ -415,6 +415,9 @@ fn a_key_that_was_revoked_before_a_restart_stays_revoked() {
         in_state: Duration::ZERO,
         missing_reported: false,
         duplicate: false,
+        profile: Default::default(),
+        frozen: None,
+        domain: Default::default(),
         live: Arc::new(LiveCell::default()),
     };
     w.core.register(known, ms(0));
@@ -462,11 +465,16 @@ fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
+            profile: Default::default(),
+            frozen: None,
+            domain: Default::default(),
             live: Arc::new(LiveCell::default()),
         };
         w.core.register(known, ms(at));
         let stamp = w.stamp(5, 1, at, EPOCH);
-        let beat = Beat { stamp, late_ms: 0, checks: 0, load: LoadSample::UNKNOWN };
+        let load = LoadSample::UNKNOWN;
+        let round_trip = RoundTrip::UNKNOWN;
+        let beat = Beat { stamp, late_ms: 0, checks: 0, load, round_trip };
         let mut bytes = beat.encode(&Header { host, ..w.header() }).to_vec();
         secret().host_key(host, Generation(0)).seal(&mut bytes);
         let mut out = Vec::new();
