@@ -69,14 +69,18 @@ impl Ledger {
         self.late.remove(&host);
     }
 
-    /// A datagram that proves life has reached the controller's socket.
-    pub fn fresh(&mut self, host: HostId, stamp: &Stamp, at: Instant) {
+    /// A datagram that proves life has reached the controller's socket; only `proved` ones count, but the
+    /// numbers of all are noted.
+    pub fn fresh(&mut self, host: HostId, stamp: &Stamp, proved: bool, at: Instant) {
         if self.strict.contains(&host) {
             return;
         }
         let newest = self.newest.entry((host, stamp.boot)).or_default();
         if stamp.seq > *newest {
             *newest = stamp.seq;
+            if !proved {
+                return;
+            }
             let newest = self.fresh.entry(host).or_default();
             if let Some((before, gap)) = newest.back().copied() {
                 let overdue = at.since(before).saturating_sub(gap);

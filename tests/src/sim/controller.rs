@@ -401,7 +401,7 @@ impl World {
                 let d = core.detector();
                 d.slot(id).is_some_and(|slot| d.seen(slot).baseline_ns.is_some())
             });
-            let known = c.rows.get(&id).filter(|r| proved && r.state != State::Pending);
+            let known = c.rows.get(&id).filter(|r| r.state != State::Pending);
             // What a host brings back for another is no proof of life of either.
             let own = id == self.hosts[host].id;
             // A reply counts for what it answers, however new it is: it may have come through others.
@@ -411,7 +411,7 @@ impl World {
             };
             if own && asked && stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot)
             {
-                self.ledger.fresh(id, stamp, self.now);
+                self.ledger.fresh(id, stamp, proved, self.now);
             }
         }
         c.sockets[usize::from(probes)].mail.push_back(Mail { from, bytes, stamp_ns, at: self.now });

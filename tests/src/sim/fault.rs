@@ -66,12 +66,20 @@ pub enum Fault {
         span: Duration,
     },
     ContinueController,
-    SuspendController { span: Duration },
-    ResumeController { span: Duration },
+    SuspendController {
+        span: Duration,
+    },
+    ResumeController {
+        span: Duration,
+    },
     CutLink,
     MendLink,
-    DeafEnded { ended: Instant },
-    Flood { share: f64 },
+    DeafEnded {
+        ended: Instant,
+    },
+    Flood {
+        share: f64,
+    },
     EndFlood,
     FillDisk,
     EmptyDisk,
@@ -311,7 +319,14 @@ impl World {
             if !matches!(fault, Fault::RestoreSnapshot { .. }) {
                 self.faults.push(format!("{:.3} s {fault:?}", at.as_secs_f64()));
             }
-        } else if !matches!(fault, Fault::EmptyDisk | Fault::ReceiverUp | Fault::Mend { .. } | Fault::MendLink | Fault::EndFlood) {
+        } else if !matches!(
+            fault,
+            Fault::EmptyDisk
+                | Fault::ReceiverUp
+                | Fault::Mend { .. }
+                | Fault::MendLink
+                | Fault::EndFlood
+        ) {
             // The time of faults is over.
             return;
         }

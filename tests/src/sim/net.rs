@@ -77,12 +77,14 @@ impl Net {
 
     /// How long a datagram takes from a host to the controller; `None`: lost.
     pub(super) fn towards_controller(&self, host: usize, rng: &mut StdRng) -> Option<Duration> {
-        let cut = self.cut_link || self.cut_up[host] || self.cut_off[host].is_some_and(|(_, w)| w.up);
+        let cut =
+            self.cut_link || self.cut_up[host] || self.cut_off[host].is_some_and(|(_, w)| w.up);
         (!cut && !rng.random_bool(self.loss)).then(|| self.delay(rng))
     }
 
     fn towards_host(&self, host: usize, rng: &mut StdRng) -> Option<Duration> {
-        let cut = self.cut_link || self.cut_down[host] || self.cut_off[host].is_some_and(|(_, w)| w.down);
+        let cut =
+            self.cut_link || self.cut_down[host] || self.cut_off[host].is_some_and(|(_, w)| w.down);
         (!cut && !rng.random_bool(self.loss)).then(|| self.delay(rng))
     }
 
