@@ -524,7 +524,8 @@ fn a_fleet_that_dies_behind_its_controller_is_found_within_doubt_max() {
     fleet.run(0, 30, false, 500);
     fleet.run(30, 119, true, 500);
     assert_eq!(fleet.downs.len(), 0);
-    fleet.run(119, 124, true, 500);
+    // A timeout after the first moments of silence, and the probes.
+    fleet.run(119, 128, true, 500);
     assert_eq!(fleet.downs.len(), 500);
     assert!(fleet.detector.doubt().is_blind(), "and what follows from it is held");
 }
