@@ -205,6 +205,7 @@ async fn rack_cut(c: &mut Centre) -> Result<String> {
     }
     c.net.rack_link(2, true)?;
     c.all_alive().await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let except: Vec<&str> = names.iter().map(String::as_str).collect();
     none("others", &c.told(&after, &DOWN, &except).await?)?;
     Ok(format!("{} down, silent; 0 others; all alive again", names.len()))
@@ -255,12 +256,13 @@ async fn frozen(c: &mut Centre) -> Result<String> {
     ensure!(text(&down, "/data/cause") == "silent", "{down:#}");
     c.agent(name)?.process()?.signal(Signal::SIGCONT)?;
     c.all_alive().await?;
-    let (events, _) = c.api.events(&after).await?;
     let id = host.to_string();
-    let back = events
-        .iter()
-        .find(|e| text(e, "/type") == "host.recovered" && text(e, "/host") == id)
-        .context("no host.recovered")?;
+    let is_back = |e: &Value| text(e, "/type") == "host.recovered" && text(e, "/host") == id;
+    // States are shown at once, events when they are journaled.
+    let back = eventually(PATIENCE, "host.recovered", || async {
+        Ok(c.api.events(&after).await?.0.into_iter().find(is_back))
+    })
+    .await?;
     ensure!(back["data"]["same_boot"] == Value::Bool(true), "{back:#}");
     Ok("down (silent), then recovered, same boot".into())
 }
