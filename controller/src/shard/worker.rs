@@ -443,6 +443,7 @@ mod tests {
             interval: Duration::ZERO,
             cadence: 10,
             knobs: Arc::new(config.knobs),
+            domains: config.domain_labels,
             seed: 1,
         };
         let settings = Settings::new(&config.detector);

@@ -50,7 +50,9 @@ impl Ledger {
     /// Some seconds after it hears again: the margins of the same hosts, if undisturbed.
     pub fn deaf_ended(&mut self, ended: Instant, margins: &BTreeMap<HostId, Duration>) {
         let own = std::mem::take(&mut self.own);
-        if own.begun.is_none_or(|begun| ended.since(begun) < PAUSE_MIN) {
+        // Of fewer hosts a cut is not recognised: then it looks like outages of theirs, and is learned.
+        let few = own.margins.len() < HOSTS_MIN;
+        if few || own.begun.is_none_or(|begun| ended.since(begun) < PAUSE_MIN) {
             return;
         }
         for (host, before) in own.margins {

@@ -27,8 +27,8 @@ const MUTANTS: [Mutant; 13] = [
     Mutant {
         name: "replay window off by one: the newest beat may come again",
         file: "controller/src/ingest/admit.rs",
-        from: "if stamp.seq <= seen.seq {",
-        to: "if stamp.seq < seen.seq {",
+        from: "if stamp.seq <= seen.seq ||",
+        to: "if stamp.seq < seen.seq ||",
     },
     Mutant {
         name: "delivery marked as delivered before it is sent",
