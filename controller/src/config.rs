@@ -121,7 +121,8 @@ pub struct RawDetector {
     /// Labels that make a failure domain, at most 8: hosts that differ in any of them are in different
     /// ones, and so is a host that has none of them. Default: `["zone", "rack"]`.
     pub domain_labels: Vec<String>,
-    /// How long the controller's own losses may excuse a host, 1s to 10m. Default: 30s.
+    /// How long the controller's own losses, or a cut of its own link, may excuse a host, 1s to 10m: longer
+    /// than a switch takes to restart. Default: 90s.
     pub doubt_max: Span,
     /// Known hosts must be heard within this after a restart of the controller, 1s to 10m; each gets
     /// its own moment in the second half of it. Default: 10s.
@@ -150,7 +151,7 @@ impl Default for RawDetector {
             probe_rate_max: 20_000,
             peers: 3,
             domain_labels: vec!["zone".to_owned(), "rack".to_owned()],
-            doubt_max: secs(30),
+            doubt_max: secs(90),
             restart_grace: secs(10),
             missing_after: secs(600),
             forget_after: secs(30 * DAY),

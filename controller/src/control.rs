@@ -9,6 +9,7 @@ use heartwatch_common::id::{Boot, ControllerId, Epoch, HostId, Seq};
 use heartwatch_common::time::Wall;
 use serde::{Deserialize, Serialize};
 
+pub use crate::detector::doubt::DoubtReason;
 use crate::event::State;
 use crate::store::{DeliveryId, StoreError};
 
@@ -73,39 +74,48 @@ pub struct Pause {
     pub reason: String,
 }
 
-/// Why the controller distrusts its own eyes, or its hands are tied.
+/// One reason why the controller distrusts its own eyes, or why its hands are tied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "reason")]
-pub enum Doubt {
-    /// The kernel drops datagrams at a shard's sockets.
-    Drops {
-        /// Which shard.
-        shard: u16,
-        /// Share of datagrams lost in the last window, parts per million.
-        drop_ppm: u64,
-    },
-    /// A shard judges hosts as of more than a second ago.
-    Lagging {
-        /// Which shard.
-        shard: u16,
-        /// By how much, milliseconds.
-        lag_ms: u64,
-    },
-    /// Own losses have excused hosts for longer than `doubt_max`: actions are held.
-    Blind {
-        /// Which shard.
-        shard: u16,
-    },
-    /// Just started: not every known host has had its fair chance yet.
-    Restarted {
-        /// How long that goes on, milliseconds.
-        remaining_ms: u64,
-    },
-    /// The store can't be written: events wait in memory, deliveries rest.
-    Store {
-        /// What it said.
-        error: String,
-    },
+pub struct Doubt {
+    /// Which.
+    pub reason: DoubtReason,
+    /// Which shard; none: the whole controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<u16>,
+    /// Since when, milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<Wall>,
+    /// In plain words.
+    #[serde(default)]
+    pub text: String,
+    /// `drops`: share of datagrams lost in the last window, parts per million.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_ppm: Option<u64>,
+    /// `lagging`: by how much, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
+    /// `restarted`: how long that goes on, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_ms: Option<u64>,
+    /// `store`: what it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Doubt {
+    /// A reason without further figures.
+    pub fn new(reason: DoubtReason) -> Self {
+        Self {
+            reason,
+            shard: None,
+            since_ms: None,
+            text: reason.words().to_owned(),
+            drop_ppm: None,
+            lag_ms: None,
+            remaining_ms: None,
+            error: None,
+        }
+    }
 }
 
 /// One shard, for people.
@@ -186,6 +196,17 @@ pub struct KnobsWhy {
     pub frozen_ms: Option<u64>,
 }
 
+/// What excuses a host's silence, or did before it was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExcuseWhy {
+    /// Which doubt of the controller.
+    pub reason: DoubtReason,
+    /// Since when, milliseconds ago.
+    pub since_ms: u64,
+    /// When it is looked at again, milliseconds from now; zero: it has been judged.
+    pub remaining_ms: u64,
+}
+
 /// A suspect's probes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeWhy {
@@ -261,6 +282,9 @@ pub struct HostWhy {
     pub mistakes: u32,
     /// Probing, if it is.
     pub probes: Option<ProbeWhy>,
+    /// What excuses its silence, or did until it was judged.
+    #[serde(default)]
+    pub excuse: Option<ExcuseWhy>,
     /// This shard's drop share in the last window, parts per million.
     pub shard_drop_ppm: u64,
     /// How far this shard's judging lags, milliseconds.
@@ -292,6 +316,9 @@ pub trait Control: Send + Sync {
 
     /// Why it distrusts itself right now; empty is good.
     fn doubts(&self) -> Vec<Doubt>;
+
+    /// For how long each reason held since the start, over all shards.
+    fn doubted_for(&self) -> BTreeMap<DoubtReason, Duration>;
 
     /// Whether it can do its work: `Err` says why not (store unwritable, a shard stuck, blind).
     async fn ready(&self) -> Result<(), Vec<String>>;

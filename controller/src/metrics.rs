@@ -1,6 +1,11 @@
 //! Counters that shards and the policy write and `/metrics` reads. Relaxed atomics, one writer each.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use heartwatch_common::time::Instant;
+
+use crate::detector::doubt::DoubtReason;
 
 /// Why a datagram counted for nothing. The peer's fault or the network's; never a state change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +85,41 @@ impl Reject {
 pub const DETECTION_BUCKETS: [f64; 11] =
     [0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0];
 
+/// Since when each reason for doubt holds, and for how long they held in all.
+#[derive(Debug, Default)]
+pub struct DoubtMetrics {
+    /// Monotonic microseconds; 0: it does not hold.
+    since_us: [AtomicU64; DoubtReason::ALL.len()],
+    /// Microseconds in all, but for the present time.
+    ended_us: [AtomicU64; DoubtReason::ALL.len()],
+}
+
+impl DoubtMetrics {
+    /// Says since when a reason holds. One writer.
+    pub fn set(&self, why: DoubtReason, since: Option<Instant>, now: Instant) {
+        let (was, is) =
+            (get(&self.since_us[why as usize]), since.map_or(0, |s| s.as_micros().max(1)));
+        if was != is {
+            if was != 0 {
+                let span = now.as_micros().saturating_sub(was);
+                add(&self.ended_us[why as usize], span);
+            }
+            set(&self.since_us[why as usize], is);
+        }
+    }
+
+    /// Since when a reason holds.
+    pub fn since(&self, why: DoubtReason) -> Option<Instant> {
+        Some(get(&self.since_us[why as usize])).filter(|us| *us > 0).map(Instant::from_micros)
+    }
+
+    /// How long it held in all.
+    pub fn total(&self, why: DoubtReason, now: Instant) -> Duration {
+        let present = self.since(why).map_or(Duration::ZERO, |since| now.since(since));
+        Duration::from_micros(get(&self.ended_us[why as usize])) + present
+    }
+}
+
 macro_rules! counters {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident,)* }) => {
         $(#[$doc])*
@@ -91,6 +131,8 @@ macro_rules! counters {
             /// Detection times (crash at a uniformly random moment is not known here: from the last
             /// proof of life to `down`), by bucket.
             pub detection: [AtomicU64; DETECTION_BUCKETS.len() + 1],
+            /// Why this shard distrusts its own eyes.
+            pub doubts: DoubtMetrics,
             /// Whether judging is excused by own losses for longer than `doubt_max`.
             pub blind: AtomicBool,
         }

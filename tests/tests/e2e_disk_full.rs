@@ -79,7 +79,7 @@ async fn a_full_disk_stops_no_beat_is_told_and_loses_nothing() {
         .await?;
         eventually(PATIENCE, "the metrics say so", || async {
             let writable = api.metric("heartwatch_store_writable", &[]).await?;
-            let doubt = api.metric("heartwatch_doubts", &["reason=\"store\""]).await?;
+            let doubt = api.metric("heartwatch_doubt", &["reason=\"store\""]).await?;
             ensure!(writable == 0.0 && doubt == 1.0, "store_writable {writable}, doubt {doubt}");
             Ok(Some(()))
         })

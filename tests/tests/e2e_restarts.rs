@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use heartwatch_common::id::Boot;
 use heartwatch_common::time::Clock;
 use heartwatch_tests::fleet::{Fleet, FleetSetup};
 use heartwatch_tests::world::{
-    Answer, Api, Call, PATIENCE, Plan, Receiver, World, eventually, now, number, story, text,
-    throughout, webhook_secret,
+    Answer, Api, Call, PATIENCE, Plan, Receiver, Station, World, eventually, now, number, story,
+    text, throughout, webhook_secret,
 };
+use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
@@ -141,6 +143,63 @@ async fn a_restart_forgets_no_host_calls_no_live_one_down_and_finds_those_that_d
             ensure!(state == "down", "expected the dead to stay down, seen {state}");
         }
         Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn goodbyes_that_reached_the_controller_before_its_stop_are_not_forgotten() {
+    story(async |world: &World| {
+        const HOSTS: usize = 200;
+        let mut controller = world.controller().detector("restart_grace", "\"2s\"").start().await?;
+        controller.pin_ports()?;
+        let fleet = fleet(world, &controller, HOSTS, Duration::from_millis(500))?;
+        all_alive(&controller.api()?, HOSTS).await?;
+        // A rack is switched off while the controller is about to be upgraded: the goodbyes lie in its
+        // sockets when it is told to stop.
+        controller.freeze()?;
+        (0..HOSTS).for_each(|n| fleet.leave(n));
+        // Ends once all commands before are done.
+        drop(fleet);
+        controller.process()?.signal(Signal::SIGTERM)?;
+        controller.thaw()?;
+        let status = controller.process()?.wait(PATIENCE).await?;
+        ensure!(status.success(), "expected exit 0 after SIGTERM, seen {status}");
+        controller.start().await?;
+        let status = controller.api()?.get("/v1/status").await?;
+        let left = number(&status, "/hosts/left");
+        ensure!(left == HOSTS as u64, "{left} goodbyes were kept: {}", status["hosts"]);
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_revoked_by_a_newer_one_stays_revoked_after_a_restart() {
+    story(async |world: &World| {
+        let mut controller = world.controller().start().await?;
+        controller.pin_ports()?;
+        let api = controller.api()?;
+        let mut host = Station::new(world, "rekeyed", controller.beats())?;
+        host.join()?;
+        // As after `heartwatchctl key HOST --generation 2` and a restart of the agent.
+        host.rekey(world, 2);
+        (host.boot, host.seq) = (Boot(2), 0);
+        host.join()?;
+        api.wait_event(host.host, "host.restarted", PATIENCE).await?;
+        controller.stop().await?;
+        controller.start().await?;
+        let api = controller.api()?;
+        host.rekey(world, 0);
+        let hello = host.hello()?;
+        host.send(&hello)?;
+        let said = host.pump(Duration::from_secs(1))?;
+        ensure!(said.is_empty(), "the old key was answered: {said:?}");
+        let refused =
+            api.metric("heartwatch_datagrams_rejected_total", &["reason=\"unauthentic\""]).await?;
+        ensure!(refused >= 2.0, "expected the old key to be refused, {refused} were");
+        host.rekey(world, 2);
+        host.join()
     })
     .await;
 }

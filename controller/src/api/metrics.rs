@@ -4,6 +4,9 @@
 //! hosts: per-host figures are the API's. The share of beats that came is
 //! `rate(heartwatch_beats_received_total) / rate(heartwatch_beats_expected_total)`.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -15,7 +18,7 @@ use prometheus::{TEXT_FORMAT, TextEncoder};
 use super::Api;
 use super::extract::Params;
 use super::problem::Problem;
-use crate::control::{Doubt, Status};
+use crate::control::{DoubtReason, Status};
 use crate::event::State as HostState;
 use crate::metrics::{DETECTION_BUCKETS, Reject, ShardMetrics, get};
 use crate::store::Backlog;
@@ -47,6 +50,7 @@ struct Snapshot<'a> {
     status: &'a Status,
     ready: bool,
     backlog: Option<&'a Backlog>,
+    doubted_for: BTreeMap<DoubtReason, Duration>,
     now_ms: i64,
     hosts: [u64; HostState::ALL.len()],
     shards: &'a [std::sync::Arc<ShardMetrics>],
@@ -64,6 +68,7 @@ pub(super) async fn scrape(State(api): State<Api>, params: Params) -> Result<Res
         status: &status,
         ready,
         backlog: backlog.as_ref(),
+        doubted_for: api.control.doubted_for(),
         now_ms: api.clock.wall().0,
         hosts: api.view.counts(),
         shards: &api.shards,
@@ -114,9 +119,18 @@ impl Families {
         help: &str,
         samples: impl IntoIterator<Item = (Labels<'a>, u64)>,
     ) {
-        let metric = |(labels, value): (Labels<'a>, u64)| {
+        self.sums(name, help, samples.into_iter().map(|(labels, n)| (labels, n as f64)));
+    }
+
+    fn sums<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<'a>, f64)>,
+    ) {
+        let metric = |(labels, value): (Labels<'a>, f64)| {
             let mut counter = Counter::default();
-            counter.set_value(value as f64);
+            counter.set_value(value);
             let mut metric = Metric::from_label(label_pairs(labels));
             metric.set_counter(counter);
             metric
@@ -174,29 +188,24 @@ fn controller(f: &mut Families, s: &Snapshot<'_>) {
         "Registered hosts by state.",
         by_state.map(|(state, n)| (vec![("state", state.to_string())], n as f64)),
     );
-    let doubts = DOUBTS.map(|reason| {
-        let active = status.doubts.iter().filter(|d| doubt_name(d) == reason).count();
-        (vec![("reason", reason.to_owned())], active as f64)
-    });
-    f.gauges("doubts", "Why the controller distrusts itself right now; all zero is good.", doubts);
+    let label = |reason: DoubtReason| vec![("reason", reason.to_string())];
+    let active = |reason| status.doubts.iter().filter(|d| d.reason == reason).count() as f64;
+    f.gauges(
+        "doubt",
+        "Why the controller distrusts itself right now, and in how many shards; all zero is good.",
+        DoubtReason::ALL.map(|reason| (label(reason), active(reason))),
+    );
+    f.sums(
+        "doubt_seconds_total",
+        "For how long each reason for doubt held, over all shards.",
+        s.doubted_for.iter().map(|(reason, span)| (label(*reason), span.as_secs_f64())),
+    );
     f.gauge("paused", "1 while an operator holds all actions.", flag(status.pause.is_some()));
     f.gauge("ready", "1 while /readyz answers 200.", flag(s.ready));
-    let writable = !status.doubts.iter().any(|d| matches!(d, Doubt::Store { .. }));
+    let writable = !status.doubts.iter().any(|d| d.reason == DoubtReason::Store);
     f.gauge("store_writable", "1 while the store can be written.", flag(writable));
     let waiting = status.events_waiting as f64;
     f.gauge("events_waiting", "Events that wait in memory for the store.", waiting);
-}
-
-const DOUBTS: [&str; 5] = ["drops", "lagging", "blind", "restarted", "store"];
-
-fn doubt_name(doubt: &Doubt) -> &'static str {
-    match doubt {
-        Doubt::Drops { .. } => "drops",
-        Doubt::Lagging { .. } => "lagging",
-        Doubt::Blind { .. } => "blind",
-        Doubt::Restarted { .. } => "restarted",
-        Doubt::Store { .. } => "store",
-    }
 }
 
 type Read = fn(&ShardMetrics) -> u64;

@@ -18,6 +18,7 @@ use crate::control::{
     Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive,
     RedriveReport, Status,
 };
+use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
 use crate::store::*;
 use crate::view::View;
@@ -121,7 +122,12 @@ impl Control for TestControl {
     }
 
     fn doubts(&self) -> Vec<Doubt> {
-        vec![Doubt::Drops { shard: 0, drop_ppm: 12 }]
+        let reason = DoubtReason::Drops;
+        vec![Doubt { shard: Some(0), drop_ppm: Some(12), ..Doubt::new(reason) }]
+    }
+
+    fn doubted_for(&self) -> BTreeMap<DoubtReason, Duration> {
+        BTreeMap::from([(DoubtReason::Drops, Duration::from_millis(1_500))])
     }
 
     async fn ready(&self) -> Result<(), Vec<String>> {
@@ -167,6 +173,7 @@ impl Control for TestControl {
             late_ms: 0,
             mistakes: 0,
             probes: None,
+            excuse: None,
             shard_drop_ppm: 0,
             shard_lag_ms: 0,
         })

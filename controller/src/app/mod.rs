@@ -6,6 +6,7 @@
 
 mod running;
 mod secrets;
+mod surroundings;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
@@ -30,7 +31,7 @@ use crate::detector::Settings;
 use crate::detector::host::Known;
 use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
-use crate::metrics::ShardMetrics;
+use crate::metrics::{DoubtMetrics, ShardMetrics};
 use crate::policy::driver::{self, Driver, DriverStatus, known_of};
 use crate::policy::{Author, Policy};
 use crate::shard::core::{Identity, ShardCore};
@@ -41,6 +42,7 @@ use crate::store::{Retention, Store, StoreError};
 use crate::view::{LiveCell, View};
 use running::{Pulse, Running};
 pub use secrets::SecretError;
+use surroundings::Surroundings;
 
 /// Where a running controller tells its addresses: a file in the state directory.
 pub const RUNTIME_FILE: &str = "runtime.json";
@@ -232,6 +234,15 @@ impl App {
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 
         let pulse = Arc::new(Pulse::default());
+        let own_doubts = Arc::new(DoubtMetrics::default());
+        let surroundings = Surroundings {
+            doubts: Arc::clone(&own_doubts),
+            shards: shards.clone(),
+            driver: Arc::clone(&status),
+            started,
+            restart_grace: config.detector.restart_grace,
+            clock: Arc::clone(&clock),
+        };
         let running = Running {
             name: config.name.clone(),
             epoch,
@@ -246,6 +257,7 @@ impl App {
             store: Arc::clone(&store) as Arc<dyn Store>,
             clock: Arc::clone(&clock),
             pulse: Arc::clone(&pulse),
+            own_doubts,
         };
         let api = serve_api(
             &config,
@@ -258,6 +270,7 @@ impl App {
         )?;
         let background = vec![
             tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
+            tokio::spawn(surroundings.watch()),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
         let addresses = Addresses { listen, api: api_addr };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,11 +11,11 @@ use heartwatch_common::time::{Clock, Instant, Wall};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::{
-    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive,
-    RedriveReport, ShardStatus, Status,
+    Control, ControlError, Doubt, DoubtReason, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause,
+    Redrive, RedriveReport, ShardStatus, Status,
 };
 use crate::event::State;
-use crate::metrics::{Reject, ShardMetrics, get};
+use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
 use crate::policy::driver::{Command, DriverStatus};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
@@ -29,8 +28,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 const COMMAND_MAX: Duration = Duration::from_secs(15);
 /// A shard whose loop has not turned for this long is stuck (it turns ten times a second when idle).
 const STUCK_AFTER: Duration = Duration::from_secs(3);
-/// Judging that lags further behind than this is a doubt.
-const LAG_MAX: Duration = Duration::from_secs(1);
 /// Longest reason of a pause, bytes.
 const REASON_LEN_MAX: usize = 500;
 
@@ -86,6 +83,8 @@ pub(super) struct Running {
     pub(super) clock: Arc<dyn Clock>,
     /// Whether shards make progress.
     pub(super) pulse: Arc<Pulse>,
+    /// Doubts that are not one shard's.
+    pub(super) own_doubts: Arc<DoubtMetrics>,
 }
 
 impl Running {
@@ -158,29 +157,45 @@ impl Control for Running {
     }
 
     fn doubts(&self) -> Vec<Doubt> {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let doubt = |reason: DoubtReason, since: Instant| Doubt {
+            since_ms: Some(Wall(wall.0 - now.since(since).as_millis() as i64)),
+            ..Doubt::new(reason)
+        };
         let mut doubts = Vec::new();
         for (shard, handle) in (0u16..).zip(&self.shards) {
             let m = &handle.metrics;
-            let drop_ppm = get(&m.drop_ppm);
-            if drop_ppm > 0 {
-                doubts.push(Doubt::Drops { shard, drop_ppm });
-            }
-            let lag = Duration::from_micros(get(&m.lag_us));
-            if lag > LAG_MAX {
-                doubts.push(Doubt::Lagging { shard, lag_ms: lag.as_millis() as u64 });
-            }
-            if m.blind.load(Ordering::Relaxed) {
-                doubts.push(Doubt::Blind { shard });
+            for reason in DoubtReason::ALL {
+                let Some(since) = m.doubts.since(reason) else { continue };
+                let mut one = Doubt { shard: Some(shard), ..doubt(reason, since) };
+                match reason {
+                    DoubtReason::Drops => one.drop_ppm = Some(get(&m.drop_ppm)),
+                    DoubtReason::Lagging => one.lag_ms = Some(get(&m.lag_us) / 1_000),
+                    _ => {}
+                }
+                doubts.push(one);
             }
         }
-        let up = self.clock.now().since(self.started);
+        if let Some(since) = self.own_doubts.since(DoubtReason::Steal) {
+            doubts.push(doubt(DoubtReason::Steal, since));
+        }
+        let up = now.since(self.started);
         if let Some(left) = self.restart_grace.checked_sub(up).filter(|left| !left.is_zero()) {
-            doubts.push(Doubt::Restarted { remaining_ms: left.as_millis() as u64 });
+            let remaining_ms = Some(left.as_millis() as u64);
+            doubts.push(Doubt { remaining_ms, ..doubt(DoubtReason::Restarted, self.started) });
         }
         if let Some(error) = self.driver.store_error() {
-            doubts.push(Doubt::Store { error });
+            let since = self.own_doubts.since(DoubtReason::Store).unwrap_or(now);
+            doubts.push(Doubt { error: Some(error), ..doubt(DoubtReason::Store, since) });
         }
         doubts
+    }
+
+    fn doubted_for(&self) -> BTreeMap<DoubtReason, Duration> {
+        let now = self.clock.now();
+        let all = || self.shards.iter().map(|s| &s.metrics.doubts).chain([&*self.own_doubts]);
+        let total = |reason| all().map(|d| d.total(reason, now)).sum();
+        DoubtReason::ALL.into_iter().map(|reason| (reason, total(reason))).collect()
     }
 
     async fn ready(&self) -> Result<(), Vec<String>> {
@@ -191,7 +206,7 @@ impl Control for Running {
         for shard in self.pulse.stuck(&self.shards, self.clock.now()) {
             reasons.push(format!("shard {shard} makes no progress"));
         }
-        if self.doubts().iter().any(|d| matches!(d, Doubt::Blind { .. })) {
+        if self.doubts().iter().any(|d| d.reason == DoubtReason::Blind) {
             reasons.push(
                 "blind: datagrams have been lost for longer than doubt_max; actions are held"
                     .to_owned(),

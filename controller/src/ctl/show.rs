@@ -8,6 +8,7 @@ use super::text::{Table, between, clean, details, human_ms, percent, ppm, shorte
 use crate::api::types::{DeliveriesPage, EventJson, HostJson, HostsPage, StatusJson};
 use crate::control::Doubt;
 use crate::event::Cause;
+use heartwatch_common::time::Wall;
 
 /// What an event's line leaves to `why`.
 const BRIEF: [&str; 2] = ["evidence", "candidates"];
@@ -118,29 +119,21 @@ pub(super) fn cause(cause: Cause) -> &'static str {
 }
 
 /// A doubt in plain words.
-pub(super) fn doubt(doubt: &Doubt) -> String {
-    match doubt {
-        Doubt::Drops { shard, drop_ppm } => format!(
-            "its own machine lost {} of the datagrams of shard {shard}; missed beats are judged by that",
-            ppm(*drop_ppm)
-        ),
-        Doubt::Lagging { shard, lag_ms } => {
-            format!(
-                "shard {shard} is {} behind: nobody is judged by mail not yet read",
-                human_ms(*lag_ms)
-            )
-        }
-        Doubt::Blind { shard } => {
-            format!("shard {shard} has lost too much for too long: actions are held")
-        }
-        Doubt::Restarted { remaining_ms } => format!(
-            "it has just started: known hosts have {} more to be heard",
-            human_ms(*remaining_ms)
-        ),
-        Doubt::Store { error } => {
-            format!("its store cannot be written, events wait in memory: {}", clean(error))
-        }
+pub(super) fn doubt(doubt: &Doubt, now: Wall) -> String {
+    let mut text = match doubt.shard {
+        Some(shard) => format!("{} (shard {shard}): {}", doubt.reason, clean(&doubt.text)),
+        None => format!("{}: {}", doubt.reason, clean(&doubt.text)),
+    };
+    let mut more = Vec::new();
+    more.extend(doubt.drop_ppm.map(|n| format!("{} of the datagrams just now", ppm(n))));
+    more.extend(doubt.lag_ms.map(|ms| format!("{} behind", human_ms(ms))));
+    more.extend(doubt.remaining_ms.map(|ms| format!("{} more", human_ms(ms))));
+    more.extend(doubt.error.as_deref().map(|e| format!("it says: {}", clean(e))));
+    more.extend(doubt.since_ms.map(|since| format!("for {}", between(since, now))));
+    if !more.is_empty() {
+        text = format!("{text}; {}", more.join(", "));
     }
+    text
 }
 
 /// The controller.
@@ -182,7 +175,7 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
     } else {
         writeln!(out, "\nThe controller doubts its own eyes:")?;
         for d in &status.doubts {
-            writeln!(out, "  - {}", doubt(d))?;
+            writeln!(out, "  - {}", doubt(d, s.now_ms))?;
         }
     }
     if !status.shards.is_empty() {

@@ -35,7 +35,7 @@ pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
         writeln!(out, "  Nothing: it reads every datagram in time, and its store can be written.")?;
     }
     for d in &why.doubts {
-        writeln!(out, "  - {}", doubt(d))?;
+        writeln!(out, "  - {}", doubt(d, why.now_ms))?;
     }
     if let Some(pause) = &why.pause {
         let (until, reason) = (pause.until_ms, clean(&pause.reason));
@@ -158,6 +158,16 @@ fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
                 p.testimonies
             )?;
         }
+    }
+    if let Some(e) = &d.excuse {
+        writeln!(
+            out,
+            "  Its silence {} by a doubt of the controller's own, since {} ago ({}): {}.",
+            if e.remaining_ms > 0 { "is excused" } else { "was excused, for a time," },
+            human_ms(e.since_ms),
+            e.reason,
+            e.reason.words()
+        )?;
     }
     writeln!(
         out,

@@ -134,7 +134,7 @@ fn status_events_and_deliveries_are_readable() {
     let id = HostId([1; 16]);
     let text = served.good(&["status"]);
     assert!(text.contains("test (0000000000000007), version 0.1.0"), "{text}");
-    assert!(text.contains("lost 0.00% of the datagrams of shard 0"), "{text}");
+    assert!(text.contains("drops (shard 0): its own machine lost datagrams"), "{text}");
     assert!(text.contains("nobody is told"), "{text}");
     served.world.store.push(event(id, EventKind::HostJoined, 1));
     served.world.store.push(event(id, EventKind::HostDown, 2));
@@ -302,6 +302,7 @@ fn fixture() -> WhyJson {
             "beats_learned": 300.4, "last_overdue_ms": [0.5, -0.2], "last_late_ms": [0, 1],
             "late_ms": 1, "mistakes": 2,
             "probes": {"sent": 3, "of": 3, "unreachable": 3}, "shard_drop_ppm": 120,
+            "excuse": {"reason": "cut", "since_ms": 182_500, "remaining_ms": 0},
             "shard_lag_ms": 2
         },
         "detector_error": null,
@@ -332,7 +333,8 @@ fn fixture() -> WhyJson {
              "last_outcome": null, "attempt_log": []}
         ],
         "deliveries_truncated": false,
-        "doubts": [{"reason": "drops", "shard": 3, "drop_ppm": 120}],
+        "doubts": [{"reason": "drops", "shard": 3, "drop_ppm": 120, "text": "its machine lost some",
+                    "since_ms": 1_769_860_960_000_u64}],
         "pause": {"until_ms": 1_769_861_000_000_u64, "reason": "switch works"}
     }))
     .unwrap()
@@ -355,12 +357,13 @@ fn the_story_tells_all_of_it_in_plain_words_and_in_order() {
         "may come 120ms late",
         "learned from its own beats",
         "Probes: 3 of 3 sent. To 3 its operating system answered",
+        "was excused, for a time, by a doubt of the controller's own, since 3m 2s ago (cut): nothing",
         "wrongly suspected 2 times",
         "shard 3): 0.01%",
         &format!("{} 300.0", "#".repeat(40)),
         ". 0.4",
         "0.5ms -0.2ms",
-        "lost 0.01% of the datagrams of shard 3",
+        "drops (shard 3): its machine lost some; 0.01% of the datagrams just now, for 20s",
         "holds all actions until 2026-01-31T12:03:20.000Z: switch works",
         "older events: heartwatchctl events",
         "(not over)",

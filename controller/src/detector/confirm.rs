@@ -228,6 +228,23 @@ impl Confirm {
         Some(suspect)
     }
 
+    /// Begins anew with every suspect: what they did not answer proves nothing.
+    pub fn restart(&mut self, now: Instant) {
+        let slots: Vec<u32> = self.suspects.keys().copied().collect();
+        for slot in slots {
+            let Some(s) = self.suspects.get_mut(&slot) else { continue };
+            s.nonces.clear();
+            s.requests.clear();
+            (s.heard, s.spared, s.patience) = (false, false, now);
+            if s.stage == Stage::Burst {
+                s.tally = Tally::default();
+            } else {
+                (s.stage, s.in_round) = (Stage::Unreachable { silent: 0 }, false);
+            }
+            self.file(slot, now);
+        }
+    }
+
     /// The suspect in a slot.
     pub fn get(&self, slot: u32) -> Option<&Suspect> {
         self.suspects.get(&slot)

@@ -9,6 +9,7 @@ use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{LeaveReason, RoundTrip};
 use serde::Serialize;
 
+use super::doubt::DoubtReason;
 use super::knobs::Profile;
 use super::peers::Domain;
 use super::timeout::{GroupId, Learned, MarginSource, Patience};
@@ -46,6 +47,22 @@ pub struct Known {
     pub domain: Domain,
     /// Where its live figures are published.
     pub live: Arc<LiveCell>,
+}
+
+/// Why a host's silence is not held against it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Excused {
+    pub(crate) since: Instant,
+    /// Looked at again then.
+    pub(crate) until: Instant,
+    pub(crate) why: DoubtReason,
+}
+
+impl Excused {
+    /// How long it has been excused, as of `at`.
+    pub(crate) fn span(&self, at: Instant) -> Duration {
+        self.until.min(at).since(self.since)
+    }
 }
 
 /// The record of one host.
@@ -92,8 +109,8 @@ pub(crate) struct Host {
     pub(crate) other_until: Instant,
     pub(crate) duplicate: bool,
     pub(crate) missing_reported: bool,
-    /// Since when own losses excuse its silence.
-    pub(crate) excused_since: Option<Instant>,
+    /// What excuses its silence, or did before it was judged; `None` once it is heard again.
+    pub(crate) excused: Option<Excused>,
     /// Which key its last proof of life was sealed under; `None` since the controller's start.
     pub(crate) key: Option<(KeyId, Generation)>,
     /// Which of the shard's sockets its last proof of life came in by.
@@ -225,6 +242,10 @@ pub struct Evidence {
     pub drop_ppm: u64,
     /// Whether it was judged although own losses might have excused it (`doubt_max` was used up).
     pub judged_in_doubt: bool,
+    /// Which doubt of the controller excused it before, if any did.
+    pub excused_by: &'static str,
+    /// For how long, milliseconds.
+    pub excused_ms: u64,
     /// Suspicions of this host that proved wrong so far.
     pub mistakes: u32,
 }

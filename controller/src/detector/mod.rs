@@ -27,7 +27,7 @@ pub mod lru;
 pub mod peers;
 pub mod timeout;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -36,13 +36,13 @@ use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{Leave, RoundTrip, Stamp};
 
-use crate::control::{HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
+use crate::control::{ExcuseWhy, HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
 use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
-use doubt::{Doubt, Excuse};
-use host::{Evidence, Host, Known, Transition, Turn};
+use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
+use host::{Evidence, Excused, Host, Known, Transition, Turn};
 use knobs::{AllKnobs, Profile, Turned};
 use lru::Rows;
 use timeout::{Context, GroupId, LEARN_MAX, Learned, MarginSource, Patience, Siblings};
@@ -55,6 +55,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 const SUSPECT_TOLERANCE: Duration = Duration::from_secs(1);
 /// How often wished rates of mistakes are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Hosts looked at to find one by which to try a silent link.
+const TRY_LINK_LOOKS: usize = 256;
 
 /// What a detector decides by.
 #[derive(Clone, Copy, Debug)]
@@ -177,6 +179,15 @@ pub struct Detector {
     /// Margins by [`Profile::knobs`]; never empty.
     knobs: Vec<Turned>,
     look_at: Instant,
+    /// Addresses of the controller's own machine.
+    local: Vec<IpAddr>,
+    /// Whether probes prove nothing right now: nobody is called down.
+    holds: bool,
+    /// How long our clock stood still in all, while the agents' went on, nanoseconds.
+    asleep_ns: u64,
+    /// When a cut link is next tried by a probe.
+    try_link_at: Instant,
+    link_nonce: [u8; 16],
     /// What slots are filed by: the newest watermark. It never falls, and a deadline is looked at when
     /// the *watermark* has passed it, so filing by `now` would look late whenever reading lags behind.
     clock: Instant,
@@ -201,6 +212,11 @@ impl Detector {
             groups: HashMap::new(),
             knobs: Turned::all(knobs, now),
             look_at: now,
+            local: Vec::new(),
+            holds: false,
+            asleep_ns: 0,
+            try_link_at: now,
+            link_nonce: [0; 16],
             clock: now,
             dice: Dice::new(seed),
             again: Vec::new(),
@@ -276,9 +292,36 @@ impl Detector {
         &self.doubt
     }
 
-    /// Records what a pass over the sockets received and what the kernel dropped.
-    pub fn heard(&mut self, now: Instant, received: u64, dropped: u64) {
-        self.doubt.record(now, received, dropped);
+    /// Takes note of how time went by while the shell waited; before any mail is read.
+    pub fn wake(&mut self, now: Instant, waking: &Waking) {
+        let asleep = u64::try_from(waking.suspended.as_nanos()).unwrap_or(u64::MAX);
+        self.asleep_ns = self.asleep_ns.wrapping_add(asleep);
+        self.doubt.wake(now, waking);
+    }
+
+    /// Something authentic arrived from somewhere.
+    pub fn hear(&mut self, from: SocketAddr, arrival: Instant) {
+        if !self.is_local(from) {
+            self.doubt.hear(arrival);
+        }
+    }
+
+    /// Records what a pass over the sockets received and what the kernel dropped, as of the watermark
+    /// `seen`.
+    pub fn heard(&mut self, now: Instant, seen: Instant, received: u64, dropped: u64) {
+        let alive = self.knobs.iter().map(|k| k.alive).sum();
+        self.doubt.record(now, &Pass { seen, received, dropped, alive });
+    }
+
+    /// Says which addresses are the controller's own machine's: hosts there say nothing about its link,
+    /// nor its link about them.
+    pub fn set_local(&mut self, addresses: Vec<IpAddr>) {
+        self.local = addresses;
+    }
+
+    fn is_local(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        ip.is_loopback() || self.local.contains(&ip)
     }
 
     fn host(&self, slot: u32) -> &Host {
@@ -296,7 +339,12 @@ impl Detector {
 
     /// What a host has proved so far.
     pub fn seen(&self, slot: u32) -> Seen {
-        self.host(slot).seen()
+        let mut seen = self.host(slot).seen();
+        // Baselines are kept as if our clock had never stood still: otherwise a recording that is as old
+        // as a suspend was long would look fresh.
+        let asleep = self.asleep_ns as i64;
+        seen.baseline_ns = seen.baseline_ns.map(|b| b.wrapping_sub(asleep));
+        seen
     }
 
     /// How far off the usual a datagram's time may be to prove life: `timeout_max`; but for a suspect or
@@ -389,7 +437,7 @@ impl Detector {
             other_until: if known.duplicate { now + DUPLICATE_WINDOW } else { Instant(0) },
             duplicate: known.duplicate,
             missing_reported: known.missing_reported,
-            excused_since: None,
+            excused: None,
             key: None,
             listen: 0,
             domain: known.domain,
@@ -454,6 +502,8 @@ impl Detector {
             testimonies: tally.testimonies,
             drop_ppm: self.doubt.drop_ppm(),
             judged_in_doubt: false,
+            excused_by: h.excused.map_or("", |e| e.why.as_str()),
+            excused_ms: h.excused.map_or(0, |e| e.span(self.clock).as_millis() as u64),
             mistakes: h.mistakes,
         }
     }
@@ -474,11 +524,13 @@ impl Detector {
             State::Alive | State::Pending => Evidence::default(),
             _ => self.evidence(slot, proof.arrival),
         };
-        let dropped = {
-            let last = self.host(slot).last_arrival;
-            last.is_some_and(|last| self.doubt.dropped_after(last))
-        };
+        let h = self.host(slot);
+        let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
+        // A gap that our own pause, cut or drops made teaches nothing about the host.
+        let dropped =
+            h.last_arrival.is_some_and(|last| self.doubt.explains(last, h.expected, lost));
         let dice = self.roll();
+        let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
         let Self { hosts, settings, siblings, knobs, .. } = self;
         let h = hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
         let knobs = &mut knobs[usize::from(h.knobs)];
@@ -490,7 +542,7 @@ impl Detector {
         let continues = same_boot && !proof.rebase;
 
         if continues {
-            observed.lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
+            observed.lost = lost;
             if let Some(last) = h.last_arrival {
                 h.inter_arrival(arrival.since(last));
             }
@@ -511,14 +563,14 @@ impl Detector {
         h.sent = proof.stamp.sent;
         h.gap = proof.stamp.gap.min(settings.gap_max);
         h.late_ms = proof.late_ms;
-        h.expected = h.learned.expect(arrival, proof.stamp.sent, h.gap);
+        h.expected = h.learned.expect(arrival, sent, h.gap);
         if !continues || h.recent_len == 0 {
             h.learned.choose(&patience, siblings.prior(h.group));
         }
         h.deadline = h.expected + h.margin(&patience).0;
         h.last_arrival = Some(arrival);
         h.missing_reported = false;
-        h.excused_since = None;
+        h.excused = None;
         observed.moved = h.address != Some(proof.from);
         h.address = Some(proof.from);
         h.live.beat(arrival, h.gap.as_micros() as u64);
@@ -617,8 +669,14 @@ impl Detector {
     }
 
     /// A host's kernel says that nobody listens, quoting a nonce. `false` if it is not one of ours.
-    pub fn unreachable(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {
-        self.confirm.unreachable(slot, nonce)
+    pub fn unreachable(&mut self, slot: u32, nonce: &[u8; 16], now: Instant) -> bool {
+        let tried = self.holds && *nonce == self.link_nonce;
+        let suspect = self.confirm.unreachable(slot, nonce);
+        if tried || suspect {
+            // A kernel that answers is heard, too.
+            self.doubt.hear(now);
+        }
+        tried || suspect
     }
 
     /// Judges what is due, as of the watermarks: everything that arrived at the beat sockets before
@@ -668,6 +726,14 @@ impl Detector {
             self.rows.file(slot, at, self.clock);
         }
         self.again = again;
+        let held = std::mem::replace(&mut self.holds, self.doubt.holds_verdicts(seen));
+        if self.holds {
+            return self.try_link(now, out);
+        }
+        if held {
+            // What was unanswered while nothing could be heard proves nothing.
+            self.confirm.restart(now);
+        }
         while let Some(step) = self.confirm.step(now, seen.min(seen_probes), &mut self.dice) {
             match step {
                 Step::Probe { slot, number, nonce, peers } => {
@@ -723,14 +789,22 @@ impl Detector {
         out: &mut Vec<Judged>,
     ) -> Option<Instant> {
         let h = self.host(slot);
-        let (expected, gap, restored) = (h.expected, h.gap, h.state == State::Suspect);
-        let margin = self.margin(h).0;
-        let excused_since = h.excused_since;
-        let in_doubt = match self.doubt.judge(expected, gap, margin, seen, excused_since) {
+        let restored = h.state == State::Suspect;
+        let excused = h.excused;
+        let overdue = Overdue {
+            expected: h.expected,
+            gap: h.gap,
+            margin: self.margin(h).0,
+            last: h.last_arrival,
+            local: h.address.is_some_and(|a| self.is_local(a)),
+            excused_since: excused.map(|e| e.since),
+        };
+        let in_doubt = match self.doubt.judge(&overdue, seen) {
             Excuse::None => false,
-            Excuse::Exhausted => true,
-            Excuse::Until(at) => {
-                self.host_mut(slot).excused_since = Some(excused_since.unwrap_or(seen));
+            Excuse::Exhausted(_) => true,
+            Excuse::Until(at, why) => {
+                let since = excused.map_or(seen, |e| e.since);
+                self.host_mut(slot).excused = Some(Excused { since, until: at, why });
                 out.push(Judged::Excused);
                 return Some(at);
             }
@@ -749,6 +823,27 @@ impl Detector {
         None
     }
 
+    /// While nothing at all is heard, one host after the other is asked: whatever answers, be it a kernel
+    /// whose agent is gone, tells that the link works and that the silence is the hosts' own.
+    fn try_link(&mut self, now: Instant, out: &mut Vec<Judged>) {
+        if now < self.try_link_at || self.hosts.is_empty() {
+            return;
+        }
+        self.try_link_at = now + self.settings.plan.spacing;
+        self.link_nonce = self.dice.nonce();
+        let nonce = self.link_nonce;
+        let count = self.hosts.len();
+        let start = self.roll() as usize % count;
+        let mut remote = (0..count.min(TRY_LINK_LOOKS)).filter_map(|i| {
+            let h = self.hosts[(start + i) % count].as_ref()?;
+            let to = h.address.filter(|a| !self.is_local(*a))?;
+            matches!(h.state, State::Alive | State::Suspect).then_some((h.id, to, h.boot))
+        });
+        if let Some((host, to, boot)) = remote.next() {
+            out.push(Judged::Probe { host, to, boot, number: 0, nonce });
+        }
+    }
+
     fn down(&mut self, slot: u32, cause: Cause, tally: Tally, now: Instant, out: &mut Vec<Judged>) {
         let mut evidence = self.evidence(slot, now);
         // `step` has taken the suspect out of the plan with its verdict.
@@ -763,7 +858,8 @@ impl Detector {
 
     /// When judging has something to do next.
     pub fn next_due(&self) -> Option<Instant> {
-        match (self.rows.next_due(), self.confirm.next_due()) {
+        let probing = if self.holds { Some(self.try_link_at) } else { self.confirm.next_due() };
+        match (self.rows.next_due(), probing) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -807,6 +903,11 @@ impl Detector {
                 peers_asked: p.tally.asked,
                 testimonies: p.tally.testimonies,
                 spacing_ms: p.spacing.as_millis() as u64,
+            }),
+            excuse: h.excused.map(|e| ExcuseWhy {
+                reason: e.why,
+                since_ms: now.since(e.since).as_millis() as u64,
+                remaining_ms: e.until.since(now).as_millis() as u64,
             }),
             shard_drop_ppm: self.doubt.drop_ppm(),
             shard_lag_ms: lag.as_millis() as u64,

@@ -180,6 +180,29 @@ fn two_boots_that_both_answer_are_a_duplicate_once() {
 }
 
 #[test]
+fn a_duplicate_ends_when_the_other_boot_has_been_silent_for_ten_minutes() {
+    let suspected = |silent_until: u64| {
+        let mut w = World::new();
+        w.detector.register(known(1, State::Alive), ms(0));
+        w.beat(1, 1, ms(100), SECOND);
+        w.beat(1, 9, ms(200), SECOND);
+        w.proof(1, 1, ms(300), SECOND, true);
+        let mut at = 300;
+        while at < silent_until {
+            at += 1_000;
+            assert_eq!(w.beat(1, 1, ms(at), SECOND), []);
+        }
+        let mut out = Vec::new();
+        w.detector.judge(ms(at + 1_500), ms(at + 1_500), ms(at + 1_500), &mut out);
+        let [Judged::Turn(turn), ..] = out[..] else { panic!("{out:?}") };
+        assert_eq!(turn.turn, Turn::Suspect);
+        turn.duplicate
+    };
+    assert!(suspected(598_000), "the other one may still come back");
+    assert!(!suspected(601_000), "of a host that is one again, orders go out");
+}
+
+#[test]
 fn a_goodbye_is_never_followed_by_a_suspicion() {
     let mut w = World::new();
     w.detector.register(known(1, State::Alive), ms(0));
@@ -252,7 +275,8 @@ fn nothing_is_learned_from_a_gap_that_own_drops_explain() {
         let mut w = World::new();
         w.detector.register(known(1, State::Alive), ms(0));
         w.beat(1, 1, ms(100), SECOND);
-        w.detector.heard(ms(3_000), 10, dropped);
+        w.detector.heard(ms(3_000), ms(3_000), 10, dropped);
+        w.seqs.insert(1, 3);
         w.beat(1, 1, ms(4_100), SECOND);
         let slot = w.detector.slot(id(1)).unwrap();
         let why = w.detector.why(slot, 0, ms(4_100), Duration::ZERO);
@@ -385,4 +409,124 @@ fn a_wished_rate_of_mistakes_moves_the_cost() {
     let why = w.detector.why(slot, 0, ms(6_000_000), Duration::ZERO);
     assert!(why.mistakes > 1_000, "{}", why.mistakes);
     assert!(why.knobs.false_suspicion_cost_s > 5e5, "{}", why.knobs.false_suspicion_cost_s);
+}
+
+/// A fleet of live hosts on other machines, their beats evenly jittered, through a cut of our own link.
+struct Fleet {
+    detector: Detector,
+    next: std::collections::BinaryHeap<std::cmp::Reverse<(Instant, u32)>>,
+    seqs: Vec<u32>,
+    suspects: u32,
+    downs: BTreeMap<HostId, Instant>,
+}
+
+impl Fleet {
+    fn id(n: u32) -> HostId {
+        let mut id = [7; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        HostId(id)
+    }
+
+    fn new(hosts: u32) -> Self {
+        // As by default: margins of 50 ms and more are learned.
+        let (min, max) = (Duration::from_millis(50), Duration::from_secs(30));
+        let knobs = AllKnobs::plain(Patience { cost_s: 1e5, min, max });
+        let settings = Settings { doubt_max: Duration::from_secs(90), ..settings() };
+        let mut detector = Detector::new(settings, &knobs, 1, ms(0));
+        let mut next = std::collections::BinaryHeap::new();
+        for n in 0..hosts {
+            let known = Known { id: Self::id(n), address: None, ..known(1, State::Pending) };
+            detector.register(known, ms(0));
+            let first = Instant::from_micros(u64::from(n) * 1_000_000 / u64::from(hosts));
+            next.push(std::cmp::Reverse((first, n)));
+        }
+        let seqs = vec![0; hosts as usize];
+        Self { detector, next, seqs, suspects: 0, downs: BTreeMap::new() }
+    }
+
+    /// Passes of 5 ms. `cut`: nothing arrives. Hosts from `dead` on are dead.
+    fn run(&mut self, from_s: u64, to_s: u64, cut: bool, dead: u32) {
+        let from: SocketAddr = "10.0.0.1:9".parse().unwrap();
+        let mut out = Vec::new();
+        let mut turns = Vec::new();
+        for pass in from_s * 200..to_s * 200 {
+            let now = ms((pass + 1) * 5);
+            let mut received = 0;
+            while let Some(&std::cmp::Reverse((at, n))) = self.next.peek().filter(|n| n.0.0 <= now)
+            {
+                self.next.pop();
+                // Jitter of a fifth, from the number of the beat.
+                let mixed = (n ^ self.seqs[n as usize]).wrapping_mul(0x9E37_79B9) >> 16;
+                let gap = Duration::from_micros(800_000 + u64::from(mixed) * 400_000 / 65_536);
+                self.next.push(std::cmp::Reverse((at + gap, n)));
+                self.seqs[n as usize] += 1;
+                if cut || n >= dead {
+                    continue;
+                }
+                received += 1;
+                let seq = Seq(self.seqs[n as usize]);
+                let stamp = Stamp { boot: Boot(1), seq, sent: at, gap, epoch: Epoch(1) };
+                let proof = Proof {
+                    stamp: &stamp,
+                    arrival: at,
+                    from,
+                    late_ms: 0,
+                    load: None,
+                    rebase: false,
+                };
+                self.detector.hear(from, at);
+                let slot = self.detector.slot(Self::id(n)).unwrap();
+                self.detector.observe(slot, &proof, &mut turns);
+            }
+            self.detector.heard(now, now, received, 0);
+            self.detector.judge(now, now, now, &mut out);
+            for judged in out.drain(..) {
+                match judged {
+                    Judged::Turn(t) if t.turn == Turn::Suspect => self.suspects += 1,
+                    Judged::Turn(t) if matches!(t.turn, Turn::Down(_)) => {
+                        self.downs.insert(t.host, now);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn margin(&self, n: u32) -> f64 {
+        let slot = self.detector.slot(Self::id(n)).unwrap();
+        self.detector.why(slot, 0, ms(0), Duration::ZERO).margin_ms
+    }
+}
+
+#[test]
+fn a_link_cut_for_a_minute_under_10_000_hosts_convicts_nobody_and_the_dead_are_found_after_it() {
+    const HOSTS: u32 = 10_000;
+    let mut fleet = Fleet::new(HOSTS);
+    fleet.run(0, 30, false, HOSTS);
+    let margins: Vec<f64> = (0..100).map(|n| fleet.margin(n)).collect();
+    fleet.run(30, 90, true, HOSTS);
+    assert_eq!((fleet.suspects, fleet.downs.len()), (0, 0), "during the cut");
+    // A hundred died meanwhile.
+    fleet.run(90, 100, false, HOSTS - 100);
+    assert_eq!((fleet.suspects, fleet.downs.len()), (100, 100), "after the cut");
+    let last = fleet.downs.values().max().unwrap().since(ms(90_000));
+    // One timeout (1.5 gaps and a margin) and three probes.
+    let margin = margins.iter().copied().fold(0.0, f64::max) / 1e3;
+    assert!(last.as_secs_f64() < 1.5 * 1.2 + margin + 0.6 + 0.5, "{last:?}, margin {margin}");
+    let after: Vec<f64> = (0..100).map(|n| fleet.margin(n)).collect();
+    // Margins follow the average interval a little; learned from the cut they would be ten times as long.
+    assert!(after.iter().zip(&margins).all(|(a, b)| *a < b * 1.2), "{margins:?}\n{after:?}");
+    println!("last found {last:?} after the cut; greatest margin {margin:.3} s");
+}
+
+#[test]
+fn a_fleet_that_dies_behind_its_controller_is_found_within_doubt_max() {
+    let mut fleet = Fleet::new(500);
+    fleet.run(0, 30, false, 500);
+    fleet.run(30, 119, true, 500);
+    assert_eq!(fleet.downs.len(), 0);
+    // A timeout after the first moments of silence, and the probes.
+    fleet.run(119, 128, true, 500);
+    assert_eq!(fleet.downs.len(), 500);
+    assert!(fleet.detector.doubt().is_blind(), "and what follows from it is held");
 }

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use heartwatch_common::wire::{
 
 use crate::control::HostWhy;
 use crate::detector::confirm::{Bucket, NONCE_LIFE};
+use crate::detector::doubt::{DoubtReason, Waking};
 use crate::detector::host::{Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
@@ -196,6 +197,7 @@ impl ShardCore {
             Ok(admitted) => admitted,
             Err(why) => return self.metrics.reject(why),
         };
+        self.detector.hear(from, arrival);
         let host = admitted.datagram.header.host;
         let Some(slot) = self.detector.slot(host) else {
             return self.stranger(&admitted, from, via, now, out);
@@ -474,20 +476,35 @@ impl ShardCore {
     }
 
     /// The network says that nobody listens where a datagram of ours went; `quoted` is that datagram.
-    pub fn unreachable(&mut self, quoted: &[u8]) {
+    pub fn unreachable(&mut self, quoted: &[u8], now: Instant) {
         let Ok(datagram) = wire::decode(quoted) else { return };
         let Message::Probe(probe) = datagram.message else { return };
         let Some(slot) = self.detector.slot(datagram.header.host) else { return };
-        if self.detector.unreachable(slot, &probe.nonce) {
+        if self.detector.unreachable(slot, &probe.nonce, now) {
             inc(&self.metrics.unreachables);
         }
     }
 
-    /// Records what a pass over the sockets received and what the kernel dropped.
-    pub fn heard(&mut self, now: Instant, received: u64, dropped: u64) {
-        self.detector.heard(now, received, dropped);
+    /// Takes note of how time went by while the shell waited; to be called before any mail is read.
+    pub fn wake(&mut self, now: Instant, waking: &Waking) {
+        self.detector.wake(now, waking);
+    }
+
+    /// Says which addresses are this machine's own.
+    pub fn set_local(&mut self, addresses: Vec<IpAddr>) {
+        self.detector.set_local(addresses);
+    }
+
+    /// Records what a pass over the sockets received and what the kernel dropped, as of the watermark
+    /// `seen`.
+    pub fn heard(&mut self, now: Instant, seen: Instant, received: u64, dropped: u64) {
+        self.detector.heard(now, seen, received, dropped);
         add(&self.metrics.dropped, dropped);
-        set(&self.metrics.drop_ppm, self.detector.doubt().drop_ppm());
+        let doubt = self.detector.doubt();
+        set(&self.metrics.drop_ppm, doubt.drop_ppm());
+        for why in DoubtReason::ALL {
+            self.metrics.doubts.set(why, doubt.since(why), now);
+        }
     }
 
     /// Judges what is due; see [`Detector::judge`].

@@ -11,7 +11,7 @@
 //! A pass drains at most `BATCHES_MAX` batches per socket, takes at most `COMMANDS_PER_PASS`
 //! commands and hands on what the policy's queue takes; the rest waits, merged per host.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
@@ -27,6 +27,7 @@ use tokio::sync::mpsc::error::TrySendError as NoticeError;
 use tokio::sync::oneshot;
 
 use crate::control::HostWhy;
+use crate::detector::doubt::Waking;
 use crate::detector::host::Known;
 use crate::ingest::socket::{BATCH_LEN, BatchSocket};
 use crate::metrics::{Reject, ShardMetrics, add, get, inc, set};
@@ -65,6 +66,8 @@ pub enum Command {
         /// By which of the shards' beat sockets.
         listen: u8,
     },
+    /// These addresses are this machine's own.
+    Local(Vec<IpAddr>),
     /// Stop.
     Stop,
 }
@@ -142,9 +145,16 @@ impl Worker {
         let complaint = Throttle::new(Duration::from_secs(10));
         let granted = self.beats.iter().filter_map(|s| s.receive_buffer().ok()).min();
         set(&self.metrics.receive_buffer_bytes, granted.unwrap_or(0) as u64);
+        let mut clocks = Clocks::read(&*self.clock);
+        let mut asked = Duration::ZERO;
         loop {
+            // Before any mail is read: how was the time since the last pass?
+            let before = std::mem::replace(&mut clocks, Clocks::read(&*self.clock));
+            self.core.wake(clocks.now, &clocks.since(&before, asked));
+            asked = Duration::ZERO;
             if !self.obey() {
-                return;
+                self.read_the_last_mail(&mut watches, &mut probe_watch, &complaint);
+                return self.tell_the_rest(carried);
             }
             let (mut received, mut dropped, mut busy) = (0, 0, false);
             for (i, watch) in watches.iter_mut().enumerate() {
@@ -168,8 +178,8 @@ impl Worker {
                 watch.drops = drops;
             }
             let now = self.clock.now();
-            self.core.heard(now, received, dropped);
             let seen = watches.iter_mut().map(Watch::advance).min().unwrap_or(now).min(now);
+            self.core.heard(now, seen, received, dropped);
             let seen_probes = probe_watch.advance().min(now);
             self.core.judge(seen, seen_probes, now, &mut sends);
             self.flush(&mut sends);
@@ -186,7 +196,8 @@ impl Worker {
                     let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
                     (at + slack).since(now)
                 });
-                self.wait(due.min(if full { WAIT_FULL } else { WAIT_MAX }));
+                asked = due.min(if full { WAIT_FULL } else { WAIT_MAX });
+                self.wait(asked);
             }
         }
     }
@@ -220,6 +231,7 @@ impl Worker {
                     self.core.receive(&bytes, from, via, arrival, now, &mut sends);
                     self.flush(&mut sends);
                 }
+                Command::Local(addresses) => self.core.set_local(addresses),
                 Command::Stop => return false,
             }
         }
@@ -281,11 +293,27 @@ impl Worker {
         total
     }
 
+    /// Before the end: a goodbye that lies in a socket must not be lost, or its host is called down after
+    /// the restart. Nobody is judged any more.
+    fn read_the_last_mail(
+        &mut self,
+        watches: &mut [Watch],
+        probe_watch: &mut Watch,
+        complaint: &Throttle,
+    ) {
+        let mut sends = Vec::new();
+        for (i, watch) in watches.iter_mut().enumerate() {
+            self.drain(Via::Beats(i as u8), watch, &mut sends, complaint);
+        }
+        self.drain(Via::Probes, probe_watch, &mut sends, complaint);
+        self.flush(&mut sends);
+    }
+
     fn hear_unreachables(&mut self) {
         let mut room = [0; 128];
         for _ in 0..BATCHES_MAX * BATCH_LEN {
             match self.probes.unreachable(&mut room) {
-                Ok(Some((quoted, _))) => self.core.unreachable(quoted),
+                Ok(Some((quoted, _))) => self.core.unreachable(quoted, self.clock.now()),
                 Ok(None) | Err(_) => return,
             }
         }
@@ -326,6 +354,15 @@ impl Worker {
         Ok(false)
     }
 
+    /// Hands on all that is left, waiting for room: who stops us waits for this thread a few seconds.
+    fn tell_the_rest(&mut self, mut carried: Option<Notice>) {
+        while let Some(notice) = carried.take().or_else(|| self.core.notices().pop()) {
+            if self.notices.blocking_send(notice).is_err() {
+                return;
+            }
+        }
+    }
+
     fn wait(&self, span: Duration) {
         let mut fds: Vec<PollFd<'_>> = self
             .beats
@@ -337,6 +374,31 @@ impl Worker {
         let ms = u16::try_from(span.as_micros().div_ceil(1_000)).unwrap_or(u16::MAX);
         // An interrupted wait is a short wait.
         poll(&mut fds, PollTimeout::from(ms)).unwrap_or(0);
+    }
+}
+
+/// All clocks at one moment.
+struct Clocks {
+    now: Instant,
+    boottime: Instant,
+    wall_ns: i64,
+}
+
+impl Clocks {
+    fn read(clock: &dyn Clock) -> Self {
+        Self { now: clock.now(), boottime: clock.boottime(), wall_ns: clock.wall_ns() }
+    }
+
+    /// How time went by since `before`.
+    fn since(&self, before: &Self, asked: Duration) -> Waking {
+        let boottime = self.boottime.since(before.boottime);
+        let wall_ns = i128::from(self.wall_ns) - i128::from(before.wall_ns);
+        let step_ms = (wall_ns - boottime.as_nanos() as i128) / 1_000_000;
+        Waking {
+            asked,
+            suspended: boottime.saturating_sub(self.now.since(before.now)),
+            wall_step_ms: i64::try_from(step_ms).unwrap_or(i64::MAX),
+        }
     }
 }
 
@@ -357,6 +419,65 @@ fn elsewhere(bytes: &[u8], via: Via, shard: u16, shards: u16) -> Option<(u16, u8
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::UdpSocket;
+
+    use heartwatch_common::auth::{FleetSecret, Keyring};
+    use heartwatch_common::id::{ControllerId, Epoch, KeyId};
+    use heartwatch_common::time::SystemClock;
+
+    use crate::config::RawConfig;
+    use crate::detector::Settings;
+    use crate::ingest::socket::Role;
+    use crate::shard::core::Identity;
+
+    fn worker() -> Worker {
+        let clock = Arc::new(SystemClock);
+        let metrics = Arc::new(ShardMetrics::default());
+        let (handle, mailbox) = ShardHandle::new(Arc::clone(&metrics)).unwrap();
+        let config = RawConfig::default().check().unwrap();
+        let identity = Identity {
+            shard: 0,
+            controller: ControllerId(1),
+            epoch: Epoch(1),
+            keyring: Keyring::new(vec![FleetSecret::new(KeyId(1), [9; 32])]).unwrap(),
+            interval: Duration::ZERO,
+            cadence: 10,
+            knobs: Arc::new(config.knobs),
+            domains: config.domain_labels,
+            seed: 1,
+        };
+        let settings = Settings::new(&config.detector);
+        let core = ShardCore::new(identity, settings, Arc::clone(&metrics), clock.now());
+        let any = "127.0.0.1:0".parse().unwrap();
+        Worker {
+            shard: 0,
+            peers: vec![handle],
+            core,
+            beats: vec![BatchSocket::bind(any, Role::Beats).unwrap()],
+            probes: BatchSocket::bind(any, Role::Probes).unwrap(),
+            clock,
+            mailbox,
+            notices: tokio::sync::mpsc::channel(1).0,
+            metrics,
+        }
+    }
+
+    #[test]
+    fn a_pending_icmp_error_leaves_no_datagram_unread() {
+        let mut w = worker();
+        let to = w.probes.local_addr().unwrap();
+        // Nobody listens where a probe goes: the kernel notes an error at the probe socket…
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let nobody = gone.local_addr().unwrap();
+        drop(gone);
+        assert_eq!(w.probes.send(&[(nobody, [0; 80])]), 0);
+        // …and an answer of somebody else lies there too.
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[1; 80], to).unwrap();
+        let mut watch = Watch::new(w.clock.now());
+        let complaint = Throttle::new(Duration::from_secs(10));
+        assert_eq!(w.drain(Via::Probes, &mut watch, &mut Vec::new(), &complaint), 1);
+        assert_eq!(get(&w.metrics.received), 1);
+    }
 
     #[test]
     fn a_datagram_of_another_shard_is_recognised() {

@@ -175,7 +175,7 @@ impl Engine {
                             core.leave(reason, Duration::ZERO, now, &mut self.out);
                         }
                     }
-                    Command::Stop => return,
+                    Command::Stop => return self.flush(),
                 }
             }
             self.tick(now);

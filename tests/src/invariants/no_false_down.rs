@@ -18,7 +18,7 @@ const SLOW: Duration = Duration::from_secs(1);
 const GRAIN: Duration = Duration::from_millis(20);
 
 impl Ledger {
-    /// A host was called suspect at `now`.
+    /// A host was called suspect as of `now`.
     pub fn check_suspect(&mut self, host: &SimHost, now: Instant) {
         self.check_silence(host, now, "no_false_suspect", MARGIN_MIN);
         if !self.fresh.contains_key(&host.id) {
@@ -26,7 +26,7 @@ impl Ledger {
         }
     }
 
-    /// A host was called down at `now`.
+    /// A host was called down as of `now`.
     pub fn check_down(&mut self, host: &SimHost, now: Instant) {
         self.check_silence(host, now, "no_false_down", MARGIN_MIN + PROBES);
     }
@@ -38,7 +38,8 @@ impl Ledger {
         promise: &'static str,
         patience: Duration,
     ) {
-        let Some((last, gap)) = self.fresh.get(&host.id).copied() else { return };
+        let Some(fresh) = self.fresh.get(&host.id) else { return };
+        let Some((last, gap)) = fresh.iter().rev().find(|f| f.0 <= now).copied() else { return };
         let least = (gap + patience).saturating_sub(GRAIN);
         // A silence that was too long has ended, but a slow reader, or who was stopped, reads of that later.
         if let Some((end, overdue)) = self.overdue.get(&host.id)

@@ -15,9 +15,10 @@ use heartwatch_controller::control::Pause;
 use heartwatch_controller::delivery::outcome::Outcome;
 use heartwatch_controller::delivery::schedule::{self, NOT_YET_WAIT, Rescan, Schedule};
 use heartwatch_controller::detector::Settings;
+use heartwatch_controller::detector::doubt::Waking;
 use heartwatch_controller::detector::host::{Transition, Turn};
 use heartwatch_controller::event::{EventKind, State};
-use heartwatch_controller::metrics::ShardMetrics;
+use heartwatch_controller::metrics::{ShardMetrics, get};
 use heartwatch_controller::policy::driver::known_of;
 use heartwatch_controller::policy::placement::Ranking;
 use heartwatch_controller::policy::{Author, Policy, new_row, order_of};
@@ -32,8 +33,8 @@ use heartwatch_controller::store::{
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::fault::Plan;
-use super::host::secret;
+use super::fault::{Fault, Plan};
+use super::host::{Truth, secret};
 use super::receiver::Reception;
 use super::{Happening, PASS, World};
 
@@ -43,6 +44,7 @@ struct Mail {
     from: SocketAddr,
     bytes: Vec<u8>,
     stamp_ns: i64,
+    at: Instant,
 }
 
 #[derive(Default)]
@@ -63,6 +65,19 @@ pub(super) struct SimController {
     pub(super) life: u32,
     pub(super) running: bool,
     pub(super) stopped_until: Option<Instant>,
+    /// The machine is suspended, for so long.
+    pub(super) suspended: Option<Duration>,
+    /// How long it was in all: its monotonic clock stood still.
+    asleep: Duration,
+    /// When the present suspend began.
+    sleeps_since: Instant,
+    /// The same, since the last pass.
+    slept: Duration,
+    wall_offset_ms: i64,
+    /// Somebody floods its beat socket: that share of what arrives is dropped.
+    pub(super) flood: Option<f64>,
+    doubt_max: Duration,
+    metrics: Arc<ShardMetrics>,
     pub(super) disk_full: bool,
     /// Since when nothing has happened to its process and clock.
     pub(super) calm_since: Instant,
@@ -121,6 +136,14 @@ impl SimController {
             life: 0,
             running: true,
             stopped_until: None,
+            suspended: None,
+            asleep: Duration::ZERO,
+            sleeps_since: now,
+            slept: Duration::ZERO,
+            wall_offset_ms: 0,
+            flood: None,
+            doubt_max: plan.doubt_max,
+            metrics: Arc::default(),
             disk_full: false,
             calm_since: now,
             buffer_len: plan.buffer_len,
@@ -165,18 +188,21 @@ impl SimController {
             domains: domains.clone(),
             seed: self.rng.random(),
         };
-        let metrics = Arc::new(ShardMetrics::default());
-        let mut core = ShardCore::new(identity, Settings::new(&config), metrics, now);
+        // What was counted before is kept, for the ledger.
+        let metrics = Arc::clone(&self.metrics);
+        let settings = Settings { doubt_max: self.doubt_max, ..Settings::new(&config) };
+        let monotonic = now - self.asleep;
+        let mut core = ShardCore::new(identity, settings, metrics, monotonic);
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         for row in self.rows.values() {
-            core.register(known_of(row, &domains, wall, Arc::default()), now);
+            core.register(known_of(row, &domains, wall, Arc::default()), monotonic);
         }
         self.core = Some(core);
         self.policy = Policy::new(author(), rules());
         self.schedule = schedule();
         self.sockets = Default::default();
-        self.watches = [Watch::new(now), Watch::new(now)];
+        self.watches = [Watch::new(monotonic), Watch::new(monotonic)];
         self.work.clear();
         self.unfinished.clear();
         self.unreachables.clear();
@@ -186,6 +212,7 @@ impl SimController {
 
     pub(super) fn heal(&mut self) {
         self.disk_full = false;
+        self.flood = None;
         self.buffer_len = 4_096;
     }
 
@@ -208,6 +235,17 @@ impl SimController {
     /// Whether its detector holds a host to be alive.
     pub(super) fn holds_alive(&self, id: HostId) -> bool {
         self.core.as_ref().is_some_and(|c| c.detector().state(id) == Some(State::Alive))
+    }
+
+    /// Challenges sent so far.
+    pub(super) fn challenges(&self) -> u64 {
+        get(&self.metrics.challenges)
+    }
+
+    /// What the detector grants a host now.
+    fn margin(&self, id: HostId, now: Instant) -> Option<Duration> {
+        let why = self.core.as_ref()?.why(id, now - self.asleep, Duration::ZERO)?;
+        Some(Duration::from_secs_f64(why.margin_ms / 1e3))
     }
 
     pub(super) fn row(&self, id: HostId) -> Option<&HostRow> {
@@ -270,6 +308,68 @@ impl World {
         Wall(self.wall_ms())
     }
 
+    /// Margins of the hosts that live, undisturbed, and are taken for alive.
+    pub(super) fn margins(&self) -> BTreeMap<HostId, Duration> {
+        let c = &self.controller;
+        let calm = self.hosts.iter().enumerate().filter(|(i, h)| {
+            h.truth == Truth::Running
+                && h.disturbed_until < self.now
+                && !self.net.cut_up[*i]
+                && c.row(h.id).is_some_and(|r| r.state == State::Alive)
+        });
+        calm.filter_map(|(_, h)| Some((h.id, c.margin(h.id, self.now)?))).collect()
+    }
+
+    /// The controller is about to hear nothing.
+    pub(super) fn deaf_begins(&mut self) {
+        if self.controller.running && self.controller.stopped_until.is_none() {
+            let margins = self.margins();
+            self.ledger.deaf_begins(self.now, margins);
+        }
+    }
+
+    /// It hears again: what it learned shows in some seconds.
+    pub(super) fn deaf_ends(&mut self) {
+        let what = Fault::DeafEnded { ended: self.now };
+        self.at(self.now + Duration::from_secs(5), Happening::Fault(what));
+    }
+
+    pub(super) fn suspend_controller(&mut self, span: Duration) {
+        let c = &mut self.controller;
+        if c.running && c.suspended.is_none() && c.stopped_until.is_none() {
+            c.suspended = Some(span);
+            c.stopped_until = Some(self.now + span);
+            c.sleeps_since = self.now;
+            c.calm_since = self.now + span;
+        }
+    }
+
+    pub(super) fn resume_controller(&mut self, span: Duration) {
+        let c = &mut self.controller;
+        if c.suspended != Some(span) {
+            return;
+        }
+        let slept = self.now.since(c.sleeps_since);
+        (c.suspended, c.stopped_until) = (None, None);
+        c.asleep += slept;
+        c.slept += slept;
+        c.calm_since = self.now;
+        self.ledger.controller_back(self.now);
+    }
+
+    fn look_for_the_dead(&mut self) {
+        let c = &self.controller;
+        // A reader that takes one at a time is behind for longer than any bound.
+        if c.read_max == 1 {
+            return;
+        }
+        for host in &self.hosts {
+            let Some(state) = c.row(host.id).map(|r| r.state) else { continue };
+            let Some(margin) = c.margin(host.id, self.now) else { continue };
+            self.ledger.check_found(host, state, margin, c.doubt_max, self.now);
+        }
+    }
+
     /// A datagram reaches the controller's machine.
     pub(super) fn arrive(
         &mut self,
@@ -281,11 +381,12 @@ impl World {
         self.datagrams += 1;
         let stamp_ns = self.wall_ms() * 1_000_000 + (self.now.0 % 1_000_000) as i64;
         let c = &mut self.controller;
-        if !c.running {
+        if !c.running || c.suspended.is_some() {
             return;
         }
+        let flooded = !probes && c.flood.is_some_and(|share| self.rng.random_bool(share));
         let socket = &mut c.sockets[usize::from(probes)];
-        if socket.mail.len() >= c.buffer_len {
+        if flooded || socket.mail.len() >= c.buffer_len {
             socket.drops += 1;
             return;
         }
@@ -295,20 +396,25 @@ impl World {
             && let Some(stamp) = datagram.message.stamp()
         {
             let id = datagram.header.host;
+            // Of one that proved nothing since the start, an answer to a challenge is wanted first.
+            let proved = c.core.as_ref().is_some_and(|core| {
+                let d = core.detector();
+                d.slot(id).is_some_and(|slot| d.seen(slot).baseline_ns.is_some())
+            });
             let known = c.rows.get(&id).filter(|r| r.state != State::Pending);
             // What a host brings back for another is no proof of life of either.
             let own = id == self.hosts[host].id;
             // A reply counts for what it answers, however new it is: it may have come through others.
             let asked = match datagram.message {
-                Message::ProbeReply(reply) => c.asked(id, &reply.nonce, self.now),
+                Message::ProbeReply(reply) => c.asked(id, &reply.nonce, self.now - c.asleep),
                 _ => true,
             };
             if own && asked && stamp.epoch == c.epoch && known.is_some_and(|r| r.boot == stamp.boot)
             {
-                self.ledger.fresh(id, stamp, self.now);
+                self.ledger.fresh(id, stamp, proved, self.now);
             }
         }
-        c.sockets[usize::from(probes)].mail.push_back(Mail { from, bytes, stamp_ns });
+        c.sockets[usize::from(probes)].mail.push_back(Mail { from, bytes, stamp_ns, at: self.now });
     }
 
     /// The controller looks at its sockets, judges, writes and sends.
@@ -328,7 +434,22 @@ impl World {
         let mut sends: Vec<Send> = Vec::new();
         let c = &mut self.controller;
         let Some(core) = &mut c.core else { return };
+        // The machine's own clock stood still while it was suspended.
+        let now = now - c.asleep;
+        let waking = Waking {
+            asked: every,
+            suspended: std::mem::take(&mut c.slept),
+            wall_step_ms: self.wall_offset_ms - c.wall_offset_ms,
+        };
+        c.wall_offset_ms = self.wall_offset_ms;
+        core.wake(now, &waking);
         let (mut received, mut dropped) = (0, 0);
+        if let Some(share) = c.flood {
+            // Of the junk as much as of the beats.
+            let junk = 200.0;
+            received += (junk * (1.0 - share)) as u64;
+            dropped += (junk * share) as u64;
+        }
         for (i, via) in [Via::Beats(0), Via::Probes].into_iter().enumerate() {
             let (socket, watch) = (&mut c.sockets[i], &mut c.watches[i]);
             let n = socket.mail.len().min(c.read_max);
@@ -344,10 +465,10 @@ impl World {
             watch.drops = socket.drops;
         }
         for quoted in c.unreachables.drain(..) {
-            core.unreachable(&quoted);
+            core.unreachable(&quoted, now);
         }
-        core.heard(now, received, dropped);
         let seen = c.watches[0].advance().min(now);
+        core.heard(now, seen, received, dropped);
         let seen_probes = c.watches[1].advance().min(now);
         core.judge(seen, seen_probes, now, &mut sends);
         let mut notices = Vec::new();
@@ -359,6 +480,11 @@ impl World {
         }
         for notice in notices {
             self.hear(notice, wall);
+        }
+        let now = self.now;
+        if now >= self.look_at {
+            self.look_at = now + Duration::from_secs(1);
+            self.look_for_the_dead();
         }
         if self.controller.release_at.is_some_and(|at| now >= at) {
             self.controller.release_at = None;
@@ -409,16 +535,24 @@ impl World {
     fn turn(&mut self, turn: &Transition, wall: Wall) {
         let index = self.host_at(turn.host).expect("only simulated hosts beat");
         let host = &self.hosts[index];
+        // A reader that is far behind judges as of what it has read; what came later counts later.
+        let c = &self.controller;
+        let unread = c.sockets.iter().filter_map(|s| s.mail.front()).map(|m| m.at).min();
+        let as_of = unread.filter(|_| c.read_max == 1).unwrap_or(self.now);
         match turn.turn {
             Turn::Down(_) => {
-                self.ledger.check_down(host, self.now);
+                self.ledger.check_down(host, as_of);
+                if self.net.cut_link && !self.net.has_tail() && host.truth == Truth::Running {
+                    let doubt_max = self.controller.doubt_max;
+                    self.ledger.down_during_cut(host.id, self.now, doubt_max);
+                }
                 let voucher = self.settled_voucher(index);
                 self.ledger.check_down_despite(&self.hosts[index], voucher);
             }
             Turn::Unreachable => self.ledger.check_unreachable(host, self.now),
-            Turn::Suspect => self.ledger.check_suspect(host, self.now),
+            Turn::Suspect => self.ledger.check_suspect(host, as_of),
             Turn::Joined | Turn::Recovered { .. } | Turn::Restarted => {
-                self.ledger.check_alive(host, turn.at);
+                self.ledger.check_alive(host, turn.at + self.controller.asleep);
             }
             _ => {}
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use heartwatch_agent::core::Core;
+use heartwatch_common::time::Instant;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -65,6 +66,21 @@ pub enum Fault {
         span: Duration,
     },
     ContinueController,
+    SuspendController {
+        span: Duration,
+    },
+    ResumeController {
+        span: Duration,
+    },
+    CutLink,
+    MendLink,
+    DeafEnded {
+        ended: Instant,
+    },
+    Flood {
+        share: f64,
+    },
+    EndFlood,
     FillDisk,
     EmptyDisk,
     StepWall {
@@ -76,6 +92,28 @@ pub enum Fault {
         span: Duration,
     },
     Unpause,
+}
+
+/// How long a host's margin may show what was done to it.
+const DISTURBED_FOR: Duration = Duration::from_secs(45);
+
+impl Fault {
+    /// Whose behaviour it changes.
+    fn host(&self) -> Option<usize> {
+        match *self {
+            Self::Start { host }
+            | Self::Restart { host, .. }
+            | Self::KillAgent { host }
+            | Self::KillMachine { host }
+            | Self::Leave { host }
+            | Self::StopAgent { host, .. }
+            | Self::Snapshot { host }
+            | Self::RestoreSnapshot { host, .. }
+            | Self::Cut { host, .. }
+            | Self::Mend { host } => Some(host),
+            _ => None,
+        }
+    }
 }
 
 /// A run's mix of faults.
@@ -97,6 +135,8 @@ pub struct Plan {
     pub read_max: usize,
     /// Chance that a host lies when it is asked to probe another.
     pub liars: f64,
+    /// How long own losses excuse a host.
+    pub doubt_max: Duration,
     /// Chance that a webhook fails.
     pub receiver_fails: f64,
     /// Faults per host in the whole run.
@@ -128,6 +168,11 @@ impl Plan {
                 _ => 2_048,
             },
             liars,
+            doubt_max: if rng.random_bool(0.5) {
+                Duration::from_millis(rng.random_range(5_000..15_000))
+            } else {
+                Duration::from_secs(90)
+            },
             receiver_fails,
             host_faults,
             controller_faults: if calm { 0 } else { rng.random_range(0..6) },
@@ -203,7 +248,21 @@ impl Plan {
         for _ in 0..self.controller_faults {
             let at = when(rng);
             let span = Duration::from_millis(rng.random_range(500..30_000));
-            match rng.random_range(0..8) {
+            let long = Duration::from_millis(rng.random_range(5_000..60_000));
+            match rng.random_range(0..12) {
+                8 => {
+                    faults.push((at, Fault::SuspendController { span }));
+                    faults.push((at + span, Fault::ResumeController { span }));
+                }
+                9 | 10 => {
+                    faults.push((at, Fault::CutLink));
+                    faults.push((at + long, Fault::MendLink));
+                }
+                11 => {
+                    let share = rng.random_range(0.3..0.99);
+                    faults.push((at, Fault::Flood { share }));
+                    faults.push((at + long, Fault::EndFlood));
+                }
                 0 | 1 => {
                     faults.push((at, Fault::KillController));
                     faults.push((at + span, Fault::StartController));
@@ -246,16 +305,34 @@ impl Plan {
 
 impl World {
     pub(super) fn fault(&mut self, fault: Fault) {
-        if self.now.since(heartwatch_common::time::Instant::from_millis(1_000_000)) < FAULTS_UNTIL
-            || matches!(fault, Fault::StartController | Fault::ContinueController | Fault::Unpause)
+        if self.now.since(Instant::from_millis(1_000_000)) < FAULTS_UNTIL
+            || matches!(
+                fault,
+                Fault::StartController
+                    | Fault::ContinueController
+                    | Fault::ResumeController { .. }
+                    | Fault::DeafEnded { .. }
+                    | Fault::Unpause
+            )
         {
-            let at = self.now.since(heartwatch_common::time::Instant::from_millis(1_000_000));
+            let at = self.now.since(Instant::from_millis(1_000_000));
             if !matches!(fault, Fault::RestoreSnapshot { .. }) {
                 self.faults.push(format!("{:.3} s {fault:?}", at.as_secs_f64()));
             }
-        } else if !matches!(fault, Fault::EmptyDisk | Fault::ReceiverUp | Fault::Mend { .. }) {
+        } else if !matches!(
+            fault,
+            Fault::EmptyDisk
+                | Fault::ReceiverUp
+                | Fault::Mend { .. }
+                | Fault::MendLink
+                | Fault::EndFlood
+        ) {
             // The time of faults is over.
             return;
+        }
+        if let Some(host) = fault.host() {
+            // A stopped agent goes on at most 30 s later, a snapshot is restored in 20.
+            self.hosts[host].disturbed_until = self.now + DISTURBED_FOR;
         }
         match fault {
             Fault::Start { host } => {
@@ -311,9 +388,13 @@ impl World {
                 self.disturb(host);
             }
             Fault::Replay { host } => self.replay(host),
+            // Nothing happens to the process of a machine that is asleep.
+            Fault::KillController | Fault::StopController { .. } | Fault::ContinueController
+                if self.controller.suspended.is_some() => {}
             Fault::KillController => self.kill_controller(),
             Fault::StartController => self.start_controller(),
             Fault::StopController { span } => {
+                self.deaf_begins();
                 self.controller.stopped_until = Some(self.now + span);
                 self.controller.calm_since = self.now + span;
             }
@@ -321,6 +402,31 @@ impl World {
                 self.controller.stopped_until = None;
                 self.controller.calm_since = self.now;
                 self.ledger.controller_back(self.now);
+                self.deaf_ends();
+            }
+            Fault::SuspendController { span } => self.suspend_controller(span),
+            Fault::ResumeController { span } => self.resume_controller(span),
+            Fault::CutLink => {
+                self.deaf_begins();
+                self.net.cut_link = true;
+                self.controller.calm_since = Instant::FAR - Duration::from_secs(3_600);
+            }
+            Fault::MendLink => {
+                self.net.cut_link = false;
+                self.controller.calm_since = self.now;
+                self.deaf_ends();
+            }
+            Fault::DeafEnded { ended } => {
+                let margins = self.margins();
+                self.ledger.deaf_ended(ended, &margins);
+            }
+            Fault::Flood { share } => {
+                self.controller.flood = Some(share);
+                self.controller.calm_since = Instant::FAR - Duration::from_secs(3_600);
+            }
+            Fault::EndFlood => {
+                self.controller.flood = None;
+                self.controller.calm_since = self.now;
             }
             Fault::FillDisk => self.controller.disk_full = true,
             Fault::EmptyDisk => self.controller.disk_full = false,

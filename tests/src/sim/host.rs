@@ -59,6 +59,8 @@ pub struct SimHost {
     /// When somebody last sent something of it that was recorded.
     pub(super) replayed_at: Instant,
     pub(super) index: usize,
+    /// Something was done to it a moment ago.
+    pub(super) disturbed_until: Instant,
     boot_base: u32,
     clock_offset: Duration,
     core: Option<Core>,
@@ -81,6 +83,7 @@ impl SimHost {
             calm_since: Instant(0),
             replayed_at: Instant(0),
             index,
+            disturbed_until: Instant(0),
             boot_base: rng.random_range(100..1_000_000),
             clock_offset: Duration::from_millis(rng.random_range(0..100_000_000)),
             core: None,
@@ -100,7 +103,13 @@ impl SimHost {
 
     fn start(&mut self, now: Instant, forgets_boot: bool, rng: &mut StdRng) {
         self.life += 1;
-        let boot = if forgets_boot { self.boot_base / 2 } else { self.boot_base + self.life };
+        if self.truth == Truth::MachineDead {
+            // The machine's clock counts from its start.
+            self.clock_offset = Duration::from_millis(rng.random_range(0..100_000_000));
+        }
+        // Of a number that it had before, the ledger could not tell which datagrams are fresh.
+        let base = if forgets_boot { self.boot_base / 2 } else { self.boot_base };
+        let boot = base + self.life;
         let settings = Settings {
             host: self.id,
             key: secret().host_key(self.id, Generation(0)),

@@ -43,6 +43,8 @@ use receiver::SimReceiver;
 pub const FAULTS_UNTIL: Duration = Duration::from_secs(150);
 /// The run ends here.
 pub const END: Duration = Duration::from_secs(270);
+/// The last part of a run, in which nothing may be left to settle.
+const SETTLED_FOR: Duration = Duration::from_secs(30);
 /// How often the controller looks at its sockets.
 const PASS: Duration = Duration::from_millis(5);
 
@@ -109,6 +111,10 @@ pub struct World {
     story: Vec<String>,
     wall_offset_ms: i64,
     datagrams: u64,
+    /// When dead hosts are next looked for.
+    look_at: Instant,
+    /// Challenges sent until half a minute before the end.
+    challenges_before: u64,
 }
 
 impl World {
@@ -132,6 +138,8 @@ impl World {
             story: Vec::new(),
             wall_offset_ms: 0,
             datagrams: 0,
+            look_at: now,
+            challenges_before: 0,
             rng,
         };
         world.at(now, Happening::Pass { life: world.controller.life });
@@ -175,6 +183,9 @@ impl World {
                 break;
             }
             self.now = when;
+            if when + SETTLED_FOR <= end {
+                self.challenges_before = self.controller.challenges();
+            }
             if !healing && when >= heal {
                 healing = true;
                 self.heal();
@@ -225,12 +236,17 @@ impl World {
         if !self.controller.running {
             self.fault(Fault::StartController);
         }
+        if let Some(span) = self.controller.suspended {
+            self.fault(Fault::ResumeController { span });
+        }
         if self.controller.stopped_until.is_some() {
             self.fault(Fault::ContinueController);
         }
     }
 
     fn check_end(&mut self) {
+        let challenges = self.controller.challenges() - self.challenges_before;
+        self.ledger.check_settled(challenges);
         for host in &self.hosts {
             let recorded = self.controller.row(host.id);
             self.ledger.check_healed(host, recorded);

@@ -27,6 +27,8 @@ pub(super) struct Net {
     duplicate: f64,
     jitter_us: u64,
     tail: f64,
+    /// The controller's own link is cut.
+    pub(super) cut_link: bool,
     pub(super) cut_up: Vec<bool>,
     pub(super) cut_down: Vec<bool>,
     /// Since when, and in which directions, the way between a host and the controller is cut.
@@ -43,6 +45,7 @@ impl Net {
             duplicate: plan.duplicate,
             jitter_us: plan.jitter_us,
             tail: plan.tail,
+            cut_link: false,
             cut_up: vec![false; 256],
             cut_down: vec![false; 256],
             cut_off: vec![None; 256],
@@ -53,9 +56,15 @@ impl Net {
 
     pub(super) fn heal(&mut self) {
         (self.loss, self.duplicate, self.tail) = (0.0, 0.0, 0.0);
+        self.cut_link = false;
         self.cut_up.fill(false);
         self.cut_down.fill(false);
         self.cut_off.fill(None);
+    }
+
+    /// Whether datagrams may come so late that they look as if the link worked.
+    pub(super) fn has_tail(&self) -> bool {
+        self.tail > 0.0
     }
 
     fn delay(&self, rng: &mut StdRng) -> Duration {
@@ -68,12 +77,14 @@ impl Net {
 
     /// How long a datagram takes from a host to the controller; `None`: lost.
     pub(super) fn towards_controller(&self, host: usize, rng: &mut StdRng) -> Option<Duration> {
-        let cut = self.cut_up[host] || self.cut_off[host].is_some_and(|(_, w)| w.up);
+        let cut =
+            self.cut_link || self.cut_up[host] || self.cut_off[host].is_some_and(|(_, w)| w.up);
         (!cut && !rng.random_bool(self.loss)).then(|| self.delay(rng))
     }
 
     fn towards_host(&self, host: usize, rng: &mut StdRng) -> Option<Duration> {
-        let cut = self.cut_down[host] || self.cut_off[host].is_some_and(|(_, w)| w.down);
+        let cut =
+            self.cut_link || self.cut_down[host] || self.cut_off[host].is_some_and(|(_, w)| w.down);
         (!cut && !rng.random_bool(self.loss)).then(|| self.delay(rng))
     }
 
@@ -85,7 +96,7 @@ impl Net {
 
     /// Whether nothing is lost or long delayed but by cuts.
     pub(super) fn is_clear(&self) -> bool {
-        self.loss == 0.0 && self.tail == 0.0
+        self.loss == 0.0 && self.tail == 0.0 && !self.cut_link
     }
 
     /// Whether a host's own link is cut in any direction.
@@ -140,6 +151,9 @@ impl World {
     /// Somebody sends recorded datagrams again: the newest of a host most of all, since that is the one
     /// that a window that is off by one would take.
     pub(super) fn replay(&mut self, host: usize) {
+        if self.net.cut_link {
+            return;
+        }
         self.hosts[host].replayed_at = self.now;
         let ip = self.hosts[host].address().ip();
         let of_host: Vec<_> =

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::ctl::{CtlOutput, output};
+use super::netns::inside;
 use super::process::{Process, binary};
 use super::{PATIENCE, World, host_id};
 
@@ -22,6 +23,7 @@ pub struct AgentSetup<'w> {
     labels: Vec<(String, String)>,
     interval: String,
     lines: String,
+    space: Option<String>,
 }
 
 impl<'w> AgentSetup<'w> {
@@ -34,7 +36,14 @@ impl<'w> AgentSetup<'w> {
             labels: Vec::new(),
             interval: "200ms".into(),
             lines: String::new(),
+            space: None,
         }
+    }
+
+    /// Runs it in a network namespace.
+    pub fn within(mut self, space: &str) -> Self {
+        self.space = Some(space.into());
+        self
     }
 
     /// Whom it beats to; may be called again for another one.
@@ -115,6 +124,7 @@ impl<'w> AgentSetup<'w> {
             config,
             log,
             state_dir,
+            space: self.space.clone(),
             process: None,
         };
         agent.start()?;
@@ -129,13 +139,18 @@ pub struct Agent {
     config: PathBuf,
     log: PathBuf,
     state_dir: PathBuf,
+    space: Option<String>,
     process: Option<Process>,
 }
 
 impl Agent {
     /// Starts it again; it must not run.
     pub fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(binary("heartwatch-agent")?);
+        let program = binary("heartwatch-agent")?;
+        let mut command = match &self.space {
+            Some(space) => inside(space, &program),
+            None => Command::new(program),
+        };
         command.arg("run").arg("--config").arg(&self.config);
         self.process = Some(Process::start(&self.name, &mut command, &self.log)?);
         Ok(())

@@ -12,6 +12,7 @@ use heartwatch_common::id::HostId;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::netns::inside;
 use super::process::{Process, binary};
 use super::{PATIENCE, World, eventually, now, text};
 
@@ -26,6 +27,7 @@ pub struct ControllerSetup<'w> {
     detector: BTreeMap<String, String>,
     tail: String,
     tmpfs: Option<u32>,
+    space: Option<String>,
 }
 
 impl<'w> ControllerSetup<'w> {
@@ -40,7 +42,14 @@ impl<'w> ControllerSetup<'w> {
             detector: BTreeMap::new(),
             tail: String::new(),
             tmpfs: None,
+            space: None,
         }
+    }
+
+    /// Runs it in a network namespace.
+    pub fn within(mut self, space: &str) -> Self {
+        self.space = Some(space.into());
+        self
     }
 
     /// Puts its state folder on a file system of so many KiB, in a mount namespace of its own: needs
@@ -177,6 +186,7 @@ impl<'w> ControllerSetup<'w> {
                 None => self.state_dir.join("api-token"),
             },
             tmpfs: self.tmpfs,
+            space: self.space.clone(),
             process: None,
             ready: Ready::default(),
         };
@@ -200,6 +210,7 @@ pub struct Controller {
     state_dir: PathBuf,
     token_file: PathBuf,
     tmpfs: Option<u32>,
+    space: Option<String>,
     process: Option<Process>,
     ready: Ready,
 }
@@ -215,7 +226,10 @@ impl Controller {
     pub fn spawn(&mut self) -> Result<()> {
         let program = binary("heartwatch-controller")?;
         let mut command = match self.tmpfs {
-            None => Command::new(program),
+            None => match &self.space {
+                Some(space) => inside(space, &program),
+                None => Command::new(program),
+            },
             Some(kib) => {
                 // Every step replaces the process, so its id stays that of the controller.
                 let script =

@@ -2,7 +2,7 @@
 //! is not ours, and misbehaves on demand.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -167,13 +167,18 @@ pub struct Receiver {
 impl Receiver {
     /// Starts one that accepts everything signed with `secret`.
     pub async fn start(secret: &str) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST, secret).await
+    }
+
+    /// The same on another address of this machine.
+    pub async fn start_at(ip: Ipv4Addr, secret: &str) -> Result<Self> {
         let shared = Arc::new(Shared {
             calls: Mutex::default(),
             listener: Mutex::default(),
             plan: Mutex::new(Plan::ok()),
             secrets: Mutex::new(vec![secret.to_owned()]),
         });
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = SocketAddr::from((ip, 0));
         let mut receiver = Self { address, shared, server: None };
         receiver.resume().await?;
         Ok(receiver)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use heartwatch_common::auth::HostKey;
-use heartwatch_common::id::{Boot, Epoch, HostId, Seq};
+use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
@@ -64,6 +64,11 @@ impl Station {
             controller,
             next_beat: now(),
         })
+    }
+
+    /// Uses another generation of its key from now on.
+    pub fn rekey(&mut self, world: &World, generation: u16) {
+        self.key = world.secret().host_key(self.host, Generation(generation));
     }
 
     /// Its header with these flags.

@@ -73,6 +73,7 @@ pub(crate) fn need_c_compiler() -> Result<(), String> {
 
 /// Makes sure of what only tests need; what can't be had is left out, and the tests that need it say so.
 pub(crate) fn provide_test_tools() {
+    provide_network_tools();
     let python = has("python3", "--version");
     let promtool = promtool().is_some();
     if python && promtool {
@@ -100,6 +101,27 @@ pub(crate) fn provide_test_tools() {
     }
     if !promtool && !fetch_promtool() {
         println!("note: promtool could not be fetched; its test will be skipped");
+    }
+}
+
+/// `ip` and `nft`, with which the tests cut networks of their own making.
+fn provide_network_tools() {
+    let missing: Vec<&str> = [("ip", "-V", "iproute2"), ("nft", "-v", "nftables")]
+        .into_iter()
+        .filter(|(program, probe, _)| !has(program, probe))
+        .map(|(_, _, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return;
+    }
+    let names = missing.join(" ");
+    let installed = may_install() && apt(&["update", "-qq"], &root()) && {
+        let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
+        args.extend(&missing);
+        apt(&args, &root())
+    };
+    if !installed {
+        println!("note: the tests that cut networks will be skipped: apt-get install -y {names}");
     }
 }
 

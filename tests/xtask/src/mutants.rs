@@ -17,7 +17,7 @@ struct Mutant {
     to: &'static str,
 }
 
-const MUTANTS: [Mutant; 9] = [
+const MUTANTS: [Mutant; 13] = [
     Mutant {
         name: "watermark ignored: hosts are judged while their beats lie unread",
         file: "controller/src/shard/watch.rs",
@@ -27,8 +27,8 @@ const MUTANTS: [Mutant; 9] = [
     Mutant {
         name: "replay window off by one: the newest beat may come again",
         file: "controller/src/ingest/admit.rs",
-        from: "if stamp.seq <= seen.seq {",
-        to: "if stamp.seq < seen.seq {",
+        from: "if stamp.seq <= seen.seq ||",
+        to: "if stamp.seq < seen.seq ||",
     },
     Mutant {
         name: "delivery marked as delivered before it is sent",
@@ -71,6 +71,30 @@ const MUTANTS: [Mutant; 9] = [
         file: "controller/src/detector/confirm.rs",
         from: "self.peers > 0 && number + 1 >= probes",
         to: "self.peers > 200 && number + 1 >= probes",
+    },
+    Mutant {
+        name: "learning from own pause: a cut of the own link makes hosts look unreliable",
+        file: "controller/src/detector/mod.rs",
+        from: "h.last_arrival.is_some_and(|last| self.doubt.explains(last, h.expected, lost));",
+        to: "h.last_arrival.is_some_and(|last| last > h.expected && lost > 9_999);",
+    },
+    Mutant {
+        name: "doubt never ending: own losses excuse a host for ever",
+        file: "controller/src/detector/doubt.rs",
+        from: "seen.since(since) >= self.doubt_max) {",
+        to: "seen.since(since) >= self.doubt_max * 9_999) {",
+    },
+    Mutant {
+        name: "a cut that is not recognised: all hosts are called down for it",
+        file: "controller/src/detector/doubt.rs",
+        from: "if self.silent_hosts >= CUT_HOSTS {",
+        to: "if self.silent_hosts >= CUT_HOSTS * 999 {",
+    },
+    Mutant {
+        name: "stale estimate after reboot: a new boot is judged by the old one's clock",
+        file: "controller/src/detector/mod.rs",
+        from: "            h.learned.rebase();\n",
+        to: "",
     },
 ];
 

@@ -2,20 +2,22 @@
 
 use super::*;
 use crate::api::testing::{check_exposition, status};
+use crate::control::Doubt;
 use crate::store::DeliveryState;
 use heartwatch_common::time::Wall;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 fn text(shards: &[Arc<ShardMetrics>], delivery: Vec<DeliveryMetricRow>) -> String {
     let mut status = status();
-    status.doubts.push(Doubt::Store { error: "disk full".to_owned() });
+    let error = Some("disk full".to_owned());
+    status.doubts.push(Doubt { error, ..Doubt::new(DoubtReason::Store) });
     let by_receiver = BTreeMap::from([(("a\"b".to_owned(), DeliveryState::Dead), 3)]);
     let backlog = Backlog { by_receiver, oldest_pending: Some(Wall(1_000)) };
     let snapshot = Snapshot {
         status: &status,
         ready: false,
         backlog: Some(&backlog),
+        doubted_for: BTreeMap::from([(DoubtReason::Drops, Duration::from_millis(1_500))]),
         now_ms: 3_500,
         hosts: [1, 2, 3, 4, 5],
         shards,
@@ -51,7 +53,9 @@ fn the_text_is_sane_and_holds_the_figures() {
         "heartwatch_deliveries_backlog{receiver=\"a\\\"b\",state=\"dead\"} 3",
         "heartwatch_delivery_oldest_pending_age_seconds 2.5",
         "heartwatch_store_writable 0",
-        "heartwatch_doubts{reason=\"store\"} 1",
+        "heartwatch_doubt{reason=\"store\"} 1",
+        "heartwatch_doubt{reason=\"cut\"} 0",
+        "heartwatch_doubt_seconds_total{reason=\"drops\"} 1.5",
         "heartwatch_hosts{state=\"left\"} 5",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");

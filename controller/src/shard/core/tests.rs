@@ -88,7 +88,8 @@ impl World {
     }
 
     fn header(&self) -> Header {
-        Header { host: HOST, key_id: KeyId(1), generation: Generation(0), flags: FLAG_ACK_WANTED }
+        let generation = self.key.generation();
+        Header { host: HOST, key_id: KeyId(1), generation, flags: FLAG_ACK_WANTED }
     }
 
     fn seal(&self, mut bytes: Vec<u8>) -> Vec<u8> {
@@ -109,10 +110,19 @@ impl World {
     }
 
     fn hello(&self, boot: u32, seq: u32, epoch: u32) -> Vec<u8> {
-        let stamp = self.stamp(boot, seq, 50, Epoch(epoch));
+        self.hello_at(50, boot, seq, epoch)
+    }
+
+    fn hello_at(&self, sent_ms: u64, boot: u32, seq: u32, epoch: u32) -> Vec<u8> {
+        let stamp = self.stamp(boot, seq, sent_ms, Epoch(epoch));
         let fields = [Field::Name("db-1"), Field::Label("zone", "a")];
         let interval = Duration::from_secs(1);
         self.seal(encode_hello(&self.header(), &stamp, 0, interval, &fields).unwrap())
+    }
+
+    /// Uses another generation of the host's key from now on.
+    fn rekey(&mut self, generation: u16) {
+        self.key = secret().host_key(HOST, Generation(generation));
     }
 
     fn reply(&self, boot: u32, seq: u32, sent_ms: u64, nonce: [u8; 16]) -> Vec<u8> {
@@ -353,10 +363,10 @@ fn a_quoted_nonce_makes_agent_lost_and_anything_else_nothing() {
     };
     let mut foreign = probe.bytes.as_ref().to_vec();
     foreign[50] ^= 1;
-    w.core.unreachable(&foreign);
-    w.core.unreachable(&probe.bytes.as_ref()[..40]);
+    w.core.unreachable(&foreign, ms(at));
+    w.core.unreachable(&probe.bytes.as_ref()[..40], ms(at));
     assert_eq!(get(&w.metrics.unreachables), 0);
-    w.core.unreachable(probe.bytes.as_ref());
+    w.core.unreachable(probe.bytes.as_ref(), ms(at));
     w.judge(at + 1, at + 1_000);
     assert_eq!(w.turns(), [Turn::Suspect, Turn::Down(crate::event::Cause::AgentLost)]);
 }
@@ -373,4 +383,109 @@ fn a_recorded_goodbye_mutes_nobody() {
     let fresh = w.seal(Leave { stamp, ..leave }.encode(&w.header()).to_vec());
     w.give(&fresh, 1_100);
     assert_eq!(w.state(), Some(State::Left));
+}
+
+#[test]
+fn a_newer_key_once_used_revokes_the_older_ones() {
+    let mut w = World::alive();
+    w.rekey(2);
+    w.give(&w.hello_at(1_500, 5, 11, EPOCH.0), 1_500);
+    let told = std::iter::from_fn(|| w.core.notices().pop()).find_map(|n| match n {
+        Notice::Facts(facts) => Some(facts.generation),
+        _ => None,
+    });
+    assert_eq!(told, Some(Generation(2)), "the registry is told, for the time after a restart");
+    w.rekey(1);
+    assert!(w.give(&w.beat(5, 12, 2_000, EPOCH), 2_000).is_empty());
+    w.rekey(0);
+    assert!(w.give(&w.beat(5, 13, 2_100, EPOCH), 2_100).is_empty());
+    assert_eq!(w.rejects(Reject::Unauthentic), 2);
+    w.rekey(2);
+    assert_eq!(w.give(&w.beat(5, 14, 2_200, EPOCH), 2_200).len(), 1, "the newer one still counts");
+}
+
+#[test]
+fn a_key_that_was_revoked_before_a_restart_stays_revoked() {
+    let mut w = World::new();
+    let known = Known {
+        id: HOST,
+        state: State::Alive,
+        boot: Boot(5),
+        generation: Generation(2),
+        address: None,
+        in_state: Duration::ZERO,
+        missing_reported: false,
+        duplicate: false,
+        profile: Default::default(),
+        frozen: None,
+        domain: Default::default(),
+        live: Arc::new(LiveCell::default()),
+    };
+    w.core.register(known, ms(0));
+    for generation in [0, 1] {
+        w.rekey(generation);
+        assert!(w.give(&w.beat(5, 1, 100, Epoch(0)), 100).is_empty());
+    }
+    assert_eq!(w.rejects(Reject::Unauthentic), 2);
+    w.rekey(2);
+    assert_eq!(w.give(&w.beat(5, 2, 200, Epoch(0)), 200).len(), 1);
+}
+
+// A recorded hello (epoch 0) opens the window in which a new life may answer a challenge; of a host that
+// is suspect or down, a recorded beat of that life must not step through it.
+#[test]
+fn a_new_boot_of_a_suspect_or_down_host_proves_life_by_a_nonce_alone() {
+    for state in [State::Suspect, State::Down] {
+        let mut w = World::alive();
+        let mut until = 1_001;
+        while w.state() != Some(state) {
+            until += 1;
+            w.judge(until, until);
+        }
+        w.turns();
+        let [Message::Ack(_)] = w.give(&w.hello(6, 1, 0), until + 1)[..] else { panic!() };
+        let nonce = w.nonce_asked(&w.beat(6, 2, 100, EPOCH), until + 2);
+        assert_eq!((w.turns(), w.state()), (vec![], Some(state)));
+        w.give(&w.reply(6, 3, 110, nonce), until + 10);
+        assert_eq!(w.turns(), [Turn::Recovered { same_boot: false }]);
+    }
+}
+
+#[test]
+fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
+    let mut w = World::new();
+    // Hosts that were alive before the start and echo the right epoch unasked: each gets a nonce.
+    let challenge = |w: &mut World, n: u8, at: u64| {
+        let host = HostId([n; 16]);
+        let known = Known {
+            id: host,
+            state: State::Alive,
+            boot: Boot(5),
+            generation: Generation(0),
+            address: None,
+            in_state: Duration::ZERO,
+            missing_reported: false,
+            duplicate: false,
+            profile: Default::default(),
+            frozen: None,
+            domain: Default::default(),
+            live: Arc::new(LiveCell::default()),
+        };
+        w.core.register(known, ms(at));
+        let stamp = w.stamp(5, 1, at, EPOCH);
+        let load = LoadSample::UNKNOWN;
+        let round_trip = RoundTrip::UNKNOWN;
+        let beat = Beat { stamp, late_ms: 0, checks: 0, load, round_trip };
+        let mut bytes = beat.encode(&Header { host, ..w.header() }).to_vec();
+        secret().host_key(host, Generation(0)).seal(&mut bytes);
+        let mut out = Vec::new();
+        w.core.receive(&bytes, here(), Via::Beats(0), ms(at), ms(at), &mut out);
+        assert_eq!(out.len(), 1);
+        w.core.nonces.len()
+    };
+    assert_eq!(challenge(&mut w, 10, 100), 1, "swept at 100 ms, and again from 2 100 ms");
+    assert_eq!(challenge(&mut w, 11, 1_500), 2);
+    assert_eq!(challenge(&mut w, 12, 2_150), 2, "the first one is past its life and swept");
+    assert_eq!(challenge(&mut w, 13, 3_600), 3, "the second one is too, but it is not yet time");
+    assert_eq!(challenge(&mut w, 14, 4_200), 2);
 }

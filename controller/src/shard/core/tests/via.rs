@@ -189,10 +189,10 @@ fn its_kernel_alone_makes_it_agent_lost() {
     let at = f.until_asked();
     let sent = f.w.judge(at + 1, at + 300);
     let probe = sent.iter().find(|s| s.via == Via::Probes).unwrap();
-    f.w.core.unreachable(probe.bytes.as_ref());
+    f.w.core.unreachable(probe.bytes.as_ref(), ms(at + 300));
     // What a peer was sent is no probe of ours to the host: quoting it says nothing.
     let via = sent.iter().find(|s| matches!(s.bytes, Packet::Via(_))).unwrap();
-    f.w.core.unreachable(via.bytes.as_ref());
+    f.w.core.unreachable(via.bytes.as_ref(), ms(at + 300));
     f.judge(at + 301, at + 1_000);
     assert_eq!(f.w.turns(), [Turn::Down(Cause::AgentLost)]);
     assert_eq!(f.count(|m| get(&m.unreachables)), 1);
