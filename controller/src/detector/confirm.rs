@@ -288,6 +288,14 @@ impl Confirm {
         (asked, suspect.and_then(|s| s.witness))
     }
 
+    /// Something that the suspect sealed has come in, which proves nothing yet, and it was asked for proof:
+    /// its answer is waited for. Once, or recordings would hold a dead host up.
+    pub fn hear_out(&mut self, slot: u32, now: Instant) {
+        let Some(s) = self.suspects.get_mut(&slot).filter(|s| !s.spared) else { return };
+        s.spared = true;
+        s.until = s.until.max(now + s.spacing * 2);
+    }
+
     /// Takes an answer that the suspect in `slot` sealed and a peer brought back. `false`: no request that
     /// is under way waits for this nonce, so it is a recording, or comes too late.
     pub fn testify(&mut self, slot: u32, nonce: &[u8; 16]) -> bool {

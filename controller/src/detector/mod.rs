@@ -663,6 +663,11 @@ impl Detector {
         self.confirm.testify(slot, nonce)
     }
 
+    /// Something sealed by a suspect has come in, and it was asked for proof: see [`Confirm::hear_out`].
+    pub fn hear_out(&mut self, slot: u32, now: Instant) {
+        self.confirm.hear_out(slot, now);
+    }
+
     /// How many hosts are unreachable from here, but alive.
     pub fn unreachable_len(&self) -> usize {
         self.confirm.unreachable_len()

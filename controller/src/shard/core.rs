@@ -404,6 +404,7 @@ impl ShardCore {
                 }
                 if self.nonces.len() < NONCES_MAX {
                     self.nonces.insert(slot, (nonce, now + NONCE_LIFE));
+                    self.detector.hear_out(slot, now);
                     let header = Header { flags: 0, ..admitted.datagram.header };
                     let probe = Probe {
                         boot,
