@@ -65,9 +65,10 @@ pub(super) async fn execute(
         Command::Pause(args) => run.pause(args).await,
         Command::Backup { file } => run.backup(file).await,
         // `ctl::execute` keeps these to itself.
-        Command::Restore { .. } | Command::Key { .. } | Command::Secret { .. } => {
-            Err(CtlError::Usage("this command asks no controller".to_owned()))
-        }
+        Command::Restore { .. }
+        | Command::Key { .. }
+        | Command::Secret { .. }
+        | Command::Replay(_) => Err(CtlError::Usage("this command asks no controller".to_owned())),
     }
 }
 
