@@ -33,6 +33,7 @@ use crate::ingest::socket::{BatchSocket, Role};
 use crate::metrics::ShardMetrics;
 use crate::policy::driver::{self, Driver, DriverStatus, known_of};
 use crate::policy::{Author, Policy};
+use crate::replay::record;
 use crate::shard::core::{Identity, ShardCore};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
@@ -67,6 +68,14 @@ pub enum AppError {
         protocol: &'static str,
         /// Which.
         address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The recording can't be begun.
+    #[error("cannot record to {path}")]
+    Record {
+        /// Which file.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -129,6 +138,15 @@ pub struct App {
 impl App {
     /// Starts a controller inside a tokio run time; returns when it is ready.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        Self::start_recording(config, clock, None).await
+    }
+
+    /// The same, and records what arrives if there is a plan for it.
+    pub async fn start_recording(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        plan: Option<record::Plan>,
+    ) -> Result<Self, AppError> {
         let mut rng =
             StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(|e| AppError::System {
                 what: "draw random numbers",
@@ -177,6 +195,7 @@ impl App {
             shards.push(handle);
             mailboxes.push(mailbox);
         }
+        let recording = start_recording(plan, &clock, &shards[0].metrics)?;
         let mut threads = Vec::new();
         for (shard, (mailbox, known)) in (0u16..).zip(mailboxes.into_iter().zip(known)) {
             let probes = bind_probes(&listen)?;
@@ -196,6 +215,9 @@ impl App {
             for host in known {
                 core.register(host, clock.now());
             }
+            if let Some((recorder, _)) = &recording {
+                core.record_to(recorder.clone());
+            }
             let worker = Worker {
                 shard,
                 peers: shards.clone(),
@@ -210,6 +232,8 @@ impl App {
             threads.push(spawn_shard(shard, worker)?);
         }
         drop(notices);
+        // Ends by itself when the shards are gone; stopping waits for it with them.
+        threads.extend(recording.map(|(_, thread)| thread));
 
         let (commands, commands_in) = mpsc::channel(driver::COMMANDS_MAX);
         let status = Arc::new(DriverStatus::default());
@@ -468,6 +492,18 @@ async fn load_registry(
         view.upsert(row, Some(live));
     }
     Ok(known)
+}
+
+fn start_recording(
+    plan: Option<record::Plan>,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<ShardMetrics>,
+) -> Result<Option<(record::Recorder, std::thread::JoinHandle<()>)>, AppError> {
+    let Some(plan) = plan else { return Ok(None) };
+    let path = plan.file.clone();
+    record::start(plan, Arc::clone(clock), Arc::clone(metrics))
+        .map(Some)
+        .map_err(|source| AppError::Record { path, source })
 }
 
 fn spawn_shard(shard: u16, worker: Worker) -> Result<std::thread::JoinHandle<()>, AppError> {

@@ -13,6 +13,7 @@
 
 pub mod measure;
 pub mod read;
+pub mod record;
 pub mod settings;
 pub mod svg;
 pub mod table;

@@ -364,7 +364,7 @@ impl Gathered {
             life.sort_unstable_by_key(|b| (b.seq, b.arrived_us));
             let mut earliest_later = LOST;
             for beat in life.iter_mut().rev().filter(|b| b.arrived_us != LOST) {
-                if beat.arrived_us >= earliest_later {
+                if beat.arrived_us > earliest_later {
                     beat.arrived_us = LOST;
                 } else {
                     earliest_later = beat.arrived_us;
