@@ -219,10 +219,10 @@ pub struct HostWhy {
     pub seq: Seq,
     /// Time since the last proof of life, milliseconds; `None` before the first.
     pub silence_ms: Option<u64>,
-    /// When the next beat is expected, milliseconds from now (negative: it is overdue).
+    /// When the next beat is expected, milliseconds from now (negative: it is overdue); `None`: none is.
     pub expected_in_ms: Option<i64>,
-    /// How much later than expected it may come, milliseconds.
-    pub margin_ms: f64,
+    /// How much later than expected it may come, milliseconds; `None`: nothing is expected of it.
+    pub margin_ms: Option<f64>,
     /// What set the margin: `learned`, `prior`, `floor`, `ceiling` or `frozen`.
     pub margin_source: String,
     /// When it becomes suspect, milliseconds from now; `None` if it can't.
@@ -233,6 +233,9 @@ pub struct HostWhy {
     pub inter_arrival_mean_ms: f64,
     /// Mean deviation of recent inter-arrival times, milliseconds.
     pub inter_arrival_deviation_ms: f64,
+    /// What 99 of 100 inter-arrival times do not exceed, about, milliseconds.
+    #[serde(default)]
+    pub inter_arrival_p99_ms: f64,
     /// How overdue its beats were while it was calm.
     pub overdue: Vec<OverdueBin>,
     /// How overdue they were within sixteen beats of a missing or unusually late one.
@@ -247,6 +250,9 @@ pub struct HostWhy {
     pub mistakes_foreseen_per_day: Option<f64>,
     /// What an operator decided.
     pub knobs: KnobsWhy,
+    /// The labels that make its group, as `key=value, …`; empty: it has none of them.
+    #[serde(default)]
+    pub group: String,
     /// Beats that its group has taught this shard.
     pub group_beats: u64,
     /// Beats learned from (decayed).

@@ -270,6 +270,7 @@ impl App {
             store: Arc::clone(&store) as Arc<dyn Store>,
             clock: Arc::clone(&clock),
             pulse: Arc::clone(&pulse),
+            knobs: Arc::clone(&knobs),
         };
         let api = serve_api(
             &config,

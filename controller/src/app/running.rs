@@ -15,6 +15,7 @@ use crate::control::{
     Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive,
     RedriveReport, ShardStatus, Status,
 };
+use crate::detector::knobs::AllKnobs;
 use crate::event::State;
 use crate::metrics::{Reject, ShardMetrics, get};
 use crate::policy::driver::{Command, DriverStatus};
@@ -86,6 +87,8 @@ pub(super) struct Running {
     pub(super) clock: Arc<dyn Clock>,
     /// Whether shards make progress.
     pub(super) pulse: Arc<Pulse>,
+    /// Who waits how long, and who learns together.
+    pub(super) knobs: Arc<AllKnobs>,
 }
 
 impl Running {
@@ -206,11 +209,16 @@ impl Control for Running {
         self.shards[usize::from(shard)]
             .send(ShardCommand::Why(host, answer))
             .map_err(|_| ControlError::Busy(shard))?;
-        tokio::time::timeout(ANSWER_MAX, answered)
+        let mut why = tokio::time::timeout(ANSWER_MAX, answered)
             .await
             .map_err(|_| ControlError::Busy(shard))?
             .map_err(|_| ControlError::Busy(shard))?
-            .ok_or(ControlError::UnknownHost(host))
+            .ok_or(ControlError::UnknownHost(host))?;
+        // Shards know groups by number only.
+        if let Some(host) = self.view.get(host) {
+            why.group = self.knobs.group_name(&host.row.labels);
+        }
+        Ok(why)
     }
 
     async fn import(&self, hosts: Vec<ImportHost>) -> Result<ImportReport, ControlError> {

@@ -15,6 +15,7 @@ mod args;
 pub mod client;
 mod import;
 mod local;
+mod margin;
 mod remote;
 mod replay;
 mod show;
