@@ -17,6 +17,21 @@ pub const IMPORT_LEN_MAX: usize = 100_000;
 /// Longest pause.
 pub const PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
+/// Bounds of a margin that an operator may freeze.
+pub const FREEZE: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(600);
+
+/// What becomes of a host's margin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freeze {
+    /// It is kept as it is now.
+    AsItIs,
+    /// It is kept here.
+    At(Duration),
+    /// It learns.
+    Off,
+}
+
 /// An expected host, to be registered as `pending`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -310,6 +325,9 @@ pub trait Control: Send + Sync {
 
     /// Removes a host from the registry; it comes back if it says hello again.
     async fn forget(&self, host: HostId) -> Result<(), ControlError>;
+
+    /// Keeps a host's margin where an operator wants it, or lets it learn again. Answers where it is kept.
+    async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError>;
 
     /// Holds all actions for a time; state stays true and visible. Zero ends a pause.
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError>;

@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 use super::types::ConfigSummary;
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive,
-    RedriveReport, Status,
+    Control, ControlError, Doubt, Freeze, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause,
+    Redrive, RedriveReport, Status,
 };
 use crate::event::{EventId, EventKind, IncidentId, State};
 use crate::store::*;
@@ -60,6 +60,7 @@ pub(crate) fn host_row(n: u8, state: State) -> HostRow {
         since: Wall(0),
         incident: None,
         duplicate: false,
+        frozen_ms: None,
     }
 }
 
@@ -105,6 +106,7 @@ pub(crate) struct TestControl {
     pub(crate) pause: Mutex<Option<Pause>>,
     pub(crate) imported: Mutex<Vec<ImportHost>>,
     pub(crate) forgotten: Mutex<Vec<HostId>>,
+    pub(crate) frozen: Mutex<Vec<(HostId, Freeze)>>,
     pub(crate) busy: std::sync::atomic::AtomicBool,
     pub(crate) panics: std::sync::atomic::AtomicBool,
 }
@@ -183,6 +185,15 @@ impl Control for TestControl {
     async fn forget(&self, host: HostId) -> Result<(), ControlError> {
         lock(&self.forgotten).push(host);
         Ok(())
+    }
+
+    async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError> {
+        lock(&self.frozen).push((host, what));
+        Ok(match what {
+            Freeze::Off => None,
+            Freeze::At(margin) => Some(margin),
+            Freeze::AsItIs => Some(Duration::from_millis(121)),
+        })
     }
 
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {

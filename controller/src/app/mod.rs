@@ -28,6 +28,7 @@ use crate::delivery::webhook::WebhookError;
 use crate::delivery::{Delivery, DeliveryHandle};
 use crate::detector::Settings;
 use crate::detector::host::Known;
+use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
 use crate::metrics::ShardMetrics;
@@ -170,7 +171,8 @@ impl App {
         })?;
 
         let view = Arc::new(View::default());
-        let known = load_registry(&*store, &view, &config.domain_labels, &*clock, count).await?;
+        let labels = (&config.domain_labels, &config.knobs);
+        let known = load_registry(&*store, &view, labels, &*clock, count).await?;
         let pause = Driver::load_pause(&*store).await?;
 
         let (stop, stopped) = watch::channel(false);
@@ -252,6 +254,7 @@ impl App {
             seed: rng.random(),
             release_at: started + config.detector.restart_grace,
             status: Arc::clone(&status),
+            knobs: Arc::clone(&knobs),
         };
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 
@@ -480,7 +483,7 @@ fn listen_tcp(address: SocketAddr) -> Result<TcpListener, AppError> {
 async fn load_registry(
     store: &dyn Store,
     view: &View,
-    domains: &DomainLabels,
+    (domains, knobs): (&DomainLabels, &AllKnobs),
     clock: &dyn Clock,
     count: u16,
 ) -> Result<Vec<Vec<Known>>, AppError> {
@@ -489,7 +492,7 @@ async fn load_registry(
     for row in store.hosts().await? {
         let live = Arc::new(LiveCell::default());
         let shard = usize::from(shard_of(row.id, count));
-        known[shard].push(known_of(&row, domains, wall, Arc::clone(&live)));
+        known[shard].push(known_of(&row, domains, knobs, wall, Arc::clone(&live)));
         view.upsert(row, Some(live));
     }
     Ok(known)

@@ -12,8 +12,8 @@ use heartwatch_common::time::{Clock, Instant, Wall};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::{
-    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive,
-    RedriveReport, ShardStatus, Status,
+    Control, ControlError, Doubt, FREEZE, Freeze, HostWhy, ImportHost, ImportReport, PAUSE_MAX,
+    Pause, Redrive, RedriveReport, ShardStatus, Status,
 };
 use crate::detector::knobs::AllKnobs;
 use crate::event::State;
@@ -231,6 +231,26 @@ impl Control for Running {
 
     async fn forget(&self, host: HostId) -> Result<(), ControlError> {
         self.ask(|answer| Command::Forget(host, answer)).await
+    }
+
+    async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError> {
+        let margin = match what {
+            Freeze::Off => None,
+            Freeze::At(margin) => Some(margin),
+            Freeze::AsItIs => {
+                let now = self.why(host).await?.margin_ms.ok_or_else(|| {
+                    let message = "it has no margin now, as no beat is expected of it: say which";
+                    ControlError::Invalid(message.to_owned())
+                })?;
+                let now = Duration::from_millis(now.ceil().clamp(0.0, 1e9) as u64);
+                Some(now.clamp(*FREEZE.start(), *FREEZE.end()))
+            }
+        };
+        if margin.is_some_and(|m| !FREEZE.contains(&m)) {
+            let message = "a margin is frozen at 10 ms to 10 min";
+            return Err(ControlError::Invalid(message.to_owned()));
+        }
+        self.ask(|answer| Command::Freeze(host, margin, answer)).await
     }
 
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {

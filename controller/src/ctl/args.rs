@@ -73,6 +73,19 @@ pub(super) enum Command {
         /// Its id or its name.
         host: String,
     },
+    /// Keeps a host's margin, whatever its beats teach.
+    Freeze {
+        /// Its id or its name.
+        host: String,
+        /// How late its beats may be, 10ms to 10m [default: as it is now].
+        #[arg(long)]
+        margin: Option<Span>,
+    },
+    /// Lets a host's margin learn again.
+    Unfreeze {
+        /// Its id or its name.
+        host: String,
+    },
     /// Holds all actions for a time, or ends that.
     Pause(Pause),
     /// Fetches a consistent copy of the controller's store.

@@ -218,6 +218,8 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::HostMissing, _) => "expected, but not heard in time",
         (EventKind::HostDuplicate, _) => "two machines answer under its identity",
         (EventKind::HostForgotten, _) => "removed from the registry",
+        (EventKind::HostFrozen, _) => "an operator froze its margin",
+        (EventKind::HostUnfrozen, _) => "an operator let its margin learn again",
         (EventKind::ControllerBlind, _) => "the controller could not trust its own eyes",
         (EventKind::ControllerSighted, _) => "the controller could trust its eyes again",
         (EventKind::ControllerPaused, _) => "an operator held all actions",

@@ -166,6 +166,18 @@ fn what_changes_something_reads_the_token_and_says_what_to_do_without_one() {
     assert!(chain(&error).contains("--token-file or HEARTWATCH_TOKEN_FILE"), "{error}");
     assert!(served.good(&["forget", "host-1"]).contains("is forgotten"));
     assert_eq!(*served.world.control.forgotten.lock().unwrap(), [HostId([1; 16])]);
+    let text = served.good(&["freeze", "host-1", "--margin", "5s"]);
+    assert!(text.contains("host-1 may be 5s late from now on"), "{text}");
+    assert_eq!(served.json(&["freeze", "host-1"])["frozen_ms"], 121);
+    assert!(served.good(&["unfreeze", "host-1"]).contains("as its beats teach again"));
+    let error = served.run(&["freeze", "host-1", "--margin", "1ms"]).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_USAGE);
+    let error = served.run(&["unfreeze", "nobody"]).unwrap_err();
+    assert!(chain(&error).contains("nobody"), "{error}");
+    let row = crate::store::HostRow { frozen_ms: Some(5_000), ..host_row(1, State::Alive) };
+    served.world.view.upsert(row, None);
+    assert!(served.good(&["hosts"]).contains("alive margin frozen"));
+    assert!(served.good(&["host", "host-1"]).contains("frozen at 5s"));
     let text = served.good(&["pause", "--for", "10m", "--reason", "switch works"]);
     assert!(text.contains("held until 1970-01-01T00:10:00.000Z (switch works)"), "{text}");
     assert_eq!(served.json(&["pause", "--end"]), json!({"pause": null}));

@@ -290,6 +290,7 @@ fn stranger(host: usize) -> Known {
         duplicate: false,
         profile: Profile::default(),
         frozen: None,
+        domain: Default::default(),
         live: Arc::new(LiveCell::default()),
     }
 }

@@ -180,6 +180,13 @@ impl ShardCore {
         self.detector.remove(host)
     }
 
+    /// Keeps a host's margin there, or lets it learn; nothing if it is not registered (any more).
+    pub fn freeze(&mut self, host: HostId, margin: Option<Duration>) {
+        if let Some(slot) = self.detector.slot(host) {
+            self.detector.freeze(slot, margin);
+        }
+    }
+
     /// What is known of a host right now, for people.
     pub fn why(&self, host: HostId, now: Instant, lag: Duration) -> Option<HostWhy> {
         let slot = self.detector.slot(host)?;

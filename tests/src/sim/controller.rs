@@ -161,7 +161,7 @@ impl SimController {
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
             interval: Duration::ZERO,
             cadence: 10,
-            knobs: Arc::new(knobs),
+            knobs: Arc::new(knobs.clone()),
             domains: domains.clone(),
             seed: self.rng.random(),
         };
@@ -170,7 +170,7 @@ impl SimController {
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         for row in self.rows.values() {
-            core.register(known_of(row, &domains, wall, Arc::default()), now);
+            core.register(known_of(row, &domains, &knobs, wall, Arc::default()), now);
         }
         self.core = Some(core);
         self.policy = Policy::new(author(), rules());

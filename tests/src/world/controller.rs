@@ -26,6 +26,7 @@ pub struct ControllerSetup<'w> {
     detector: BTreeMap<String, String>,
     tail: String,
     tmpfs: Option<u32>,
+    args: Vec<String>,
 }
 
 impl<'w> ControllerSetup<'w> {
@@ -40,6 +41,7 @@ impl<'w> ControllerSetup<'w> {
             detector: BTreeMap::new(),
             tail: String::new(),
             tmpfs: None,
+            args: Vec::new(),
         }
     }
 
@@ -51,6 +53,12 @@ impl<'w> ControllerSetup<'w> {
         let token = self.world.path("tmpfs-api-token");
         self.top(&format!("fleet_secret_file = \"{}\"", secret.display()))
             .top(&format!("api_token_file = \"{}\"", token.display()))
+    }
+
+    /// Further words for `run`.
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args = args.iter().map(|a| (*a).to_owned()).collect();
+        self
     }
 
     /// Another name, which also names its state folder, config and log.
@@ -177,6 +185,7 @@ impl<'w> ControllerSetup<'w> {
                 None => self.state_dir.join("api-token"),
             },
             tmpfs: self.tmpfs,
+            args: self.args,
             process: None,
             ready: Ready::default(),
         };
@@ -200,6 +209,7 @@ pub struct Controller {
     state_dir: PathBuf,
     token_file: PathBuf,
     tmpfs: Option<u32>,
+    args: Vec<String>,
     process: Option<Process>,
     ready: Ready,
 }
@@ -225,7 +235,7 @@ impl Controller {
                 command
             }
         };
-        command.arg("run").arg("--config").arg(&self.config);
+        command.arg("run").args(&self.args).arg("--config").arg(&self.config);
         self.process = Some(Process::start(&self.name, &mut command, &self.log)?);
         Ok(())
     }
