@@ -18,6 +18,21 @@ pub const IMPORT_LEN_MAX: usize = 100_000;
 /// Longest pause.
 pub const PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
+/// Bounds of a margin that an operator may freeze.
+pub const FREEZE: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(600);
+
+/// What becomes of a host's margin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freeze {
+    /// It is kept as it is now.
+    AsItIs,
+    /// It is kept here.
+    At(Duration),
+    /// It learns.
+    Off,
+}
+
 /// An expected host, to be registered as `pending`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -240,10 +255,10 @@ pub struct HostWhy {
     pub seq: Seq,
     /// Time since the last proof of life, milliseconds; `None` before the first.
     pub silence_ms: Option<u64>,
-    /// When the next beat is expected, milliseconds from now (negative: it is overdue).
+    /// When the next beat is expected, milliseconds from now (negative: it is overdue); `None`: none is.
     pub expected_in_ms: Option<i64>,
-    /// How much later than expected it may come, milliseconds.
-    pub margin_ms: f64,
+    /// How much later than expected it may come, milliseconds; `None`: nothing is expected of it.
+    pub margin_ms: Option<f64>,
     /// What set the margin: `learned`, `prior`, `floor`, `ceiling` or `frozen`.
     pub margin_source: String,
     /// When it becomes suspect, milliseconds from now; `None` if it can't.
@@ -254,6 +269,9 @@ pub struct HostWhy {
     pub inter_arrival_mean_ms: f64,
     /// Mean deviation of recent inter-arrival times, milliseconds.
     pub inter_arrival_deviation_ms: f64,
+    /// What 99 of 100 inter-arrival times do not exceed, about, milliseconds.
+    #[serde(default)]
+    pub inter_arrival_p99_ms: f64,
     /// How overdue its beats were while it was calm.
     pub overdue: Vec<OverdueBin>,
     /// How overdue they were within sixteen beats of a missing or unusually late one.
@@ -268,6 +286,9 @@ pub struct HostWhy {
     pub mistakes_foreseen_per_day: Option<f64>,
     /// What an operator decided.
     pub knobs: KnobsWhy,
+    /// The labels that make its group, as `key=value, …`; empty: it has none of them.
+    #[serde(default)]
+    pub group: String,
     /// Beats that its group has taught this shard.
     pub group_beats: u64,
     /// Beats learned from (decayed).
@@ -331,6 +352,9 @@ pub trait Control: Send + Sync {
 
     /// Removes a host from the registry; it comes back if it says hello again.
     async fn forget(&self, host: HostId) -> Result<(), ControlError>;
+
+    /// Keeps a host's margin where an operator wants it, or lets it learn again. Answers where it is kept.
+    async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError>;
 
     /// Holds all actions for a time; state stays true and visible. Zero ends a pause.
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError>;

@@ -113,6 +113,10 @@ pub enum EventKind {
     HostDuplicate,
     /// Removed from the registry, by an operator or by `forget_after`.
     HostForgotten,
+    /// An operator keeps its margin where it is, or elsewhere.
+    HostFrozen,
+    /// Its margin learns again.
+    HostUnfrozen,
     /// The controller can't trust its own eyes: actions are held.
     ControllerBlind,
     /// It can again: what was held has been judged again.
@@ -125,7 +129,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -137,6 +141,8 @@ impl EventKind {
         Self::HostMissing,
         Self::HostDuplicate,
         Self::HostForgotten,
+        Self::HostFrozen,
+        Self::HostUnfrozen,
         Self::ControllerBlind,
         Self::ControllerSighted,
         Self::ControllerPaused,
@@ -170,6 +176,8 @@ impl EventKind {
             Self::HostMissing => "host.missing",
             Self::HostDuplicate => "host.duplicate",
             Self::HostForgotten => "host.forgotten",
+            Self::HostFrozen => "host.frozen",
+            Self::HostUnfrozen => "host.unfrozen",
             Self::ControllerBlind => "controller.blind",
             Self::ControllerSighted => "controller.sighted",
             Self::ControllerPaused => "controller.paused",

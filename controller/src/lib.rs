@@ -10,7 +10,7 @@
 //! Read in this order: [`event`] (the words), [`ingest::admit`] (what counts), [`detector`] (who is
 //! overdue), [`shard`] (one thread that owns its hosts), [`policy`] (what it means and who is told),
 //! [`store`] (what survives), [`delivery`] (getting it there), [`view`] and [`api`] (seeing it), [`app`]
-//! (wiring). *Values decide, shells act*: `detector`, `policy` (but for its `driver`), `ingest::admit`,
+//! (wiring); [`replay`] runs recordings through the detector. *Values decide, shells act*: `detector`, `policy` (but for its `driver`), `ingest::admit`,
 //! `shard` (but for its `worker`) and `delivery::schedule` open nothing, read no clock and draw no
 //! ambient randomness; the simulator drives the same values in virtual time.
 //!
@@ -43,6 +43,7 @@ pub mod event;
 pub mod ingest;
 pub mod metrics;
 pub mod policy;
+pub mod replay;
 pub mod shard;
 pub mod store;
 pub mod view;

@@ -184,6 +184,8 @@ counters! {
         false_downs,
         /// Deadlines that passed while own losses excused the host.
         excused,
+        /// Lines of `--record` that did not fit its queue; those that the disk refused, with shard 0.
+        record_dropped,
         /// Sum of detection times, microseconds.
         detection_us,
         /// Gauge: hosts of this shard.

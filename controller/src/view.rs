@@ -240,6 +240,7 @@ mod tests {
             since: Wall(0),
             incident: None,
             duplicate: false,
+            frozen_ms: None,
         }
     }
 

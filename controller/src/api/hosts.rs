@@ -1,6 +1,7 @@
-//! Routes about hosts: list, one, why, import, forget.
+//! Routes about hosts: list, one, why, import, forget, freeze.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,9 +12,9 @@ use super::Api;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::problem::Problem;
 use super::types::{
-    DeliveryJson, EventJson, HostJson, HostsPage, IncidentJson, WhyJson, cursor_text,
+    DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, WhyJson, cursor_text,
 };
-use crate::control::{IMPORT_LEN_MAX, ImportHost, ImportReport};
+use crate::control::{FREEZE, Freeze, IMPORT_LEN_MAX, ImportHost, ImportReport};
 use crate::event::State as HostState;
 use crate::store::{Cursor, DeliveryFilter, DeliveryRow, READ_LEN_MAX};
 use crate::view::{Filter, HostView};
@@ -267,4 +268,49 @@ pub(super) async fn forget(
     let host = find(&api, &name)?;
     api.control.forget(host.row.id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Body of `PUT /v1/hosts/{host}/freeze`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FreezeBody {
+    /// Where; `null` or nothing: as it is now.
+    #[serde(default)]
+    margin_ms: Option<u64>,
+}
+
+/// `PUT /v1/hosts/{host}/freeze`
+pub(super) async fn freeze(
+    _: Operator,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+    Body(body): Body<FreezeBody>,
+) -> Result<Json<FreezeJson>, Problem> {
+    params.only(&[])?;
+    let what = match body.margin_ms {
+        None => Freeze::AsItIs,
+        Some(ms) => Freeze::At(Duration::from_millis(ms)),
+    };
+    if matches!(what, Freeze::At(margin) if !FREEZE.contains(&margin)) {
+        return Err(Problem::bad_request("`margin_ms`: 10 to 600000 are allowed"));
+    }
+    frozen(&api, &name, what).await
+}
+
+/// `DELETE /v1/hosts/{host}/freeze`
+pub(super) async fn unfreeze(
+    _: Operator,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+) -> Result<Json<FreezeJson>, Problem> {
+    params.only(&[])?;
+    frozen(&api, &name, Freeze::Off).await
+}
+
+async fn frozen(api: &Api, name: &str, what: Freeze) -> Result<Json<FreezeJson>, Problem> {
+    let host = find(api, name)?.row.id;
+    let margin = api.control.freeze(host, what).await?;
+    Ok(Json(FreezeJson { host, frozen_ms: margin.map(|m| m.as_millis() as u64) }))
 }

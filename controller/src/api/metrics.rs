@@ -211,7 +211,7 @@ fn controller(f: &mut Families, s: &Snapshot<'_>) {
 type Read = fn(&ShardMetrics) -> u64;
 
 /// Counters that each shard keeps: name, help, where it stands.
-const SHARD_COUNTERS: [(&str, &str, Read); 24] = [
+const SHARD_COUNTERS: [(&str, &str, Read); 25] = [
     ("datagrams_received_total", "Datagrams read from the sockets.", |m| get(&m.received)),
     ("received_bytes_total", "Bytes of the datagrams read.", |m| get(&m.received_bytes)),
     (
@@ -261,6 +261,11 @@ const SHARD_COUNTERS: [(&str, &str, Read); 24] = [
         "excused_deadlines_total",
         "Deadlines that passed while the controller's own losses excused the host.",
         |m| get(&m.excused),
+    ),
+    (
+        "record_lines_dropped_total",
+        "Lines of `--record` that were not written: its queue was full, or its disk refused.",
+        |m| get(&m.record_dropped),
     ),
     ("detections_total", "Detection times recorded.", |m| m.detection.iter().map(get).sum()),
     ("shard_loops_total", "Loops of a shard's thread; standing still means stuck.", |m| {

@@ -11,6 +11,7 @@
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
+//! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
 //! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
@@ -35,7 +36,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use heartwatch_common::time::Clock;
 use tokio::sync::{Semaphore, watch};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -147,6 +148,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/hosts/import", import)
         .route("/v1/hosts/{host}", get(hosts::one).delete(hosts::forget))
         .route("/v1/hosts/{host}/why", get(hosts::why))
+        .route("/v1/hosts/{host}/freeze", put(hosts::freeze).delete(hosts::unfreeze))
         .route("/v1/events", get(events::list))
         .route("/v1/deliveries", get(deliveries::list))
         .route("/v1/deliveries/redrive", post(deliveries::redrive))

@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 use super::types::ConfigSummary;
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Control, ControlError, Doubt, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive,
-    RedriveReport, Status,
+    Control, ControlError, Doubt, Freeze, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause,
+    Redrive, RedriveReport, Status,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
@@ -61,6 +61,7 @@ pub(crate) fn host_row(n: u8, state: State) -> HostRow {
         since: Wall(0),
         incident: None,
         duplicate: false,
+        frozen_ms: None,
     }
 }
 
@@ -106,6 +107,7 @@ pub(crate) struct TestControl {
     pub(crate) pause: Mutex<Option<Pause>>,
     pub(crate) imported: Mutex<Vec<ImportHost>>,
     pub(crate) forgotten: Mutex<Vec<HostId>>,
+    pub(crate) frozen: Mutex<Vec<(HostId, Freeze)>>,
     pub(crate) busy: std::sync::atomic::AtomicBool,
     pub(crate) panics: std::sync::atomic::AtomicBool,
 }
@@ -146,12 +148,13 @@ impl Control for TestControl {
             seq: Seq(9),
             silence_ms: Some(10),
             expected_in_ms: Some(990),
-            margin_ms: 120.5,
+            margin_ms: Some(120.5),
             margin_source: "learned".to_owned(),
             deadline_in_ms: Some(1_110),
             gap_ms: 1_000,
             inter_arrival_mean_ms: 1_000.0,
             inter_arrival_deviation_ms: 3.0,
+            inter_arrival_p99_ms: 1_010.0,
             overdue: Vec::new(),
             overdue_disturbed: Vec::new(),
             context: "calm".to_owned(),
@@ -167,6 +170,7 @@ impl Control for TestControl {
                 frozen_ms: None,
             },
             beats_learned: 100.0,
+            group: "pool=web".to_owned(),
             group_beats: 1_000,
             last_overdue_ms: vec![0.5, -0.2],
             last_late_ms: vec![0, 0],
@@ -188,6 +192,15 @@ impl Control for TestControl {
     async fn forget(&self, host: HostId) -> Result<(), ControlError> {
         lock(&self.forgotten).push(host);
         Ok(())
+    }
+
+    async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError> {
+        lock(&self.frozen).push((host, what));
+        Ok(match what {
+            Freeze::Off => None,
+            Freeze::At(margin) => Some(margin),
+            Freeze::AsItIs => Some(Duration::from_millis(121)),
+        })
     }
 
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {

@@ -256,7 +256,7 @@ async fn why_joins_everything_that_is_recorded() {
     assert_eq!(ids, (11..=60).rev().collect::<Vec<_>>());
     assert!(why.deliveries_truncated && !why.events_truncated);
     assert_eq!(why.deliveries[0].attempt_log[0].status, Some(200));
-    assert_eq!((why.doubts.len(), why.detector.unwrap().margin_ms), (1, 120.5));
+    assert_eq!((why.doubts.len(), why.detector.unwrap().margin_ms), (1, Some(120.5)));
     // A stuck shard must not hide the rest.
     world.control.busy.store(true, Ordering::Relaxed);
     let why = good(&world, "/v1/hosts/host-1/why").await;

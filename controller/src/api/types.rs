@@ -84,12 +84,24 @@ pub struct HostJson {
     pub incident: Option<IncidentId>,
     /// Two boots answer under this identity.
     pub duplicate: bool,
+    /// Where an operator keeps its margin, milliseconds.
+    #[serde(default)]
+    pub frozen_ms: Option<u64>,
     /// Time since the last proof of life that this controller process took; null before the first.
     pub silence_ms: Option<u64>,
     /// The gap that its last beat announced.
     pub gap_ms: Option<u64>,
     /// Its last load sample.
     pub load: Option<LoadJson>,
+}
+
+/// Where a host's margin is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreezeJson {
+    /// Whose.
+    pub host: HostId,
+    /// Milliseconds; `null`: it learns.
+    pub frozen_ms: Option<u64>,
 }
 
 impl HostJson {
@@ -113,6 +125,7 @@ impl HostJson {
             address: row.address,
             incident: row.incident,
             duplicate: row.duplicate,
+            frozen_ms: row.frozen_ms,
             silence_ms: last.map(|at| millis(now.since(at))),
             gap_ms: last.map(|_| host.live.gap_us() / 1_000),
             load: host.live.sample().map(LoadJson::from),

@@ -29,11 +29,13 @@ use crate::delivery::webhook::WebhookError;
 use crate::delivery::{Delivery, DeliveryHandle};
 use crate::detector::Settings;
 use crate::detector::host::Known;
+use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
 use crate::metrics::{DoubtMetrics, ShardMetrics};
 use crate::policy::driver::{self, Driver, DriverStatus, known_of};
 use crate::policy::{Author, Policy};
+use crate::replay::record;
 use crate::shard::core::{Identity, ShardCore};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
@@ -69,6 +71,14 @@ pub enum AppError {
         protocol: &'static str,
         /// Which.
         address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The recording can't be begun.
+    #[error("cannot record to {path}")]
+    Record {
+        /// Which file.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -131,6 +141,15 @@ pub struct App {
 impl App {
     /// Starts a controller inside a tokio run time; returns when it is ready.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        Self::start_recording(config, clock, None).await
+    }
+
+    /// The same, and records what arrives if there is a plan for it.
+    pub async fn start_recording(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        plan: Option<record::Plan>,
+    ) -> Result<Self, AppError> {
         let mut rng =
             StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(|e| AppError::System {
                 what: "draw random numbers",
@@ -154,7 +173,8 @@ impl App {
         })?;
 
         let view = Arc::new(View::default());
-        let known = load_registry(&*store, &view, &config.domain_labels, &*clock, count).await?;
+        let labels = (&config.domain_labels, &config.knobs);
+        let known = load_registry(&*store, &view, labels, &*clock, count).await?;
         let pause = Driver::load_pause(&*store).await?;
 
         let (stop, stopped) = watch::channel(false);
@@ -179,6 +199,7 @@ impl App {
             shards.push(handle);
             mailboxes.push(mailbox);
         }
+        let recording = start_recording(plan, &clock, &shards[0].metrics)?;
         let mut threads = Vec::new();
         for (shard, (mailbox, known)) in (0u16..).zip(mailboxes.into_iter().zip(known)) {
             let probes = bind_probes(&listen)?;
@@ -198,6 +219,9 @@ impl App {
             for host in known {
                 core.register(host, clock.now());
             }
+            if let Some((recorder, _)) = &recording {
+                core.record_to(recorder.clone());
+            }
             let worker = Worker {
                 shard,
                 peers: shards.clone(),
@@ -212,6 +236,8 @@ impl App {
             threads.push(spawn_shard(shard, worker)?);
         }
         drop(notices);
+        // Ends by itself when the shards are gone; stopping waits for it with them.
+        threads.extend(recording.map(|(_, thread)| thread));
 
         let (commands, commands_in) = mpsc::channel(driver::COMMANDS_MAX);
         let status = Arc::new(DriverStatus::default());
@@ -230,6 +256,7 @@ impl App {
             seed: rng.random(),
             release_at: started + config.detector.restart_grace,
             status: Arc::clone(&status),
+            knobs: Arc::clone(&knobs),
         };
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 
@@ -258,6 +285,7 @@ impl App {
             clock: Arc::clone(&clock),
             pulse: Arc::clone(&pulse),
             own_doubts,
+            knobs: Arc::clone(&knobs),
         };
         let api = serve_api(
             &config,
@@ -468,7 +496,7 @@ fn listen_tcp(address: SocketAddr) -> Result<TcpListener, AppError> {
 async fn load_registry(
     store: &dyn Store,
     view: &View,
-    domains: &DomainLabels,
+    (domains, knobs): (&DomainLabels, &AllKnobs),
     clock: &dyn Clock,
     count: u16,
 ) -> Result<Vec<Vec<Known>>, AppError> {
@@ -477,10 +505,22 @@ async fn load_registry(
     for row in store.hosts().await? {
         let live = Arc::new(LiveCell::default());
         let shard = usize::from(shard_of(row.id, count));
-        known[shard].push(known_of(&row, domains, wall, Arc::clone(&live)));
+        known[shard].push(known_of(&row, domains, knobs, wall, Arc::clone(&live)));
         view.upsert(row, Some(live));
     }
     Ok(known)
+}
+
+fn start_recording(
+    plan: Option<record::Plan>,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<ShardMetrics>,
+) -> Result<Option<(record::Recorder, std::thread::JoinHandle<()>)>, AppError> {
+    let Some(plan) = plan else { return Ok(None) };
+    let path = plan.file.clone();
+    record::start(plan, Arc::clone(clock), Arc::clone(metrics))
+        .map(Some)
+        .map_err(|source| AppError::Record { path, source })
 }
 
 fn spawn_shard(shard: u16, worker: Worker) -> Result<std::thread::JoinHandle<()>, AppError> {

@@ -11,9 +11,10 @@ use heartwatch_common::time::{Clock, Instant, Wall};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::{
-    Control, ControlError, Doubt, DoubtReason, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause,
-    Redrive, RedriveReport, ShardStatus, Status,
+    Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HostWhy, ImportHost, ImportReport,
+    PAUSE_MAX, Pause, Redrive, RedriveReport, ShardStatus, Status,
 };
+use crate::detector::knobs::AllKnobs;
 use crate::event::State;
 use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
 use crate::policy::driver::{Command, DriverStatus};
@@ -85,6 +86,8 @@ pub(super) struct Running {
     pub(super) pulse: Arc<Pulse>,
     /// Doubts that are not one shard's.
     pub(super) own_doubts: Arc<DoubtMetrics>,
+    /// Who waits how long, and who learns together.
+    pub(super) knobs: Arc<AllKnobs>,
 }
 
 impl Running {
@@ -221,11 +224,16 @@ impl Control for Running {
         self.shards[usize::from(shard)]
             .send(ShardCommand::Why(host, answer))
             .map_err(|_| ControlError::Busy(shard))?;
-        tokio::time::timeout(ANSWER_MAX, answered)
+        let mut why = tokio::time::timeout(ANSWER_MAX, answered)
             .await
             .map_err(|_| ControlError::Busy(shard))?
             .map_err(|_| ControlError::Busy(shard))?
-            .ok_or(ControlError::UnknownHost(host))
+            .ok_or(ControlError::UnknownHost(host))?;
+        // Shards know groups by number only.
+        if let Some(host) = self.view.get(host) {
+            why.group = self.knobs.group_name(&host.row.labels);
+        }
+        Ok(why)
     }
 
     async fn import(&self, hosts: Vec<ImportHost>) -> Result<ImportReport, ControlError> {
@@ -238,6 +246,26 @@ impl Control for Running {
 
     async fn forget(&self, host: HostId) -> Result<(), ControlError> {
         self.ask(|answer| Command::Forget(host, answer)).await
+    }
+
+    async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError> {
+        let margin = match what {
+            Freeze::Off => None,
+            Freeze::At(margin) => Some(margin),
+            Freeze::AsItIs => {
+                let now = self.why(host).await?.margin_ms.ok_or_else(|| {
+                    let message = "it has no margin now, as no beat is expected of it: say which";
+                    ControlError::Invalid(message.to_owned())
+                })?;
+                let now = Duration::from_millis(now.ceil().clamp(0.0, 1e9) as u64);
+                Some(now.clamp(*FREEZE.start(), *FREEZE.end()))
+            }
+        };
+        if margin.is_some_and(|m| !FREEZE.contains(&m)) {
+            let message = "a margin is frozen at 10 ms to 10 min";
+            return Err(ControlError::Invalid(message.to_owned()));
+        }
+        self.ask(|answer| Command::Freeze(host, margin, answer)).await
     }
 
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {

@@ -1,14 +1,18 @@
 //! The daemon: flags → config → run → exit code.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use heartwatch_common::daemon;
+use heartwatch_common::id::HostId;
 use heartwatch_common::time::SystemClock;
 use heartwatch_controller::app::App;
 use heartwatch_controller::config::{Config, RawConfig};
+use heartwatch_controller::replay::record;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where the config file is looked for if none is named.
@@ -28,9 +32,67 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run until told to stop (SIGTERM or Ctrl-C).
-    Run,
+    Run(Recording),
     /// Check the configuration and print the effective one.
     CheckConfig,
+}
+
+#[derive(Args)]
+struct Recording {
+    /// Records every accepted beat to this arrival log, for `heartwatchctl replay`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Only of these hosts, by id, commas between; or all
+    #[arg(long, value_name = "ID,…", default_value = "all", requires = "record")]
+    record_hosts: Hosts,
+    /// Bytes that FILE and its predecessor FILE.1 may have together, 64KiB to 1TiB
+    #[arg(long, value_name = "SIZE", default_value = "100MiB", requires = "record")]
+    record_max: Size,
+}
+
+/// Whom to record; `None`: all.
+#[derive(Clone)]
+struct Hosts(Option<BTreeSet<HostId>>);
+
+impl FromStr for Hosts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self(None));
+        }
+        let ids: Result<_, _> = text.split(',').map(|id| id.trim().parse::<HostId>()).collect();
+        ids.map(|ids| Self(Some(ids))).map_err(|e| e.to_string())
+    }
+}
+
+/// Bytes.
+#[derive(Clone)]
+struct Size(u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match &text[digits.len()..] {
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err("write a size as 512KiB, 100MiB or 2GiB".to_owned()),
+        };
+        let size = digits.trim().parse().ok().and_then(|n: u64| n.checked_mul(unit));
+        let size = size.filter(|n| record::SIZE.contains(n));
+        size.map(Self).ok_or_else(|| "64KiB to 1TiB are allowed".to_owned())
+    }
+}
+
+impl Recording {
+    fn plan(self) -> Option<record::Plan> {
+        let (hosts, len_max) = (self.record_hosts.0, self.record_max.0);
+        self.record.map(|file| record::Plan { file, hosts, len_max })
+    }
 }
 
 fn main() -> ExitCode {
@@ -58,7 +120,7 @@ fn main() -> ExitCode {
     };
     ExitCode::from(match cli.command {
         Command::CheckConfig => check_config(&raw),
-        Command::Run => run(config),
+        Command::Run(recording) => run(config, recording.plan()),
     })
 }
 
@@ -77,7 +139,7 @@ fn check_config(raw: &RawConfig) -> u8 {
     }
 }
 
-fn run(config: Config) -> u8 {
+fn run(config: Config, recording: Option<record::Plan>) -> u8 {
     daemon::init_log(config.log_level);
     for receiver in config.receivers.values().filter(|r| r.secret_file.is_none()) {
         log::warn!(
@@ -97,7 +159,7 @@ fn run(config: Config) -> u8 {
         }
     };
     runtime.block_on(async {
-        let mut app = match App::start(config, Arc::new(SystemClock)).await {
+        let mut app = match App::start_recording(config, Arc::new(SystemClock), recording).await {
             Ok(app) => app,
             Err(e) => {
                 let code = e.exit_code();

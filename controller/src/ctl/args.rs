@@ -35,7 +35,7 @@ pub(super) struct Global {
     /// Prints the API's JSON instead of a table.
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// The controller's config file, for key and restore
+    /// The controller's config file, for key, restore and replay
     /// [default: /etc/heartwatch/controller.toml if it exists].
     #[arg(long, global = true)]
     pub(super) config: Option<PathBuf>,
@@ -73,6 +73,19 @@ pub(super) enum Command {
         /// Its id or its name.
         host: String,
     },
+    /// Keeps a host's margin, whatever its beats teach.
+    Freeze {
+        /// Its id or its name.
+        host: String,
+        /// How late its beats may be, 10ms to 10m [default: as it is now].
+        #[arg(long)]
+        margin: Option<Span>,
+    },
+    /// Lets a host's margin learn again.
+    Unfreeze {
+        /// Its id or its name.
+        host: String,
+    },
     /// Holds all actions for a time, or ends that.
     Pause(Pause),
     /// Fetches a consistent copy of the controller's store.
@@ -96,11 +109,53 @@ pub(super) enum Command {
         #[arg(long, default_value_t = 0)]
         generation: u16,
     },
+    /// Tells what settings would have done to recorded beats: detection times against mistakes.
+    #[command(after_help = REPLAY_HELP)]
+    Replay(Replay),
     /// Makes fleet secrets.
     Secret {
         #[command(subcommand)]
         command: Secret,
     },
+}
+
+/// What a recording is.
+const REPLAY_HELP: &str = "\
+Files are told apart by their first line:
+  host,seq,sent_us,gap_us,arrived_us   arrival log, as `heartwatch-controller run --record` writes it;
+                                       arrived_us is empty for a beat that was lost
+  12.5                                 delay series: one one-way delay in ms, or `lost`, per line
+
+Example:
+  heartwatchctl replay beats.csv.1 beats.csv \\
+    --set detector.timeout_max=5s \\
+    --set detector.timeout_max=5s,detector.false_suspicion_cost=1000s";
+
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    /// Arrival logs or delay series, oldest first; of a folder all *.csv and *.delays.
+    #[arg(required = true, value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
+    /// Another setting to try beside the present one: `detector.KEY=VALUE`, several with commas
+    /// between. Each --set is an alternative of its own; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE,…")]
+    pub(super) sets: Vec<String>,
+    /// Draws detection time against mistakes for false_suspicion_cost from 100 s to 10,000,000 s.
+    #[arg(long, value_name = "OUT")]
+    pub(super) svg: Option<PathBuf>,
+    /// Interval at which a delay series is sent, 10ms to 30m.
+    #[arg(long, default_value = "1s")]
+    pub(super) interval: Span,
+    /// Share of the interval by which its gaps differ, 0 to 0.5.
+    #[arg(long, default_value_t = 0.1)]
+    pub(super) jitter: f64,
+    /// Of the draws; the same seed gives the same figures.
+    #[arg(long, default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Beginning of each host's recording that only teaches and is not measured
+    /// [default: 1h, or a tenth of it if that is less].
+    #[arg(long)]
+    pub(super) skip: Option<Span>,
 }
 
 #[derive(Debug, Args)]

@@ -263,6 +263,18 @@ impl Client {
         self.send(self.act(Method::DELETE, &["v1", "hosts", host])?).await.map(drop)
     }
 
+    /// `PUT /v1/hosts/{host}/freeze`: a [`crate::api::types::FreezeJson`]. Without a margin: as it is.
+    pub async fn freeze(&self, host: &str, margin: Option<Duration>) -> Result<Value, ClientError> {
+        let request = self.act(Method::PUT, &["v1", "hosts", host, "freeze"])?;
+        let body = json!({"margin_ms": margin.map(|m| m.as_millis() as u64)});
+        self.answer(request.json(&body)).await
+    }
+
+    /// `DELETE /v1/hosts/{host}/freeze`: a [`crate::api::types::FreezeJson`].
+    pub async fn unfreeze(&self, host: &str) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::DELETE, &["v1", "hosts", host, "freeze"])?).await
+    }
+
     /// `POST /v1/pause`: a [`crate::api::types::PauseJson`].
     pub async fn pause(&self, span: Duration, reason: &str) -> Result<Value, ClientError> {
         self.post(&["v1", "pause"], &json!({"for": Span(span), "reason": reason})).await

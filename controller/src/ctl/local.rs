@@ -17,10 +17,15 @@ use crate::config::{Config, RawConfig};
 /// Where packages put the controller's settings.
 const CONFIG_DEFAULT: &str = "/etc/heartwatch/controller.toml";
 
+/// The controller's config file: the one that is named, or the default one if it exists.
+pub(super) fn config_file(global: &Global) -> Option<PathBuf> {
+    let default = PathBuf::from(CONFIG_DEFAULT);
+    global.config.clone().or_else(|| default.exists().then_some(default))
+}
+
 /// The controller's settings; without a file, its defaults.
 fn config(global: &Global) -> Result<Config, CtlError> {
-    let default = PathBuf::from(CONFIG_DEFAULT);
-    let path = global.config.clone().or_else(|| default.exists().then_some(default));
+    let path = config_file(global);
     let raw = RawConfig::load(path.as_deref());
     raw.and_then(|raw| raw.check()).map_err(|e| CtlError::Config(chain(&e)))
 }

@@ -1,7 +1,7 @@
 //! `heartwatchctl`, the operator's command line, and the API client underneath it.
 //!
-//! Most commands ask the controller's API; `key`, `secret` and `restore` work on this machine's files
-//! alone. Tables are for people and may change; `--json` prints what the API says. Exit codes: 0 done,
+//! Most commands ask the controller's API; `key`, `secret`, `restore` and `replay` work on this machine's
+//! files alone. Tables are for people and may change; `--json` prints what the API says. Exit codes: 0 done,
 //! 64 usage, 78 a config or secret file cannot be used, 1 the rest ("no such host" among it).
 
 use std::ffi::OsString;
@@ -15,7 +15,9 @@ mod args;
 pub mod client;
 mod import;
 mod local;
+mod margin;
 mod remote;
+mod replay;
 mod show;
 mod story;
 mod text;
@@ -108,6 +110,7 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), CtlError> {
         Command::Restore { file, state_dir } => {
             local::restore(&cli.global, file, state_dir.as_deref(), out)
         }
+        Command::Replay(args) => replay::run(&cli.global, args, out),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::args::{Command, Deliveries, Events, Global, Hosts, Pause, Redrive};
 use super::client::{Client, ClientError, DeliveriesQuery, EventsQuery, HostsQuery, typed};
-use super::text::{clean, count};
+use super::text::{clean, count, human_ms};
 use super::{CtlError, chain, import, show, story};
-use crate::api::types::{EventsPage, HostsPage, PauseJson};
-use crate::control::{self, ImportReport};
+use crate::api::types::{EventsPage, FreezeJson, HostsPage, PauseJson};
+use crate::control::{self, FREEZE, ImportReport};
 use crate::store::DeliveryId;
 use crate::view::PAGE_LEN_MAX;
 
@@ -37,6 +37,8 @@ pub(super) async fn execute(
         Command::Redrive(_)
         | Command::Import { .. }
         | Command::Forget { .. }
+        | Command::Freeze { .. }
+        | Command::Unfreeze { .. }
         | Command::Pause(_)
         | Command::Backup { .. } => Some(token(&global.token_file)?),
         _ => None,
@@ -62,12 +64,15 @@ pub(super) async fn execute(
         Command::Redrive(args) => run.redrive(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
+        Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,
+        Command::Unfreeze { host } => run.unfreeze(host).await,
         Command::Pause(args) => run.pause(args).await,
         Command::Backup { file } => run.backup(file).await,
         // `ctl::execute` keeps these to itself.
-        Command::Restore { .. } | Command::Key { .. } | Command::Secret { .. } => {
-            Err(CtlError::Usage("this command asks no controller".to_owned()))
-        }
+        Command::Restore { .. }
+        | Command::Key { .. }
+        | Command::Secret { .. }
+        | Command::Replay(_) => Err(CtlError::Usage("this command asks no controller".to_owned())),
     }
 }
 
@@ -266,6 +271,29 @@ impl Run<'_> {
         }
         writeln!(self.out, "{} is forgotten; it comes back if it says hello again", clean(host))?;
         Ok(())
+    }
+
+    async fn freeze(&mut self, host: &str, margin: Option<Duration>) -> Result<(), CtlError> {
+        if margin.is_some_and(|m| !FREEZE.contains(&m)) {
+            return Err(CtlError::Usage("--margin: 10ms to 10m are allowed".to_owned()));
+        }
+        let answer = self.client.freeze(host, margin).await?;
+        let host = clean(host);
+        self.print(answer, |out, frozen: FreezeJson| {
+            let at = human_ms(frozen.frozen_ms.unwrap_or_default());
+            writeln!(
+                out,
+                "{host} may be {at} late from now on, until `heartwatchctl unfreeze {host}`"
+            )
+        })
+    }
+
+    async fn unfreeze(&mut self, host: &str) -> Result<(), CtlError> {
+        let answer = self.client.unfreeze(host).await?;
+        let host = clean(host);
+        self.print(answer, |out, _: FreezeJson| {
+            writeln!(out, "{host} may be as late as its beats teach again")
+        })
     }
 
     async fn pause(&mut self, args: &Pause) -> Result<(), CtlError> {

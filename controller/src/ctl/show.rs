@@ -22,6 +22,9 @@ pub(super) fn state(host: &HostJson) -> String {
     if host.duplicate {
         text.push_str(" duplicate!");
     }
+    if host.frozen_ms.is_some() {
+        text.push_str(" margin frozen");
+    }
     text
 }
 
@@ -76,6 +79,10 @@ pub(super) fn host(out: &mut dyn Write, host: &HostJson) -> io::Result<()> {
             ("cause", host.cause.map(|c| cause(c).to_owned()).unwrap_or_default()),
             ("last beat", silence),
             ("gap", host.gap_ms.map(human_ms).unwrap_or_default()),
+            (
+                "margin",
+                host.frozen_ms.map(|ms| format!("frozen at {}", human_ms(ms))).unwrap_or_default(),
+            ),
             ("outage", host.incident.map(|i| i.to_string()).unwrap_or_default()),
             ("address", host.address.map(|a| a.to_string()).unwrap_or_default()),
             ("labels", labels(host)),

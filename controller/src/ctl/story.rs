@@ -5,19 +5,14 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use super::margin;
 use super::show::{cause, doubt};
-use super::text::{between, clean, count, details, human_f64, human_ms, ppm};
+use super::text::{between, clean, count, details, human_ms, ppm};
 use crate::api::types::{DeliveryJson, EventJson, WhyJson};
-use crate::control::{HostWhy, OverdueBin};
+use crate::control::HostWhy;
 use crate::event::{Cause, EventId, EventKind, State};
 use crate::store::DeliveryState;
 
-/// Width of the longest bar of the histogram.
-const BAR_LEN: f64 = 40.0;
-/// Most bins of the histogram that are drawn.
-const BINS_MAX: usize = 60;
-/// Most residuals that are shown.
-const OVERDUE_MAX: usize = 16;
 /// Most verdicts of one event that are told.
 const VERDICTS_MAX: usize = 50;
 
@@ -119,23 +114,12 @@ fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
             in_or_ago(expected)
         )?;
     }
-    writeln!(
-        out,
-        "  It may come {} late (the margin), which {}.",
-        human_f64(d.margin_ms),
-        margin(&d.margin_source)
-    )?;
+    margin::write(out, d)?;
     if let Some(deadline) = d.deadline_in_ms {
         let verb = if deadline < 0 { "ended" } else { "ends" };
         writeln!(out, "  Its patience {verb} {}; after that it is suspect.", in_or_ago(deadline))?;
     }
-    writeln!(
-        out,
-        "  Beats came {} apart on average, give or take {}; its own timer was {}ms late last time.",
-        human_f64(d.inter_arrival_mean_ms),
-        human_f64(d.inter_arrival_deviation_ms),
-        d.late_ms
-    )?;
+    margin::arrivals(out, d)?;
     if let Some(p) = &d.probes {
         writeln!(
             out,
@@ -181,49 +165,7 @@ fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
         ppm(d.shard_drop_ppm),
         human_ms(d.shard_lag_ms)
     )?;
-    histogram(out, d)?;
-    if !d.last_overdue_ms.is_empty() {
-        let last = d.last_overdue_ms.iter().take(OVERDUE_MAX);
-        let last: Vec<String> = last.map(|ms| human_f64(*ms)).collect();
-        writeln!(out, "  The newest beats' lateness, newest first: {}", last.join(" "))?;
-    }
-    Ok(())
-}
-
-fn margin(source: &str) -> String {
-    match source {
-        "learned" => "was learned from its own beats".to_owned(),
-        "prior" => "is the fleet's usual, for it has not sent enough beats yet".to_owned(),
-        "floor" => "is the least that the settings allow (timeout_min)".to_owned(),
-        "ceiling" => "is the most that the settings allow (timeout_max)".to_owned(),
-        other => format!("comes from: {}", clean(other)),
-    }
-}
-
-fn histogram(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
-    let finite = |b: &&OverdueBin| b.count.is_finite() && b.count > 0.0;
-    let bins: Vec<&OverdueBin> = d.overdue.iter().filter(finite).take(BINS_MAX).collect();
-    let most = bins.iter().map(|b| b.count).fold(0.0, f64::max);
-    if bins.is_empty() || most <= 0.0 {
-        return if d.beats_learned < 0.5 {
-            writeln!(out, "  It has not learned from any beat yet.")
-        } else {
-            let beats = d.beats_learned;
-            writeln!(out, "  Of {beats:.0} beats learned from, none came more than 10ms late.")
-        };
-    }
-    writeln!(
-        out,
-        "  How late its beats came (learned from {:.0}, old ones count less):",
-        d.beats_learned
-    )?;
-    for bin in bins {
-        // At least a dot, so that a rare one can be seen.
-        let len = (bin.count / most * BAR_LEN).round() as usize;
-        let bar = if len == 0 { ".".to_owned() } else { "#".repeat(len) };
-        writeln!(out, "    over {:>8}  {bar} {:.1}", human_f64(bin.above_ms), bin.count)?;
-    }
-    Ok(())
+    margin::learned(out, d)
 }
 
 fn history(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
@@ -286,6 +228,8 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::HostMissing, _) => "expected, but not heard in time",
         (EventKind::HostDuplicate, _) => "two machines answer under its identity",
         (EventKind::HostForgotten, _) => "removed from the registry",
+        (EventKind::HostFrozen, _) => "an operator froze its margin",
+        (EventKind::HostUnfrozen, _) => "an operator let its margin learn again",
         (EventKind::ControllerBlind, _) => "the controller could not trust its own eyes",
         (EventKind::ControllerSighted, _) => "the controller could trust its eyes again",
         (EventKind::ControllerPaused, _) => "an operator held all actions",

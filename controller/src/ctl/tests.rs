@@ -166,6 +166,18 @@ fn what_changes_something_reads_the_token_and_says_what_to_do_without_one() {
     assert!(chain(&error).contains("--token-file or HEARTWATCH_TOKEN_FILE"), "{error}");
     assert!(served.good(&["forget", "host-1"]).contains("is forgotten"));
     assert_eq!(*served.world.control.forgotten.lock().unwrap(), [HostId([1; 16])]);
+    let text = served.good(&["freeze", "host-1", "--margin", "5s"]);
+    assert!(text.contains("host-1 may be 5s late from now on"), "{text}");
+    assert_eq!(served.json(&["freeze", "host-1"])["frozen_ms"], 121);
+    assert!(served.good(&["unfreeze", "host-1"]).contains("as its beats teach again"));
+    let error = served.run(&["freeze", "host-1", "--margin", "1ms"]).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_USAGE);
+    let error = served.run(&["unfreeze", "nobody"]).unwrap_err();
+    assert!(chain(&error).contains("nobody"), "{error}");
+    let row = crate::store::HostRow { frozen_ms: Some(5_000), ..host_row(1, State::Alive) };
+    served.world.view.upsert(row, None);
+    assert!(served.good(&["hosts"]).contains("alive margin frozen"));
+    assert!(served.good(&["host", "host-1"]).contains("frozen at 5s"));
     let text = served.good(&["pause", "--for", "10m", "--reason", "switch works"]);
     assert!(text.contains("held until 1970-01-01T00:10:00.000Z (switch works)"), "{text}");
     assert_eq!(served.json(&["pause", "--end"]), json!({"pause": null}));
@@ -292,6 +304,7 @@ fn fixture() -> WhyJson {
             "state": "down", "shard": 3, "boot": 12, "seq": 331, "silence_ms": 183_000,
             "expected_in_ms": -182_000, "margin_ms": 120.5, "margin_source": "learned",
             "deadline_in_ms": -181_900, "gap_ms": 1_000, "inter_arrival_mean_ms": 1_000.2,
+            "inter_arrival_p99_ms": 1_250.0, "group": "pool=web",
             "inter_arrival_deviation_ms": 3.1,
             "overdue": [{"above_ms": 0.0, "count": 300.0}, {"above_ms": 100.0, "count": 0.4}],
             "overdue_disturbed": [{"above_ms": 1_120.0, "count": 2.0}], "context": "calm",
@@ -355,14 +368,24 @@ fn the_story_tells_all_of_it_in_plain_words_and_in_order() {
         "Last sign of life: 3m 3s ago (life 12 of its agent, datagram 331)",
         "announced the next beat for 1s after that one: it was expected 3m 2s ago",
         "may come 120ms late",
-        "learned from its own beats",
+        "costs least for C = 100000s (detector.false_suspicion_cost)",
+        "It is calm now: 120ms; disturbed, which lasts 16 beats after a missing or unusually late one, it \
+         would be 2.22s",
+        "learned from 300 of its own beats and from 100000 of its group (pool=web)",
+        "0.04 wrong suspicions of it a day are foreseen",
+        "99 of 100 within 1.25s",
         "Probes: 3 of 3 sent. To 3 its operating system answered",
         "was excused, for a time, by a doubt of the controller's own, since 3m 2s ago (cut): nothing",
         "wrongly suspected 2 times",
         "shard 3): 0.01%",
-        &format!("{} 300.0", "#".repeat(40)),
-        ". 0.4",
-        "0.5ms -0.2ms",
+        "While calm",
+        &format!("≥ 0 ms  {} 300.0", "#".repeat(40)),
+        "≥ 100 ms  . 0.4",
+        "While disturbed",
+        &format!("≥ 1.12 s  {} 2.0", "#".repeat(40)),
+        "0.5ms overdue, of which 0ms its own timer",
+        "0.2ms early, 1ms late by its own timer",
+        "lost 0.01% of the datagrams of shard 3",
         "drops (shard 3): its machine lost some; 0.01% of the datagrams just now, for 20s",
         "holds all actions until 2026-01-31T12:03:20.000Z: switch works",
         "older events: heartwatchctl events",
@@ -409,7 +432,53 @@ fn the_story_is_told_with_whatever_is_missing() {
     let detector = why.detector.as_mut().unwrap();
     detector.overdue =
         vec![crate::control::OverdueBin { above_ms: f64::NAN, count: f64::INFINITY }];
-    detector.margin_ms = f64::MAX;
+    detector.margin_ms = Some(f64::MAX);
     detector.expected_in_ms = Some(i64::MIN);
     story::write(&mut Vec::new(), &why).unwrap();
+}
+
+#[test]
+fn the_story_says_what_each_knob_did_to_the_margin() {
+    let told = |change: &dyn Fn(&mut crate::control::HostWhy)| {
+        let mut why = fixture();
+        change(why.detector.as_mut().unwrap());
+        let mut out = Vec::new();
+        story::write(&mut out, &why).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    let source = |source: &str, ms: f64| {
+        let source = source.to_owned();
+        told(&move |d| {
+            d.margin_source.clone_from(&source);
+            d.margin_ms = Some(ms);
+        })
+    };
+    for (text, wanted) in [
+        (source("floor", 25.0), "25ms late (the margin): the least (detector.timeout_min)"),
+        (source("ceiling", 30_000.0), "30.00s late (the margin): the most (detector.timeout_max)"),
+        (source("prior", 350.0), "350ms late (the margin), the usual of its group"),
+        (source("frozen", 5_000.0), "5.00s late (the margin): an operator froze it there"),
+        (
+            told(&|d| d.knobs.max_mistakes_per_host_day = Some(0.5)),
+            "C is steered to 0.5 mistakes per host and day (detector.max_mistakes_per_host_day)",
+        ),
+        (told(&|d| d.knobs.name = "db".to_owned()), "The override `db` holds for it"),
+        (told(&|d| d.group.clear()), "of hosts without a group"),
+        (told(&|d| d.context = "disturbed".to_owned()), "It is disturbed now"),
+    ] {
+        assert!(text.contains(wanted), "{wanted}\nis not in\n{text}");
+    }
+    let pending = told(&|d| {
+        d.state = State::Pending;
+        (d.margin_ms, d.silence_ms, d.expected_in_ms, d.deadline_in_ms) = (None, None, None, None);
+        d.mistakes_foreseen_per_day = None;
+        (d.overdue, d.overdue_disturbed) = (vec![], vec![]);
+        (d.last_overdue_ms, d.last_late_ms) = (vec![], vec![]);
+        (d.beats_learned, d.inter_arrival_mean_ms) = (0.0, 0.0);
+    });
+    assert!(pending.contains("No beat is expected of it"), "{pending}");
+    for absent in ["margin", "apart", "overdue", "foreseen"] {
+        let known = pending.split("WHAT THE CONTROLLER DOUBTS").next().unwrap();
+        assert!(!known.contains(absent), "{absent}\nis in\n{known}");
+    }
 }

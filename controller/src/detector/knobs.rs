@@ -58,6 +58,13 @@ impl AllKnobs {
         Self { default, overrides: Vec::new(), group_labels: Vec::new() }
     }
 
+    /// The labels that make a host's group, for people; empty: it has none of them.
+    pub fn group_name(&self, labels: &BTreeMap<String, String>) -> String {
+        let named = |l: &String| labels.get(l).map(|value| format!("{l}={value}"));
+        let parts: Vec<String> = self.group_labels.iter().filter_map(named).collect();
+        parts.join(", ")
+    }
+
     /// What these labels make of a host.
     pub fn profile(&self, labels: &BTreeMap<String, String>) -> Profile {
         let applies = |o: &Override| o.labels.iter().all(|(k, v)| labels.get(k) == Some(v));
@@ -156,5 +163,8 @@ mod tests {
         ];
         assert!(groups[0] != groups[1] && groups[0] != groups[2] && !groups.contains(&0));
         assert_eq!(groups[0], profile(&[("pool", "web"), ("x", "y")]).group);
+        let name = |of| all.group_name(&labels(of));
+        assert_eq!(name(&[("pool", "db"), ("x", "y"), ("site", "sea")]), "site=sea, pool=db");
+        assert_eq!(name(&[("x", "y")]), "");
     }
 }

@@ -423,6 +423,7 @@ impl Detector {
             frozen: known.frozen,
             mean_us: 0,
             deviation_us: 0,
+            p99_us: 0,
             recent: [0; host::RECENT],
             recent_len: 0,
             recent_late: [0; host::RECENT],
@@ -875,19 +876,22 @@ impl Detector {
         let h = self.host(slot);
         let (margin, source) = self.margin(h);
         let timed = matches!(h.state, State::Alive) && h.last_arrival.is_some();
+        // Of one that has not been heard, or has left, no beat is expected.
+        let expects = h.last_arrival.is_some() && !matches!(h.state, State::Pending | State::Left);
         HostWhy {
             state: h.state,
             shard,
             boot: h.boot,
             seq: h.seq,
             silence_ms: h.last_arrival.map(|a| now.since(a).as_millis() as u64),
-            expected_in_ms: h.last_arrival.map(|_| ms_between(now, h.expected)),
-            margin_ms: margin.as_secs_f64() * 1e3,
+            expected_in_ms: expects.then(|| ms_between(now, h.expected)),
+            margin_ms: expects.then_some(margin.as_secs_f64() * 1e3),
             margin_source: source.as_str().to_owned(),
             deadline_in_ms: timed.then(|| ms_between(now, h.deadline)),
             gap_ms: h.gap.as_millis() as u64,
             inter_arrival_mean_ms: f64::from(h.mean_us) / 1e3,
             inter_arrival_deviation_ms: f64::from(h.deviation_us) / 1e3,
+            inter_arrival_p99_ms: f64::from(h.p99_us) / 1e3,
             overdue: overdue_bins(h, Context::Calm),
             overdue_disturbed: overdue_bins(h, Context::Disturbed),
             context: h.learned.context().as_str().to_owned(),
@@ -896,6 +900,7 @@ impl Detector {
             mistakes_foreseen_per_day: self.foreseen(h),
             knobs: self.knobs_why(h),
             beats_learned: f64::from(h.learned.beats()),
+            group: String::new(),
             group_beats: self.siblings.beats(h.group),
             last_overdue_ms: h.recent_ms(),
             last_late_ms: h.recent_late_ms(),

@@ -494,7 +494,7 @@ impl Fleet {
 
     fn margin(&self, n: u32) -> f64 {
         let slot = self.detector.slot(Self::id(n)).unwrap();
-        self.detector.why(slot, 0, ms(0), Duration::ZERO).margin_ms
+        self.detector.why(slot, 0, ms(0), Duration::ZERO).margin_ms.unwrap()
     }
 }
 

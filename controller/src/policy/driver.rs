@@ -27,7 +27,7 @@ use super::{Policy, new_row, order_of};
 use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
 use crate::delivery::DeliveryHandle;
 use crate::detector::host::{Known, Transition, Turn};
-use crate::detector::knobs::Profile;
+use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::event::{EventKind, State};
 use crate::shard::notices::{Facts, Notice};
@@ -60,6 +60,8 @@ pub enum Command {
     Import(Vec<ImportHost>, oneshot::Sender<Result<ImportReport, ControlError>>),
     /// Remove a host.
     Forget(HostId, oneshot::Sender<Result<(), ControlError>>),
+    /// Keep a host's margin there, or let it learn.
+    Freeze(HostId, Option<Duration>, oneshot::Sender<Result<Option<Duration>, ControlError>>),
     /// Pause, or end a pause.
     Pause(Option<Pause>, oneshot::Sender<Result<Option<Pause>, ControlError>>),
     /// Send dead letters again.
@@ -134,6 +136,8 @@ pub struct Driver {
     pub release_at: Instant,
     /// What others may see.
     pub status: Arc<DriverStatus>,
+    /// Who waits how long, and who learns together.
+    pub knobs: Arc<AllKnobs>,
 }
 
 struct Running {
@@ -371,6 +375,19 @@ impl Running {
         self.work.push_back(Work::Forget(row.id, Box::new(event)));
     }
 
+    fn freeze(&mut self, known: &HostRow, margin: Option<Duration>) {
+        let frozen_ms = margin.map(|m| m.as_millis() as u64);
+        if known.frozen_ms == frozen_ms {
+            return;
+        }
+        let row = HostRow { frozen_ms, ..known.clone() };
+        let event = self.d.policy.frozen(&row, self.d.clock.wall(), &mut self.rng);
+        log::info!("{} {}", event.kind, line(&row, &event));
+        self.tell_shard(self.shard_of(row.id), ShardCommand::Freeze(row.id, margin));
+        self.d.view.upsert(row, None);
+        self.work.push_back(Work::Event(Box::new(event)));
+    }
+
     fn shard_of(&self, host: HostId) -> usize {
         usize::from(shard_of(host, self.d.shards.len() as u16))
     }
@@ -435,6 +452,13 @@ impl Running {
                 }
                 None => drop(answer.send(Err(ControlError::UnknownHost(host)))),
             },
+            Command::Freeze(host, margin, answer) => match self.d.view.get(host) {
+                Some(known) => {
+                    self.freeze(&known.row, margin);
+                    self.answer_when_written(answer, Ok(margin));
+                }
+                None => drop(answer.send(Err(ControlError::UnknownHost(host)))),
+            },
             Command::Pause(pause, answer) => {
                 self.pause(pause);
                 let pause = self.d.policy.pause().cloned();
@@ -466,7 +490,7 @@ impl Running {
             let live = Arc::new(LiveCell::default());
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
             self.d.view.upsert(row.clone(), Some(Arc::clone(&live)));
-            let known = known_of(&row, &self.d.domains, wall, live);
+            let known = known_of(&row, &self.d.domains, &self.d.knobs, wall, live);
             by_shard[self.shard_of(row.id)].push(known);
             self.save(row);
             report.added += 1;
@@ -690,7 +714,13 @@ fn candidates(view: &View, failed: &HostRow, same: &[String]) -> Vec<Candidate> 
 }
 
 /// What a shard needs to know of a registered host.
-pub fn known_of(row: &HostRow, domains: &DomainLabels, now: Wall, live: Arc<LiveCell>) -> Known {
+pub fn known_of(
+    row: &HostRow,
+    domains: &DomainLabels,
+    knobs: &AllKnobs,
+    now: Wall,
+    live: Arc<LiveCell>,
+) -> Known {
     let in_state = now.0.saturating_sub(row.since.0);
     Known {
         id: row.id,
@@ -701,8 +731,8 @@ pub fn known_of(row: &HostRow, domains: &DomainLabels, now: Wall, live: Arc<Live
         in_state: Duration::from_millis(u64::try_from(in_state).unwrap_or(0)),
         missing_reported: row.state == State::Pending && row.incident.is_some(),
         duplicate: row.duplicate,
-        profile: Profile::default(),
-        frozen: None,
+        profile: knobs.profile(&row.labels),
+        frozen: row.frozen_ms.map(Duration::from_millis),
         domain: domains.domain(&row.labels),
         live,
     }

@@ -359,6 +359,39 @@ impl Policy {
         }
     }
 
+    /// The event that goes with a change of where a host's margin is kept; `row` is the changed one.
+    pub fn frozen<R: Rng + ?Sized>(&self, row: &HostRow, at: Wall, rng: &mut R) -> NewEvent {
+        let (kind, reason) = match row.frozen_ms {
+            Some(ms) => (EventKind::HostFrozen, format!("an operator keeps its margin at {ms} ms")),
+            None => (EventKind::HostUnfrozen, "an operator lets its margin learn again".to_owned()),
+        };
+        let story = Story {
+            kind,
+            state: row.state,
+            settle: Settle::Nothing,
+            audience: Audience::All,
+            incident: Incident::Keep,
+            reason,
+            extra: Map::new(),
+        };
+        let verdicts = self.verdicts(row, kind);
+        let mut data = self.describe(row, row.incident, &story);
+        data.insert("frozen_ms".to_owned(), json!(row.frozen_ms));
+        data.insert("verdicts".to_owned(), json!(verdicts));
+        NewEvent {
+            id: EventId::new(at, rng),
+            kind,
+            at,
+            host: Some(row.id),
+            incident: row.incident,
+            data,
+            row: Some(row.clone()),
+            settle: story.settle,
+            deliveries: deliveries(&verdicts),
+            audience: story.audience,
+        }
+    }
+
     /// Whether an order about an incident is still true of a host as it stands now (`None`: forgotten).
     /// `Err` says why not.
     pub fn rejudge(
@@ -628,6 +661,7 @@ pub fn new_row(id: HostId, at: Wall) -> HostRow {
         since: at,
         incident: None,
         duplicate: false,
+        frozen_ms: None,
     }
 }
 

@@ -242,3 +242,36 @@ fn an_unreachable_order_is_true_only_while_that_is_why_it_is_suspect() {
     assert_eq!(judge(&cut), Ok(()));
     assert!(judge(&row(State::Suspect)).is_err() && judge(&row(State::Down)).is_err());
 }
+
+#[test]
+fn a_frozen_margin_is_journaled_with_the_row_that_keeps_it() {
+    let (p, mut rng) = (policy(), StdRng::seed_from_u64(1));
+    let frozen = HostRow { frozen_ms: Some(5_000), ..row(State::Alive) };
+    let event = p.frozen(&frozen, Wall(7), &mut rng);
+    assert_eq!((event.kind, event.row.as_ref()), (EventKind::HostFrozen, Some(&frozen)));
+    assert_eq!(event.data["frozen_ms"], 5_000);
+    assert_eq!(event.data["reason"], "an operator keeps its margin at 5000 ms");
+    let event = p.frozen(&row(State::Alive), Wall(8), &mut rng);
+    assert_eq!(event.kind, EventKind::HostUnfrozen);
+}
+
+/// A restarted controller knows at once which group and which override a host has, and where its margin is
+/// kept.
+#[test]
+fn what_the_registry_knows_of_a_host_is_known_to_its_shard_from_the_start() {
+    use crate::config::RawConfig;
+    use std::time::Duration;
+
+    let text =
+        "[[detector.overrides]]\nname = \"db\"\nmatch = { pool = \"db\" }\ntimeout_max = \"5s\"";
+    let raw: RawConfig = toml::from_str(text).unwrap();
+    let config = raw.check().unwrap();
+    let labels = BTreeMap::from([("pool".to_owned(), "db".to_owned())]);
+    let row = HostRow { labels: labels.clone(), frozen_ms: Some(5_000), ..row(State::Alive) };
+    let known =
+        driver::known_of(&row, &config.domain_labels, &config.knobs, Wall(0), Default::default());
+    assert_eq!(known.profile, config.knobs.profile(&labels));
+    assert_eq!(known.profile.knobs, 1);
+    assert_ne!(known.profile.group, 0);
+    assert_eq!(known.frozen, Some(Duration::from_secs(5)));
+}

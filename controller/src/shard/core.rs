@@ -32,6 +32,7 @@ use crate::detector::{Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
 use crate::metrics::{Reject, ShardMetrics, add, inc, set};
+use crate::replay::record::Recorder;
 use crate::shard::notices::{Facts, Notice, Notices};
 use crate::view::LiveCell;
 
@@ -120,6 +121,7 @@ pub struct ShardCore {
     pace: Bucket,
     notices: Notices,
     metrics: Arc<ShardMetrics>,
+    recorder: Option<Recorder>,
     turns: Vec<Transition>,
     judged: Vec<Judged>,
     blind: bool,
@@ -143,10 +145,16 @@ impl ShardCore {
             pace: Bucket::new(CHALLENGE_RATE_MAX, CHALLENGE_RATE_MAX / 10, now),
             notices: Notices::default(),
             metrics,
+            recorder: None,
             turns: Vec::new(),
             judged: Vec::new(),
             blind: false,
         }
+    }
+
+    /// Records proofs of life from now on.
+    pub fn record_to(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
     }
 
     /// The hosts.
@@ -171,6 +179,13 @@ impl ShardCore {
         }
         self.notices.forget(host);
         self.detector.remove(host)
+    }
+
+    /// Keeps a host's margin there, or lets it learn; nothing if it is not registered (any more).
+    pub fn freeze(&mut self, host: HostId, margin: Option<Duration>) {
+        if let Some(slot) = self.detector.slot(host) {
+            self.detector.freeze(slot, margin);
+        }
     }
 
     /// What is known of a host right now, for people.
@@ -257,7 +272,14 @@ impl ShardCore {
             inc(&m.leaves);
             self.detector.leave(slot, leave, &proof, now, &mut turns);
         } else {
+            let before = self.recorder.is_some().then(|| self.detector.seen(slot));
             let observed = self.detector.observe(slot, &proof, &mut turns);
+            if let (Some(recorder), Some(seen)) = (&self.recorder, before) {
+                // What the detector took for its arrival: the receive stamps of two may be out of order.
+                let at = self.detector.record(slot).last_arrival.unwrap_or(arrival);
+                let host = admitted.datagram.header.host;
+                recorder.take(host, &seen, &admitted.stamp, at, &m);
+            }
             inc(&m.beats);
             add(&m.beats_lost, u64::from(observed.lost));
             match observed.mistake {

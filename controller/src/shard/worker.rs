@@ -53,6 +53,8 @@ pub enum Command {
     Register(Vec<Known>),
     /// Forget this host.
     Remove(HostId),
+    /// Keep a host's margin there, or let it learn.
+    Freeze(HostId, Option<Duration>),
     /// Tell what is known of a host.
     Why(HostId, oneshot::Sender<Option<HostWhy>>),
     /// A datagram of yours that came to another shard.
@@ -220,6 +222,7 @@ impl Worker {
                 Command::Remove(host) => {
                     self.core.remove(host);
                 }
+                Command::Freeze(host, margin) => self.core.freeze(host, margin),
                 Command::Why(host, answer) => {
                     let lag = Duration::from_micros(get(&self.metrics.lag_us));
                     // The asker may have given up; nothing is lost then.

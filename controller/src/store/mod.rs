@@ -84,6 +84,8 @@ pub struct HostRow {
     pub incident: Option<IncidentId>,
     /// Two boots answer under this identity: never failed over.
     pub duplicate: bool,
+    /// Where an operator keeps its margin, milliseconds.
+    pub frozen_ms: Option<u64>,
 }
 
 /// Whose unfinished deliveries an event brings to an end: of those that tell of something that goes on

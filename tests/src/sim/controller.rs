@@ -184,7 +184,7 @@ impl SimController {
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
             interval: Duration::ZERO,
             cadence: 10,
-            knobs: Arc::new(knobs),
+            knobs: Arc::new(knobs.clone()),
             domains: domains.clone(),
             seed: self.rng.random(),
         };
@@ -196,7 +196,7 @@ impl SimController {
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         for row in self.rows.values() {
-            core.register(known_of(row, &domains, wall, Arc::default()), monotonic);
+            core.register(known_of(row, &domains, &knobs, wall, Arc::default()), monotonic);
         }
         self.core = Some(core);
         self.policy = Policy::new(author(), rules());
@@ -245,7 +245,7 @@ impl SimController {
     /// What the detector grants a host now.
     fn margin(&self, id: HostId, now: Instant) -> Option<Duration> {
         let why = self.core.as_ref()?.why(id, now - self.asleep, Duration::ZERO)?;
-        Some(Duration::from_secs_f64(why.margin_ms / 1e3))
+        Some(Duration::from_secs_f64(why.margin_ms? / 1e3))
     }
 
     pub(super) fn row(&self, id: HostId) -> Option<&HostRow> {

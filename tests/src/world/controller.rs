@@ -28,6 +28,7 @@ pub struct ControllerSetup<'w> {
     tail: String,
     tmpfs: Option<u32>,
     space: Option<String>,
+    args: Vec<String>,
 }
 
 impl<'w> ControllerSetup<'w> {
@@ -43,6 +44,7 @@ impl<'w> ControllerSetup<'w> {
             tail: String::new(),
             tmpfs: None,
             space: None,
+            args: Vec::new(),
         }
     }
 
@@ -60,6 +62,12 @@ impl<'w> ControllerSetup<'w> {
         let token = self.world.path("tmpfs-api-token");
         self.top(&format!("fleet_secret_file = \"{}\"", secret.display()))
             .top(&format!("api_token_file = \"{}\"", token.display()))
+    }
+
+    /// Further words for `run`.
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args = args.iter().map(|a| (*a).to_owned()).collect();
+        self
     }
 
     /// Another name, which also names its state folder, config and log.
@@ -187,6 +195,7 @@ impl<'w> ControllerSetup<'w> {
             },
             tmpfs: self.tmpfs,
             space: self.space.clone(),
+            args: self.args,
             process: None,
             ready: Ready::default(),
         };
@@ -211,6 +220,7 @@ pub struct Controller {
     token_file: PathBuf,
     tmpfs: Option<u32>,
     space: Option<String>,
+    args: Vec<String>,
     process: Option<Process>,
     ready: Ready,
 }
@@ -239,7 +249,7 @@ impl Controller {
                 command
             }
         };
-        command.arg("run").arg("--config").arg(&self.config);
+        command.arg("run").args(&self.args).arg("--config").arg(&self.config);
         self.process = Some(Process::start(&self.name, &mut command, &self.log)?);
         Ok(())
     }

@@ -2,9 +2,11 @@
 
 use super::*;
 
-const CHANGING: [(Method, &str); 6] = [
+const CHANGING: [(Method, &str); 8] = [
     (Method::POST, "/v1/hosts/import"),
     (Method::DELETE, "/v1/hosts/host-1"),
+    (Method::PUT, "/v1/hosts/host-1/freeze"),
+    (Method::DELETE, "/v1/hosts/host-1/freeze"),
     (Method::POST, "/v1/pause"),
     (Method::DELETE, "/v1/pause"),
     (Method::POST, "/v1/deliveries/redrive"),
@@ -35,6 +37,7 @@ async fn whatever_changes_something_needs_the_token() {
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     }
     assert!(world.control.forgotten.lock().unwrap().is_empty());
+    assert!(world.control.frozen.lock().unwrap().is_empty());
     let answer = act(&world, Method::DELETE, "/v1/hosts/host-1", &Value::Null).await;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     assert_eq!(*world.control.forgotten.lock().unwrap(), [HostId([1; 16])]);
@@ -143,4 +146,41 @@ async fn bodies_are_bounded_and_understood_or_refused() {
         .header(header::CONTENT_TYPE, "text/plain");
     assert_eq!(send(&world, request.body(Body::from("[]")).unwrap()).await.status, 415);
     assert!(world.control.imported.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_margin_is_frozen_within_bounds_and_let_go() {
+    use crate::control::Freeze;
+    use std::time::Duration;
+
+    let world = World::new();
+    fleet(&world, 3);
+    let path = "/v1/hosts/host-1/freeze";
+    for body in [
+        json!({"margin_ms": 9}),
+        json!({"margin_ms": 600_001}),
+        json!({"margin_ms": "5s"}),
+        json!({"margin_ms": -1}),
+        json!({"margin": 5_000}),
+    ] {
+        let answer = act(&world, Method::PUT, path, &body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");
+    }
+    let unknown = act(&world, Method::PUT, "/v1/hosts/nobody/freeze", &json!({})).await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    assert_eq!(unknown.json()["type"], "urn:heartwatch:problem:unknown-host");
+    assert!(world.control.frozen.lock().unwrap().is_empty());
+
+    let host = HostId([1; 16]);
+    for (method, body, frozen_ms) in [
+        (Method::PUT, json!({"margin_ms": 5_000}), json!(5_000)),
+        (Method::PUT, json!({"margin_ms": null}), json!(121)),
+        (Method::DELETE, Value::Null, Value::Null),
+    ] {
+        let answer = act(&world, method, path, &body).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.json(), json!({"host": host, "frozen_ms": frozen_ms}));
+    }
+    let asked = [Freeze::At(Duration::from_secs(5)), Freeze::AsItIs, Freeze::Off];
+    assert_eq!(*world.control.frozen.lock().unwrap(), asked.map(|what| (host, what)));
 }

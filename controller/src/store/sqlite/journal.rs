@@ -29,7 +29,7 @@ fn save_host(c: &Connection, row: &HostRow) -> Result<(), StoreError> {
         serde_json::to_string(&row.labels).map_err(|e| StoreError::Invalid(e.to_string()))?;
     c.prepare_cached(
         "INSERT OR REPLACE INTO hosts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
-         ?13, ?14)",
+         ?13, ?14, ?15)",
     )?
     .execute(params![
         row.id.0,
@@ -46,6 +46,7 @@ fn save_host(c: &Connection, row: &HostRow) -> Result<(), StoreError> {
         row.since.0,
         row.incident.map(|i| i.0.into_bytes()),
         row.duplicate,
+        row.frozen_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
     ])?;
     Ok(())
 }

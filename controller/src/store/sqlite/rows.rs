@@ -45,7 +45,8 @@ fn number<T: TryFrom<i64>>(r: &Row<'_>, column: usize) -> Sql<T> {
 
 /// Columns of [`host_row`], in order.
 pub(super) const HOST: &str = "id, name, labels, os, agent_version, state, cause, boot, generation, \
-                               address, first_seen, since, incident, duplicate";
+                               address, first_seen, since, incident, duplicate, \
+                               frozen_ms";
 
 pub(super) fn host_row(r: &Row<'_>) -> Sql<HostRow> {
     let cause = match r.get_ref(6)?.as_str_or_null()? {
@@ -76,6 +77,7 @@ pub(super) fn host_row(r: &Row<'_>) -> Sql<HostRow> {
         since: Wall(r.get(11)?),
         incident: incident(r, 12)?,
         duplicate: r.get(13)?,
+        frozen_ms: r.get::<_, Option<i64>>(14)?.map(uint),
     })
 }
 

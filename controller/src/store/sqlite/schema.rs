@@ -25,7 +25,7 @@ use crate::store::StoreError;
 pub(super) const APPLICATION_ID: i64 = 0x4857_4442;
 
 /// What a database of each version lacks to become the next.
-const MIGRATIONS: [&str; 1] = [V1];
+const MIGRATIONS: [&str; 2] = [V1, V2];
 
 /// The newest version that this code knows.
 pub(super) const VERSION: usize = MIGRATIONS.len();
@@ -102,6 +102,9 @@ CREATE TABLE attempts (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Margins can be frozen.
+const V2: &str = "ALTER TABLE hosts ADD COLUMN frozen_ms INTEGER;";
+
 /// The schema version of a database; 0 is an empty one.
 pub(super) fn version(c: &Connection) -> Result<usize, StoreError> {
     let n: i64 = c.pragma_query_value(None, "user_version", |r| r.get(0))?;
@@ -134,4 +137,29 @@ pub(super) fn migrate(c: &Connection) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::{journal, read};
+
+    #[test]
+    fn a_database_of_the_first_version_keeps_its_hosts_and_learns_of_frozen_margins() {
+        let c = Connection::open_in_memory().unwrap();
+        c.execute_batch(V1).unwrap();
+        c.execute_batch(&format!(
+            "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;
+             INSERT INTO hosts VALUES (x'01010101010101010101010101010101', 'old', '{{\"a\":\"b\"}}', \
+             'linux', '0.1.0', 'alive', NULL, 3, 1, '192.0.2.1:4000', 5, 6, NULL, 0);"
+        ))
+        .unwrap();
+        migrate(&c).unwrap();
+        assert_eq!(version(&c).unwrap(), VERSION);
+        let mut rows = read::hosts(&c).unwrap();
+        assert_eq!((rows[0].name.as_str(), rows[0].since.0, rows[0].frozen_ms), ("old", 6, None));
+        rows[0].frozen_ms = Some(5_000);
+        journal::save_hosts(&c, &rows).unwrap();
+        assert_eq!(read::hosts(&c).unwrap(), rows);
+    }
 }

@@ -69,6 +69,7 @@ fn row(n: u8) -> HostRow {
         since: NOW,
         incident: None,
         duplicate: false,
+        frozen_ms: Some(5_000),
     }
 }
 
