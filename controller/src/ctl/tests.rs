@@ -385,7 +385,6 @@ fn the_story_tells_all_of_it_in_plain_words_and_in_order() {
         &format!("≥ 1.12 s  {} 2.0", "#".repeat(40)),
         "0.5ms overdue, of which 0ms its own timer",
         "0.2ms early, 1ms late by its own timer",
-        "lost 0.01% of the datagrams of shard 3",
         "drops (shard 3): its machine lost some; 0.01% of the datagrams just now, for 20s",
         "holds all actions until 2026-01-31T12:03:20.000Z: switch works",
         "older events: heartwatchctl events",
