@@ -44,13 +44,21 @@ fn the_decoder_reads_the_known_bytes_and_their_tags_are_right() {
                 kinds.push("probe");
                 continue;
             }
+            Message::ProbeVia(via) => {
+                assert_eq!(via.to.to_string(), fields["to"].as_str().unwrap());
+                assert_eq!(hex::encode(via.probe), fields["probe"].as_str().unwrap());
+                let inner = decode(via.probe).unwrap();
+                assert!(!key.verify(&inner), "the probe inside is another host's");
+                kinds.push("probe-via");
+                continue;
+            }
             other => u64::from(other.stamp().unwrap().seq.0),
         };
         assert_eq!(seq, fields["seq"].as_u64().unwrap());
         kinds.push(vector["kind"].as_str().unwrap());
     }
     kinds.dedup();
-    assert_eq!(kinds, ["beat", "hello", "leave", "probe-reply", "ack", "probe"]);
+    assert_eq!(kinds, ["beat", "hello", "leave", "probe-reply", "ack", "probe", "probe-via"]);
 }
 
 #[test]
