@@ -295,7 +295,7 @@ impl World {
 
     fn judge(&mut self, news: &mut Vec<News>) {
         if self.now.since(self.heard_at) >= Duration::from_millis(250) {
-            self.detector.heard(self.now, self.received, 0);
+            self.detector.heard(self.now, self.now, self.received, 0);
             (self.received, self.heard_at) = (0, self.now);
         }
         let mut judged = Vec::new();
