@@ -10,6 +10,7 @@ use clap::Parser;
 use heartwatch_tests::eval::contest::{
     self, AKKA_DEFAULT, Line, Point, Setting, contestants, oracle, oracle_margins,
 };
+use heartwatch_tests::eval::curve::draw;
 use heartwatch_tests::eval::downs::{Loss, detection_times, false_downs};
 use heartwatch_tests::eval::families::read_traces;
 use heartwatch_tests::eval::fleet::{Fleet, Size};
@@ -82,13 +83,18 @@ fn main() -> ExitCode {
             }
         }
     }
-    let mut lines = Vec::new();
-    lines.push(judge(&Fleet::synthetic(&size), &cli));
+    let mut lines = vec![judge(&Fleet::synthetic(&size), &cli)];
     if !traces.is_empty() {
         lines.push(judge(&Fleet::traced(&traces, &size), &cli));
     }
     for line in lines {
-        println!("{line}");
+        match line {
+            Ok(line) => println!("{line}"),
+            Err(e) => {
+                eprintln!("heartwatch-eval: {e}");
+                return ExitCode::FAILURE;
+            }
+        }
     }
     ExitCode::SUCCESS
 }
@@ -132,7 +138,7 @@ fn downs(host_days: f64, seed: u64) {
 }
 
 /// Judges one mix, prints its tables, answers its JSON line.
-fn judge(fleet: &Fleet, cli: &Cli) -> String {
+fn judge(fleet: &Fleet, cli: &Cli) -> Result<String, String> {
     let contestants = contestants();
     let mut settings: Vec<Setting> = vec![AKKA_DEFAULT, Setting::Steered(1.0)];
     settings.extend(oracle_margins().into_iter().map(Setting::Constant));
@@ -155,8 +161,14 @@ fn judge(fleet: &Fleet, cli: &Cli) -> String {
     if !cli.json {
         println!("{}", tables(fleet, &curves));
     }
+    if let Some(dir) = &cli.svg {
+        let file = dir.join(format!("detectors-{}.svg", fleet.mix));
+        std::fs::create_dir_all(dir)
+            .and_then(|()| std::fs::write(&file, draw(fleet.mix, &curves)))
+            .map_err(|e| format!("cannot write {}: {e}", file.display()))?;
+    }
     let verdict = Verdict::new(fleet, &curves, &points[0], &points[1]);
-    serde_json::to_string(&verdict).expect("a verdict is plain data")
+    Ok(serde_json::to_string(&verdict).expect("a verdict is plain data"))
 }
 
 /// Tells on a terminal how far the work is.

@@ -243,9 +243,20 @@ impl Detector for Constant {
     }
 }
 
+/// What the oracle reaches at one price of a mistake.
+#[derive(Clone, Debug)]
+pub struct Hindsight {
+    /// Mistakes per host-day of the mix.
+    pub rate: f64,
+    /// Its mean detection time, seconds.
+    pub mean_s: f64,
+    /// Both for each family.
+    pub families: Vec<(f64, f64)>,
+}
+
 /// The oracle: for every host the constant margin that is best in hindsight, at one price of a mistake
-/// after the other. Answers mistakes per day and mean detection time of the mix and of each family.
-pub fn oracle(fleet: &Fleet, constants: &[Point]) -> Vec<(f64, f64, Vec<(f64, f64)>)> {
+/// after the other.
+pub fn oracle(fleet: &Fleet, constants: &[Point]) -> Vec<Hindsight> {
     (0..=80)
         .map(|i| 10f64.powf(-5.0 + f64::from(i) * 0.1))
         .map(|price_s| {
@@ -264,7 +275,7 @@ pub fn oracle(fleet: &Fleet, constants: &[Point]) -> Vec<(f64, f64, Vec<(f64, f6
             let weighted = |of: &dyn Fn(&(f64, f64)) -> f64| {
                 means.iter().zip(&fleet.members).map(|(m, f)| f.weight * of(m)).sum::<f64>()
             };
-            (weighted(&|m| m.0), weighted(&|m| m.1), means)
+            Hindsight { rate: weighted(&|m| m.0), mean_s: weighted(&|m| m.1), families: means }
         })
         .collect()
 }

@@ -214,7 +214,7 @@ impl<D: Detector> Walk<D> {
             }
             if k >= from && self.deadline.is_finite() {
                 // A crash while a beat is under way, or kept back by a frozen sender, is counted as if
-                // that beat had been sent. A draw that differs from beat to beat and from the jitter: the golden ratio's steps.
+                // that beat had been sent. Draws: steps of the golden ratio, which no jitter follows.
                 let draw = (k % DRAW_EVERY == 0)
                     .then(|| (f64::from(k / DRAW_EVERY) * 0.618_033_988_749_895).fract());
                 tally.gap(sent, next, self.deadline, draw);

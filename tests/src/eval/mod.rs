@@ -6,6 +6,7 @@
 //! strong as its authors made it.
 
 pub mod contest;
+pub mod curve;
 pub mod downs;
 pub mod families;
 pub mod fleet;

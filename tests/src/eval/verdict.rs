@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::contest::Point;
+use super::contest::{Hindsight, Point};
 use super::fleet::Fleet;
 
 /// Mistakes per host-day, mean and p99 of the detection time in seconds.
@@ -77,12 +77,13 @@ impl Curve {
     }
 
     /// The oracle's; its p99 is not known.
-    pub fn oracle(fleet: &Fleet, samples: &[(f64, f64, Vec<(f64, f64)>)]) -> Self {
+    pub fn oracle(fleet: &Fleet, samples: &[Hindsight]) -> Self {
         let plain = |rate: f64, mean_s: f64| Sample { rate, mean_s, p99_s: f64::NAN };
-        let family = |m: usize| samples.iter().map(|s| plain(s.2[m].0, s.2[m].1)).collect();
+        let family =
+            |m: usize| samples.iter().map(|s| plain(s.families[m].0, s.families[m].1)).collect();
         Self {
             name: "oracle",
-            mix: vec![samples.iter().map(|s| plain(s.0, s.1)).collect()],
+            mix: vec![samples.iter().map(|s| plain(s.rate, s.mean_s)).collect()],
             families: (0..fleet.members.len()).map(|m| vec![family(m)]).collect(),
             state_bytes: 0,
         }
