@@ -10,9 +10,10 @@
 //! Read in this order: [`event`] (the words), [`ingest::admit`] (what counts), [`detector`] (who is
 //! overdue), [`shard`] (one thread that owns its hosts), [`policy`] (what it means and who is told),
 //! [`store`] (what survives), [`delivery`] (getting it there), [`view`] and [`api`] (seeing it), [`app`]
-//! (wiring); [`replay`] runs recordings through the detector. *Values decide, shells act*: `detector`, `policy` (but for its `driver`), `ingest::admit`,
-//! `shard` (but for its `worker`) and `delivery::schedule` open nothing, read no clock and draw no
-//! ambient randomness; the simulator drives the same values in virtual time.
+//! (wiring); [`replay`] runs recordings through the detector. *Values decide, shells act*: `detector`,
+//! `policy` (but for its `driver`), `ingest::admit`, `shard` (but for its `worker`) and
+//! `delivery::schedule` open nothing, read no clock and draw no ambient randomness; the simulator drives
+//! the same values in virtual time.
 //!
 //! # Glossary
 //!
@@ -28,6 +29,7 @@
 //! | *attempt* | one POST of a delivery; *outcome*: how it ended |
 //! | *verdict* | what becomes of an event at a receiver; *hold*: an action kept back, with its reason |
 //! | *token* | fencing number, rising per host; *dead letter*: a delivery that was given up |
+//! | *context* | calm or disturbed: whether a host's last beats came as usual |
 //! | *doubt* | the controller distrusts its own eyes; *blind*: for too long, so actions are held |
 //! | *watermark* | the instant before which everything that arrived has been read |
 //! | *epoch* | random number of one life of a controller, echoed by beats |

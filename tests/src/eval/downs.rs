@@ -559,6 +559,16 @@ mod tests {
         assert!(times[0] > 0.5 && times[9] < 3.0, "{times:?}");
     }
 
+    /// The short one of the long run that `heartwatch-eval --downs 20000` is. Without
+    /// `detector.confirm_max`, every second host-day on the bursting ways ended in a false down.
+    #[test]
+    fn lossy_ways_cost_suspicions_but_no_downs() {
+        for loss in [Loss::Independent(0.01), Loss::Bursts(0.05)] {
+            let downs = false_downs(40, 40.0, loss, 3, |_| {});
+            assert!(downs.false_suspicions > 0 && downs.false_downs == 0, "{loss:?}: {downs:?}");
+        }
+    }
+
     #[test]
     fn the_same_seed_gives_the_same_run() {
         let run = || format!("{:?}", false_downs(10, 1.0, Loss::Bursts(0.05), 9, |_| {}));
