@@ -110,6 +110,8 @@ pub struct Proof<'a> {
     pub late_ms: u16,
     /// The load it carries.
     pub load: Option<&'a LoadSample>,
+    /// It answers a probe: the beat that was due has not come yet, and the next is `stamp.gap` away.
+    pub asked: bool,
     /// It answers a nonce: whatever was known of numbers and clocks begins anew with it.
     pub rebase: bool,
 }
@@ -549,6 +551,14 @@ impl Detector {
             }
             if h.learned.baseline_ns().is_some() {
                 let overdue_ns = arrival.0.wrapping_sub(h.expected.0) as i64;
+                // Left alone, it would have been overdue until its next beat. Learning what our own probe
+                // cut short would keep the margin as short as it was wrong.
+                let cut_short = if proof.asked {
+                    proof.stamp.gap.min(settings.gap_max)
+                } else {
+                    Duration::ZERO
+                };
+                let overdue_ns = overdue_ns.saturating_add(cut_short.as_nanos() as i64);
                 h.remember_overdue(overdue_ns, proof.late_ms);
                 if !dropped && overdue_ns < LEARN_MAX.as_nanos() as i64 {
                     h.learned.learn(overdue_ns, &patience, siblings, h.group, dice);

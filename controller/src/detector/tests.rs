@@ -75,6 +75,7 @@ impl World {
             from: "127.0.0.1:9".parse().unwrap(),
             late_ms: 0,
             load: None,
+            asked: false,
             rebase,
         };
         let slot = self.detector.slot(id(n)).unwrap();
@@ -95,6 +96,7 @@ impl World {
             from: "127.0.0.1:9".parse().unwrap(),
             late_ms: 0,
             load: None,
+            asked: false,
             rebase: false,
         };
         let slot = self.detector.slot(id(n)).unwrap();
@@ -472,6 +474,7 @@ impl Fleet {
                     from,
                     late_ms: 0,
                     load: None,
+                    asked: false,
                     rebase: false,
                 };
                 self.detector.hear(from, at);
@@ -529,4 +532,37 @@ fn a_fleet_that_dies_behind_its_controller_is_found_within_doubt_max() {
     fleet.run(119, 128, true, 500);
     assert_eq!(fleet.downs.len(), 500);
     assert!(fleet.detector.doubt().is_blind(), "and what follows from it is held");
+}
+
+/// A probe's answer ends a silence that would have gone on to the next beat. Had only the silence up to
+/// the answer been learned, the margin would have stayed as short as it was wrong.
+#[test]
+fn a_mistake_teaches_how_long_the_silence_would_have_been() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.beat(1, 1, ms(100), Duration::from_secs(1));
+    let slot = w.detector.slot(id(1)).unwrap();
+    let mut out = Vec::new();
+    // Due at 1.1 s, suspected at 1.6 s, answers at 1.61 s: its next beat comes at 2.1 s.
+    w.detector.judge(ms(1_601), ms(1_601), ms(1_601), &mut out);
+    assert_eq!(w.detector.state(id(1)), Some(State::Suspect));
+    let stamp = Stamp {
+        boot: Boot(1),
+        seq: Seq(9),
+        sent: ms(1_610),
+        gap: Duration::from_millis(490),
+        epoch: Epoch(1),
+    };
+    let proof = Proof {
+        stamp: &stamp,
+        arrival: ms(1_610),
+        from: "127.0.0.1:9".parse().unwrap(),
+        late_ms: 0,
+        load: None,
+        asked: true,
+        rebase: false,
+    };
+    w.detector.observe(slot, &proof, &mut Vec::new());
+    let why = w.detector.why(slot, 0, ms(1_620), Duration::ZERO);
+    assert_eq!((why.last_overdue_ms[0], why.mistakes), (1_000.0, 1));
 }

@@ -6,6 +6,9 @@
 //! counts as a mistake (λ_M) is a suspicion of a host that came back in the same life, as a probe's answer
 //! can correct it in production but not undo the suspicion.
 //!
+//! Margins are judged here, not doubt: a cut of the controller's own link, or its own losses, which excuse
+//! hosts in production, show as mistakes of all hosts at once.
+//!
 //! Detection times are measured as [`measure`] says, from the deadline that stood after each beat.
 //! Nothing is counted across the end of a life or a hole in the recording.
 //!
@@ -217,8 +220,15 @@ fn run(
             epoch: Epoch(1),
         };
         let from = SocketAddr::from(([127, 0, 0, 1], 1));
-        let proof =
-            Proof { stamp: &stamp, arrival: at, from, late_ms: 0, load: None, rebase: false };
+        let proof = Proof {
+            stamp: &stamp,
+            arrival: at,
+            from,
+            late_ms: 0,
+            load: None,
+            asked: false,
+            rebase: false,
+        };
         let observed = detector.observe(walk.slot, &proof, &mut turns);
         turns.clear();
         if let (Some(_), Some(deadline)) = (observed.mistake, walk.deadline) {

@@ -8,7 +8,7 @@
 //! Numbers that were skipped are written as lost, up to [`LOST_MAX`] in a row; when they were sent is not
 //! known, so they are spread evenly between their neighbours. More in a row are left out: a hole.
 //!
-//! A disk that refuses is logged at most once a minute and tried again every [`RETRY_EVERY`]; meanwhile
+//! A disk that refuses is logged at most once a minute and tried again every `RETRY_EVERY`; meanwhile
 //! lines are counted as dropped. No line is ever left half written.
 
 use std::collections::BTreeSet;

@@ -308,8 +308,15 @@ fn a_recording_makes_the_suspicions_that_were_made_live() {
             epoch: Epoch(1),
         };
         let from = SocketAddr::from(([127, 0, 0, 1], 1));
-        let proof =
-            Proof { stamp: &stamp, arrival: at, from, late_ms: 0, load: None, rebase: false };
+        let proof = Proof {
+            stamp: &stamp,
+            arrival: at,
+            from,
+            late_ms: 0,
+            load: None,
+            asked: false,
+            rebase: false,
+        };
         if live.observe(slots[host as usize], &proof, &mut Vec::new()).mistake.is_some() {
             ended.push((host as usize, 0, k));
         }

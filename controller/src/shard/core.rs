@@ -265,7 +265,9 @@ impl ShardCore {
             Message::Hello(hello) => (hello.late_ms, None),
             _ => (0, None),
         };
-        let proof = Proof { stamp: &admitted.stamp, arrival, from, late_ms, load, rebase };
+        let asked = matches!(admitted.datagram.message, Message::ProbeReply(_));
+        let stamp = &admitted.stamp;
+        let proof = Proof { stamp, arrival, from, late_ms, load, asked, rebase };
         let mut turns = std::mem::take(&mut self.turns);
         let m = Arc::clone(&self.metrics);
         if let Message::Leave(leave) = &admitted.datagram.message {

@@ -362,7 +362,7 @@ impl World {
             }
             Happening::Beat(slot, seq, gap_us) => {
                 self.received += 1;
-                self.observe(slot, seq, Duration::from_micros(u64::from(gap_us)), news);
+                self.observe(slot, seq, Duration::from_micros(u64::from(gap_us)), false, news);
             }
             Happening::Probed(slot, peer, nonce) => {
                 if self.is_dead(slot) {
@@ -385,13 +385,13 @@ impl World {
                     self.seqs[slot as usize] += 1;
                     let gap = self.planned(slot, self.beats[slot as usize] - 1).since(now);
                     let seq = self.seqs[slot as usize];
-                    self.observe(slot, seq, gap.max(Duration::from_micros(1)), news);
+                    self.observe(slot, seq, gap.max(Duration::from_micros(1)), true, news);
                 }
             }
         }
     }
 
-    fn observe(&mut self, slot: u32, seq: u32, gap: Duration, news: &mut Vec<News>) {
+    fn observe(&mut self, slot: u32, seq: u32, gap: Duration, asked: bool, news: &mut Vec<News>) {
         let stamp =
             Stamp { boot: Boot(1), seq: Seq(seq), sent: self.now - DELAY, gap, epoch: Epoch(1) };
         let proof = Proof {
@@ -400,6 +400,7 @@ impl World {
             from: SocketAddr::from(([127, 0, 0, 1], 9)),
             late_ms: 0,
             load: None,
+            asked,
             rebase: false,
         };
         let mut turns = Vec::new();

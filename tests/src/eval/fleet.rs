@@ -7,7 +7,7 @@ use super::schedule::{Plan, mix};
 /// How long and how many.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Hosts, about; every family gets at least [`FAMILY_LEN_MIN`], and every trace a host.
+    /// Hosts, about; every family gets at least `FAMILY_LEN_MIN`, and every trace a host.
     pub hosts: usize,
     /// Beats of each; the first third is for learning and is not counted.
     pub beats: usize,

@@ -12,7 +12,7 @@
 //! host is drawn towards its group with weight [`HOST_WEIGHT`], a group towards the fleet and the fleet
 //! towards the built-in table with weight [`POOL_WEIGHT`].
 //!
-//! Cost: two additions a beat; a pool's table is computed anew every [`REFRESH_EVERY`] of its beats.
+//! Cost: two additions a beat; a pool's table is computed anew every `REFRESH_EVERY` of its beats.
 
 use super::{BINS, Context, EDGE_MILLI, EDGES};
 
