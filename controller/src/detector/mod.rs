@@ -829,7 +829,7 @@ impl Detector {
         let mut evidence = self.evidence(slot, now);
         evidence.judged_in_doubt = in_doubt;
         let h = self.host(slot);
-        let given = (h.learned.longest() * 2).min(self.settings.confirm_max);
+        let given = h.learned.given_time().min(self.settings.confirm_max);
         let until = h.expected + given;
         self.confirm.begin(slot, trip, until, now);
         self.set_state(slot, State::Suspect);

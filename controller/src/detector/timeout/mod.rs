@@ -391,6 +391,14 @@ impl Learned {
         edge.map_or(Duration::ZERO, |j| Duration::from_micros(edge_us(j, self.interval_us)))
     }
 
+    /// For how long after its expected beat silence alone is no proof of its death: twice the longest from
+    /// which it has come back; three times if that was more than one beat, for whoever loses beats in
+    /// bursts loses bursts in rows.
+    pub fn given_time(&self) -> Duration {
+        let longest = self.longest();
+        longest * if longest > self.interval() * 2 { 3 } else { 2 }
+    }
+
     /// Beats learned from, decayed.
     pub fn beats(&self) -> u32 {
         self.beats[0].get() + self.beats[1].get()

@@ -220,6 +220,10 @@ fn the_longest_silence_is_remembered_for_weeks() {
     assert_eq!(host.longest(), Duration::ZERO);
     run(&mut host, &mut siblings, &[0.0, 4.0, 0.0, 0.5], &mut rng);
     assert_eq!(host.longest(), Duration::from_millis(4_400));
+    assert_eq!(host.given_time(), Duration::from_millis(13_200), "it lost beats in a row");
+    let mut other = Learned::default();
+    run(&mut other, &mut siblings, &[0.0, 1.0, 0.0], &mut rng);
+    assert_eq!(other.given_time(), 2 * Duration::from_millis(1_120), "it lost one");
     run(&mut host, &mut siblings, &vec![0.0; 10 * 86_400], &mut rng);
     assert_eq!(host.longest(), Duration::from_millis(4_400), "after ten days");
     run(&mut host, &mut siblings, &vec![0.0; 50 * 86_400], &mut rng);
