@@ -4,7 +4,8 @@
 //! Works on a copy of the tree under `target/mutants`, with a build directory of its own, so that
 //! nothing of it can be mistaken for the product.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::machine::{cargo, root, target_dir};
@@ -160,6 +161,8 @@ fn copy_tree(to: &Path) -> Result<(), String> {
         .output()
         .map_err(|e| format!("cannot list the files (git): {e}"))?;
     let names = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let known = names.split('\0').filter(|n| !n.is_empty()).map(|n| to.join(n)).collect();
+    remove_strangers(to, &known)?;
     for name in names.split('\0').filter(|n| !n.is_empty()) {
         let (from, to) = (root().join(name), to.join(name));
         let Some(parent) = to.parent() else { continue };
@@ -172,6 +175,21 @@ fn copy_tree(to: &Path) -> Result<(), String> {
         let text = std::fs::read(&from).map_err(|e| format!("cannot read {name}: {e}"))?;
         if std::fs::read(&to).ok().as_ref() != Some(&text) {
             std::fs::write(&to, text).map_err(|e| format!("cannot write {}: {e}", to.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an earlier copy left and git no longer knows: a module that moved would be there twice.
+fn remove_strangers(dir: &Path, known: &BTreeSet<PathBuf>) -> Result<(), String> {
+    let failed = |e: std::io::Error| format!("cannot clean {}: {e}", dir.display());
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            remove_strangers(&path, known)?;
+        } else if !known.contains(&path) {
+            std::fs::remove_file(&path).map_err(failed)?;
         }
     }
     Ok(())
