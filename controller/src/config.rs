@@ -109,9 +109,9 @@ pub struct RawDetector {
     pub probes: u8,
     /// Time between probes, and after the last, 20ms to 10s. Default: 200ms.
     pub probe_spacing: Span,
-    /// A suspect that has come back from silences before is probed on until it has been silent for twice the
-    /// longest of them (three times, if it lost several beats in a row), but no longer than this beyond its expected beat; 0s to 10m, 0s gives
-    /// nobody more time. Default: 20s.
+    /// A suspect that has come back from silences before is probed on until it has been silent for twice
+    /// the longest of them (three times, if it lost several beats in a row), but no longer than this
+    /// beyond its expected beat; 0s to 10m, 0s gives nobody more time. Default: 20s.
     pub confirm_max: Span,
     /// Probes per second and shard, 10 to 1000000: bounds a storm of suspects. Default: 20000.
     pub probe_rate_max: u32,

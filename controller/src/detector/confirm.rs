@@ -9,8 +9,8 @@
 //!
 //! *More time.* A host that has come back from long silences before is probed on, at the same spacing as
 //! far as tokens can be spared, until it has been silent for two to three times the longest of them
-//! (within `confirm_max`): outages come in bursts, and probes that are lost in the same burst as the beats prove
-//! nothing. A host without such a past gets no more time.
+//! (within `confirm_max`): outages come in bursts, and probes that are lost in the same burst as the beats
+//! prove nothing. A host without such a past gets no more time.
 //!
 //! *Verdict*, when the watermark has passed the last waiting time (an answer that lies unread in our mail
 //! must not be missed):
