@@ -301,7 +301,8 @@ impl Detector {
         self.doubt.wake(now, waking);
     }
 
-    /// Something authentic arrived from somewhere.
+    /// Something that was sent just now arrived: a proof of life, or an answer to a nonce of ours. What
+    /// might be a recording does not count, or somebody who replays could hide that the link is cut.
     pub fn hear(&mut self, from: SocketAddr, arrival: Instant) {
         if !self.is_local(from) {
             self.doubt.hear(arrival);

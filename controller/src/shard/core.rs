@@ -212,7 +212,6 @@ impl ShardCore {
             Ok(admitted) => admitted,
             Err(why) => return self.metrics.reject(why),
         };
-        self.detector.hear(from, arrival);
         let host = admitted.datagram.header.host;
         let Some(slot) = self.detector.slot(host) else {
             return self.stranger(&admitted, from, via, now, out);
@@ -224,7 +223,7 @@ impl ShardCore {
         let rebase = match (&admitted.datagram.message, proved) {
             (Message::ProbeReply(reply), proved) => {
                 if !self.takes_nonce(slot, reply, arrival) {
-                    return self.testimony(slot, &stamp, reply);
+                    return self.testimony(slot, &stamp, reply, from, arrival);
                 }
                 inc(&self.metrics.probe_replies);
                 proved.is_err()
@@ -267,6 +266,7 @@ impl ShardCore {
         };
         let asked = matches!(admitted.datagram.message, Message::ProbeReply(_));
         let stamp = &admitted.stamp;
+        self.detector.hear(from, arrival);
         let proof = Proof { stamp, arrival, from, late_ms, load, asked, rebase };
         let mut turns = std::mem::take(&mut self.turns);
         let m = Arc::clone(&self.metrics);
@@ -475,8 +475,16 @@ impl ShardCore {
     /// An answer of a suspect that answers none of our own probes: a peer that was asked brought it back,
     /// or it is a recording. It proves nothing but that the host lives: its number and address, and what
     /// else it says, are left alone.
-    fn testimony(&mut self, slot: u32, stamp: &Stamp, reply: &ProbeReply) {
+    fn testimony(
+        &mut self,
+        slot: u32,
+        stamp: &Stamp,
+        reply: &ProbeReply,
+        from: SocketAddr,
+        arrival: Instant,
+    ) {
         if stamp.epoch == self.identity.epoch && self.detector.testify(slot, &reply.nonce) {
+            self.detector.hear(from, arrival);
             inc(&self.metrics.testimonies);
         } else {
             self.metrics.reject(Reject::UnaskedReply);

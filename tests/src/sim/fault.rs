@@ -257,6 +257,14 @@ impl Plan {
                 9 | 10 => {
                     faults.push((at, Fault::CutLink));
                     faults.push((at + long, Fault::MendLink));
+                    if self.replays {
+                        let every = Duration::from_millis(300);
+                        let times = long.as_millis() / every.as_millis();
+                        for n in 0..times as u32 {
+                            let host = rng.random_range(0..hosts);
+                            faults.push((at + every * n, Fault::Replay { host }));
+                        }
+                    }
                 }
                 11 => {
                     let share = rng.random_range(0.3..0.99);

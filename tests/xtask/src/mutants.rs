@@ -18,7 +18,7 @@ struct Mutant {
     to: &'static str,
 }
 
-const MUTANTS: [Mutant; 13] = [
+const MUTANTS: [Mutant; 14] = [
     Mutant {
         name: "watermark ignored: hosts are judged while their beats lie unread",
         file: "controller/src/shard/watch.rs",
@@ -66,6 +66,13 @@ const MUTANTS: [Mutant; 13] = [
         file: "controller/src/detector/confirm.rs",
         from: "waiting.find(|r| r.nonce == *nonce)",
         to: "waiting.find(|r| r.nonce != [0; 16])",
+    },
+    Mutant {
+        name: "recordings count as heard: who replays hides that the own link is cut",
+        file: "controller/src/shard/core.rs",
+        from: "        let host = admitted.datagram.header.host;\n        let Some(slot)",
+        to: "        self.detector.hear(from, arrival);\n        \
+             let host = admitted.datagram.header.host;\n        let Some(slot)",
     },
     Mutant {
         name: "nobody is asked: a host cut off from the controller alone is called down",
