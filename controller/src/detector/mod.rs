@@ -274,6 +274,12 @@ impl Detector {
         self.index.get(&id).copied()
     }
 
+    /// The slots of many hosts at once.
+    pub fn find(&self, ids: impl Iterator<Item = HostId>, slots: &mut Vec<Option<u32>>) {
+        slots.clear();
+        slots.extend(ids.map(|id| self.slot(id)));
+    }
+
     /// How many hosts are tracked.
     pub fn len(&self) -> usize {
         self.index.len()

@@ -1,0 +1,4 @@
+fn main() -> anyhow::Result<()> {
+    println!("{}", heartwatch_tests::bench::observe::run(true)?);
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! What one beat costs the detector alone: look-up and observe, no socket, no tag.
+//!
+//! Hosts beat once a second in an order that is random in memory. The yardstick is a bare read, change
+//! and write of one 64-byte record in a slab of as many, in the same order, in the same run.
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
+use heartwatch_common::load::LoadSample;
+use heartwatch_common::time::Instant;
+use heartwatch_common::wire::Stamp;
+use heartwatch_controller::config::RawConfig;
+use heartwatch_controller::detector::host::Known;
+use heartwatch_controller::detector::{Detector, Proof, Settings};
+use heartwatch_controller::event::State;
+use nix::time::{ClockId, clock_gettime};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+
+/// Datagrams of one receive, as in the product.
+const BATCH: usize = 128;
+/// Between two beats of a host.
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// CPU time of this thread, nanoseconds: what others do on the machine disturbs it least.
+pub fn cpu_ns() -> Result<u64> {
+    let t = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("cannot read the CPU clock")?;
+    Ok(t.tv_sec() as u64 * SECOND_NS + t.tv_nsec() as u64)
+}
+
+/// The middle of some measurements; 0 of none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// A detector whose hosts all beat.
+pub struct Beating {
+    detector: Detector,
+    ids: Vec<HostId>,
+    order: Vec<u32>,
+    round: u32,
+    from: SocketAddr,
+}
+
+impl Beating {
+    /// `hosts` hosts with random ids that have beaten `rounds` times each.
+    pub fn new(hosts: usize, rounds: u32, seed: u64) -> Result<Self> {
+        let config = RawConfig::default().check().map_err(|e| anyhow::anyhow!("{e}"))?;
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut detector =
+            Detector::new(Settings::new(&config.detector), &config.knobs, seed, Instant(SECOND_NS));
+        let ids: Vec<HostId> = (0..hosts).map(|_| HostId(rng.random())).collect();
+        let from = SocketAddr::from(([192, 0, 2, 1], 9));
+        for id in &ids {
+            let known = Known {
+                id: *id,
+                state: State::Alive,
+                boot: Boot(1),
+                generation: Generation(0),
+                address: Some(from),
+                in_state: Duration::ZERO,
+                missing_reported: false,
+                duplicate: false,
+                profile: Default::default(),
+                frozen: None,
+                domain: Default::default(),
+                live: Default::default(),
+            };
+            detector.register(known, Instant(SECOND_NS)).context("no room for a host")?;
+        }
+        let mut order: Vec<u32> = (0..hosts as u32).collect();
+        order.shuffle(&mut rng);
+        let mut beating = Self { detector, ids, order, round: 1, from };
+        for _ in 0..rounds {
+            beating.round()?;
+        }
+        Ok(beating)
+    }
+
+    /// One beat of every host, judged after every batch, as in the product. Answers the CPU time of
+    /// look-up, observing and judging, nanoseconds.
+    pub fn round(&mut self) -> Result<u64> {
+        self.round += 1;
+        let start = u64::from(self.round) * SECOND_NS;
+        let step = SECOND_NS as f64 / self.order.len() as f64;
+        let (mut batch, mut spent) = (Vec::with_capacity(BATCH), 0);
+        let (mut turns, mut judged, mut slots) = (Vec::new(), Vec::new(), Vec::with_capacity(BATCH));
+        for (k, chunk) in self.order.chunks(BATCH).enumerate() {
+            batch.clear();
+            for (i, host) in chunk.iter().enumerate() {
+                // A path of 0.2 to 0.4 ms, as in a data centre.
+                let sent = Instant(start + ((k * BATCH + i) as f64 * step) as u64);
+                let delay = 200_000 + u64::from(host.wrapping_mul(0x9E37_79B9 ^ self.round) >> 14);
+                batch.push((self.ids[*host as usize], sent, sent + Duration::from_nanos(delay)));
+            }
+            let before = cpu_ns()?;
+            self.detector.find(batch.iter().map(|(id, ..)| *id), &mut slots);
+            for ((_, sent, arrival), slot) in batch.iter().zip(&slots) {
+                let stamp = Stamp {
+                    boot: Boot(1),
+                    seq: Seq(self.round),
+                    sent: *sent,
+                    gap: Duration::from_secs(1),
+                    epoch: Epoch(1),
+                };
+                let proof = Proof {
+                    stamp: &stamp,
+                    arrival: *arrival,
+                    from: self.from,
+                    late_ms: 0,
+                    load: Some(&LoadSample::UNKNOWN),
+                    asked: false,
+                    rebase: false,
+                };
+                let slot = slot.context("a registered host is not found")?;
+                black_box(self.detector.observe(slot, &proof, &mut turns));
+            }
+            if let Some((.., now)) = batch.last() {
+                self.detector.judge(*now, *now, *now, &mut judged);
+            }
+            spent += cpu_ns()? - before;
+            judged.clear();
+            turns.clear();
+        }
+        Ok(spent)
+    }
+
+    /// The detector.
+    pub fn detector(&mut self) -> &mut Detector {
+        &mut self.detector
+    }
+}
+
+/// A slab of 64-byte records, changed in the same order.
+fn bare(records: &mut [[u64; 8]], order: &[u32]) -> Result<u64> {
+    let before = cpu_ns()?;
+    for host in order {
+        let record = &mut records[*host as usize];
+        record[0] = record[0].wrapping_add(1);
+        record[7] ^= record[0];
+    }
+    black_box(&records);
+    Ok(cpu_ns()? - before)
+}
+
+/// Runs the benchmark: median of `runs` rounds at each size.
+pub fn run(quick: bool) -> Result<Value> {
+    let runs = if quick { 5 } else { 11 };
+    let mut line = json!({ "bench": "observe", "runs": runs });
+    println!("{:>10} {:>10} {:>10} {:>7}", "hosts", "ns/beat", "limit ns", "ratio");
+    for (hosts, name) in [(10_000, "10k"), (1_000_000, "1m"), (4_000_000, "4m")] {
+        let mut beating = Beating::new(hosts, 2, 7)?;
+        let mut records = vec![[0u64; 8]; hosts];
+        bare(&mut records, &beating.order)?;
+        // A round of ten thousand hosts is too short to be timed alone.
+        let repeat = (200_000 / hosts).max(1);
+        let (mut ours, mut limit) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let (mut beats, mut touches) = (0, 0);
+            for _ in 0..repeat {
+                beats += beating.round()?;
+                touches += bare(&mut records, &beating.order)?;
+            }
+            ours.push(beats as f64 / (hosts * repeat) as f64);
+            limit.push(touches as f64 / (hosts * repeat) as f64);
+        }
+        let (ours, limit) = (median(ours), median(limit));
+        println!("{hosts:>10} {ours:>10.1} {limit:>10.1} {:>7.2}", ours / limit);
+        line[format!("ns_{name}")] = json!((ours * 10.0).round() / 10.0);
+        line[format!("limit_{name}")] = json!((limit * 10.0).round() / 10.0);
+        line[format!("ratio_{name}")] = json!((ours / limit * 100.0).round() / 100.0);
+    }
+    Ok(line)
+}
