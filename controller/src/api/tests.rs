@@ -1,6 +1,5 @@
 //! Each route in process, over a real view and stand-ins for the rest.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -166,9 +165,12 @@ async fn silence_and_load_are_live() {
     use heartwatch_common::load::{LoadSample, Share};
     use heartwatch_common::time::Instant;
     let world = World::new();
-    let live = Arc::<crate::view::LiveCell>::default();
-    live.beat(Instant(4_000_000_000), 1_000_000);
-    live.load(&LoadSample { cpu_busy: Share::from_ratio(0.5), ..LoadSample::UNKNOWN });
+    let live = world.view.live().take(0);
+    world.view.live().beat(live, Instant(4_000_000_000), Duration::from_secs(1));
+    world
+        .view
+        .live()
+        .load(live, &LoadSample { cpu_busy: Share::from_ratio(0.5), ..LoadSample::UNKNOWN });
     world.view.upsert(host_row(1, State::Alive), Some(live));
     world.clock.advance(Duration::from_millis(250));
     let host = good(&world, "/v1/hosts/host-1").await;

@@ -109,7 +109,7 @@ impl HostJson {
     pub fn new(host: &HostView, now: Instant) -> Self {
         let row = &*host.row;
         let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        let last = host.live.last_arrival();
+        let last = host.live.last_arrival;
         Self {
             id: row.id,
             name: row.name.clone(),
@@ -127,8 +127,8 @@ impl HostJson {
             duplicate: row.duplicate,
             frozen_ms: row.frozen_ms,
             silence_ms: last.map(|at| millis(now.since(at))),
-            gap_ms: last.map(|_| host.live.gap_us() / 1_000),
-            load: host.live.sample().map(LoadJson::from),
+            gap_ms: last.map(|_| millis(host.live.gap)),
+            load: host.live.load.map(LoadJson::from),
         }
     }
 }

@@ -41,7 +41,7 @@ use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Retention, Store, StoreError};
-use crate::view::{LiveCell, View};
+use crate::view::View;
 use running::{Pulse, Running};
 pub use secrets::SecretError;
 use surroundings::Surroundings;
@@ -212,6 +212,7 @@ impl App {
                 cadence: config.detector.ack_every,
                 knobs: Arc::clone(&knobs),
                 domains: config.domain_labels.clone(),
+                live: Arc::clone(view.live()),
                 seed: rng.random(),
             };
             let metrics = Arc::clone(&shards[usize::from(shard)].metrics);
@@ -503,9 +504,9 @@ async fn load_registry(
     let mut known: Vec<Vec<Known>> = (0..count).map(|_| Vec::new()).collect();
     let wall = clock.wall();
     for row in store.hosts().await? {
-        let live = Arc::new(LiveCell::default());
-        let shard = usize::from(shard_of(row.id, count));
-        known[shard].push(known_of(&row, domains, knobs, wall, Arc::clone(&live)));
+        let shard = shard_of(row.id, count);
+        let live = view.live().take(shard);
+        known[usize::from(shard)].push(known_of(&row, domains, knobs, wall, live));
         view.upsert(row, Some(live));
     }
     Ok(known)

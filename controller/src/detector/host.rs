@@ -1,7 +1,6 @@
 //! The record of one host and the turns its story can take.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Generation, HostId, KeyId, Seq};
@@ -15,7 +14,7 @@ use super::peers::Domain;
 use super::timeout::{GroupId, Learned, MarginSource, Patience};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
-use crate::view::LiveCell;
+use crate::view::LiveId;
 
 /// Newest overdue times kept for `why`.
 pub const RECENT: usize = 8;
@@ -46,7 +45,7 @@ pub struct Known {
     /// Its failure domain.
     pub domain: Domain,
     /// Where its live figures are published.
-    pub live: Arc<LiveCell>,
+    pub live: LiveId,
 }
 
 /// Why a host's silence is not held against it.
@@ -121,7 +120,7 @@ pub(crate) struct Host {
     pub(crate) domain: Domain,
     /// Its agent's round trip to us, as its beats tell.
     pub(crate) round_trip: RoundTrip,
-    pub(crate) live: Arc<LiveCell>,
+    pub(crate) live: LiveId,
 }
 
 impl Host {

@@ -28,6 +28,7 @@ pub mod peers;
 pub mod timeout;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -39,6 +40,7 @@ use heartwatch_common::wire::{Leave, RoundTrip, Stamp};
 use crate::control::{ExcuseWhy, HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
+use crate::view::LiveTable;
 use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
@@ -196,6 +198,8 @@ pub struct Detector {
     dice: Dice,
     /// Room for slots to be filed again after a pass.
     again: Vec<(u32, Instant)>,
+    /// Where live figures are published.
+    live: Arc<LiveTable>,
 }
 
 impl Detector {
@@ -222,7 +226,13 @@ impl Detector {
             clock: now,
             dice: Dice::new(seed),
             again: Vec::new(),
+            live: Arc::default(),
         }
+    }
+
+    /// Publishes live figures there from now on; hosts registered before must be none.
+    pub fn publish_to(&mut self, live: Arc<LiveTable>) {
+        self.live = live;
     }
 
     /// Takes what a host's labels make of it.
@@ -381,9 +391,11 @@ impl Detector {
     /// at once.
     pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
         if let Some(slot) = self.slot(known.id) {
+            self.live.give_back(known.live);
             return Some(slot);
         }
         if self.index.len() >= HOSTS_MAX {
+            self.live.give_back(known.live);
             return None;
         }
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -470,7 +482,9 @@ impl Detector {
         self.rows.unfile(slot);
         self.confirm.end(slot);
         self.count(slot, |alive, one| alive - one);
-        self.hosts[slot as usize] = None;
+        if let Some(host) = self.hosts[slot as usize].take() {
+            self.live.give_back(host.live);
+        }
         self.free.push(slot);
         true
     }
@@ -541,7 +555,7 @@ impl Detector {
             h.last_arrival.is_some_and(|last| self.doubt.explains(last, h.expected, lost));
         let dice = self.roll();
         let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
-        let Self { hosts, settings, siblings, knobs, .. } = self;
+        let Self { hosts, settings, siblings, knobs, live, .. } = self;
         let h = hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
         let knobs = &mut knobs[usize::from(h.knobs)];
         let patience = knobs.patience;
@@ -591,9 +605,9 @@ impl Detector {
         h.excused = None;
         observed.moved = h.address != Some(proof.from);
         h.address = Some(proof.from);
-        h.live.beat(arrival, h.gap.as_micros() as u64);
+        live.beat(h.live, arrival, h.gap);
         if let Some(load) = proof.load {
-            h.live.load(load);
+            live.load(h.live, load);
         }
         let (state, deadline) = (h.state, h.deadline);
 

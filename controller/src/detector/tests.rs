@@ -3,10 +3,9 @@ use heartwatch_common::id::{Epoch, Seq};
 use heartwatch_common::wire::LeaveReason;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::knobs::Knobs;
-use crate::view::LiveCell;
+use crate::view::LiveId;
 
 const MARGIN: Duration = Duration::from_millis(500);
 const SPACING: Duration = Duration::from_millis(200);
@@ -45,7 +44,7 @@ fn known(n: u8, state: State) -> Known {
         profile: Profile::default(),
         frozen: None,
         domain: Default::default(),
-        live: Arc::new(LiveCell::default()),
+        live: LiveId::NONE,
     }
 }
 

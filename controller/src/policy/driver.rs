@@ -37,7 +37,7 @@ use crate::store::{
     BATCH_LEN_MAX, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
     Store, StoreError,
 };
-use crate::view::{LiveCell, View};
+use crate::view::{LiveId, View};
 
 /// Things that wait to be written.
 pub const WORK_MAX: usize = 10_000;
@@ -281,7 +281,8 @@ impl Running {
             row.generation = row.generation.max(facts.generation);
         }
         if facts.new || known.is_none_or(|k| *k.row != row) {
-            self.d.view.upsert(row.clone(), Some(facts.live));
+            // Only a new host's cell is taken over: later facts may be older than a removal and an import.
+            self.d.view.upsert(row.clone(), facts.new.then_some(facts.live));
             self.save(row);
         }
     }
@@ -487,11 +488,11 @@ impl Running {
                 report.known += 1;
                 continue;
             }
-            let live = Arc::new(LiveCell::default());
+            let shard = self.shard_of(host.id);
+            let live = self.d.view.live().take(shard as u16);
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
-            self.d.view.upsert(row.clone(), Some(Arc::clone(&live)));
-            let known = known_of(&row, &self.d.domains, &self.d.knobs, wall, live);
-            by_shard[self.shard_of(row.id)].push(known);
+            self.d.view.upsert(row.clone(), Some(live));
+            by_shard[shard].push(known_of(&row, &self.d.domains, &self.d.knobs, wall, live));
             self.save(row);
             report.added += 1;
         }
@@ -709,7 +710,7 @@ impl Writer {
 /// Least loaded hosts that could take over.
 fn candidates(view: &View, failed: &HostRow, same: &[String]) -> Vec<Candidate> {
     let mut ranking = Ranking::new(failed, same);
-    view.for_each(|h| ranking.consider(&h.row, h.live.sample()));
+    view.for_each(|h| ranking.consider(&h.row, h.live.load));
     ranking.finish()
 }
 
@@ -719,7 +720,7 @@ pub fn known_of(
     domains: &DomainLabels,
     knobs: &AllKnobs,
     now: Wall,
-    live: Arc<LiveCell>,
+    live: LiveId,
 ) -> Known {
     let in_state = now.0.saturating_sub(row.since.0);
     Known {

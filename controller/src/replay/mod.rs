@@ -26,7 +26,6 @@ mod tests;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
@@ -37,7 +36,7 @@ use crate::detector::host::Known;
 use crate::detector::knobs::{AllKnobs, Knobs, Profile};
 use crate::detector::{Detector, Judged, Proof, Settings};
 use crate::event::State;
-use crate::view::LiveCell;
+use crate::view::LiveId;
 use measure::Tally;
 use read::{Clocks, HostLog, LOST};
 
@@ -301,7 +300,7 @@ fn stranger(host: usize) -> Known {
         profile: Profile::default(),
         frozen: None,
         domain: Default::default(),
-        live: Arc::new(LiveCell::default()),
+        live: LiveId::NONE,
     }
 }
 

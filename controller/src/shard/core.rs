@@ -34,7 +34,7 @@ use crate::ingest::admit::{Admitted, Challenge, admit, prove};
 use crate::metrics::{Reject, ShardMetrics, add, inc, set};
 use crate::replay::record::Recorder;
 use crate::shard::notices::{Facts, Notice, Notices};
-use crate::view::LiveCell;
+use crate::view::{LiveId, LiveTable};
 
 /// Least time between two challenges of one host by an ack.
 pub const EPOCH_CHALLENGE_EVERY: Duration = Duration::from_millis(200);
@@ -104,6 +104,8 @@ pub struct Identity {
     pub knobs: Arc<AllKnobs>,
     /// Which labels make a failure domain.
     pub domains: DomainLabels,
+    /// Where live figures are published.
+    pub live: Arc<LiveTable>,
     /// Seed for nonces and rounding; from the operating system in production.
     pub seed: u64,
 }
@@ -135,8 +137,10 @@ impl ShardCore {
         metrics: Arc<ShardMetrics>,
         now: Instant,
     ) -> Self {
+        let mut detector = Detector::new(settings, &identity.knobs, identity.seed, now);
+        detector.publish_to(Arc::clone(&identity.live));
         Self {
-            detector: Detector::new(settings, &identity.knobs, identity.seed, now),
+            detector,
             identity,
             settings,
             nonces: BTreeMap::new(),
@@ -336,7 +340,7 @@ impl ShardCore {
         h.hello_wanted = false;
         if h.facts_hash != hash {
             h.facts_hash = hash;
-            let live = Arc::clone(&h.live);
+            let live = h.live;
             let facts = facts(admitted, hello, from, false, live);
             h.domain = self.identity.domains.domain(&facts.labels);
             self.detector.set_profile(slot, self.identity.knobs.profile(&facts.labels));
@@ -364,8 +368,8 @@ impl ShardCore {
             }
             return;
         };
-        let live = Arc::new(LiveCell::default());
-        let facts = facts(admitted, hello, from, true, Arc::clone(&live));
+        let live = self.identity.live.take(self.identity.shard);
+        let facts = facts(admitted, hello, from, true, live);
         let known = Known {
             id: admitted.datagram.header.host,
             state: State::Pending,
@@ -661,7 +665,7 @@ fn facts(
     hello: &Hello<'_>,
     from: SocketAddr,
     new: bool,
-    live: Arc<LiveCell>,
+    live: LiveId,
 ) -> Facts {
     let mut facts = Facts {
         host: admitted.datagram.header.host,

@@ -6,12 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use heartwatch_common::id::{Boot, Generation, HostId};
 
 use crate::detector::host::{Transition, Turn};
-use crate::view::LiveCell;
+use crate::view::LiveId;
 
 /// Turns of one host kept while they wait; newer ones replace the newest.
 const TURNS_MAX: usize = 4;
@@ -38,7 +37,7 @@ pub struct Facts {
     /// Whether the host was unknown until now: nothing of it is proved yet.
     pub new: bool,
     /// Where its live figures are published.
-    pub live: Arc<LiveCell>,
+    pub live: LiveId,
 }
 
 /// News for the policy.

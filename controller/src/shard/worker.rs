@@ -447,6 +447,7 @@ mod tests {
             cadence: 10,
             knobs: Arc::new(config.knobs),
             domains: config.domain_labels,
+            live: Arc::default(),
             seed: 1,
         };
         let settings = Settings::new(&config.detector);

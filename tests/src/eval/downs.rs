@@ -17,7 +17,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Epoch, HostId, Seq};
@@ -28,7 +27,7 @@ use heartwatch_controller::detector::host::{Known, Turn};
 use heartwatch_controller::detector::peers::Domain;
 use heartwatch_controller::detector::{Detector, Judged, Proof, Settings};
 use heartwatch_controller::event::State;
-use heartwatch_controller::view::LiveCell;
+use heartwatch_controller::view::LiveId;
 use serde::Serialize;
 
 use super::schedule::{Plan, mix};
@@ -240,7 +239,7 @@ impl World {
                 domain: Domain(1 + slot % RACKS),
                 profile: Default::default(),
                 frozen: None,
-                live: Arc::new(LiveCell::default()),
+                live: LiveId::NONE,
             };
             let got = detector.register(known, ORIGIN);
             assert_eq!(got, Some(slot), "slots are given in order");

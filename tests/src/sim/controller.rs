@@ -30,6 +30,7 @@ use heartwatch_controller::store::{
     Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, EventRow, Finish, FinishVerdict,
     HostRow, NewEvent,
 };
+use heartwatch_controller::view::LiveId;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -186,6 +187,7 @@ impl SimController {
             cadence: 10,
             knobs: Arc::new(knobs.clone()),
             domains: domains.clone(),
+            live: Arc::default(),
             seed: self.rng.random(),
         };
         // What was counted before is kept, for the ledger.
@@ -196,7 +198,7 @@ impl SimController {
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         for row in self.rows.values() {
-            core.register(known_of(row, &domains, &knobs, wall, Arc::default()), monotonic);
+            core.register(known_of(row, &domains, &knobs, wall, LiveId::NONE), monotonic);
         }
         self.core = Some(core);
         self.policy = Policy::new(author(), rules());

@@ -47,6 +47,7 @@ impl World {
                 min: Duration::from_millis(500),
                 max: Duration::from_secs(30),
             })),
+            live: Arc::default(),
             seed: 1,
         };
         let settings = Settings {
@@ -419,7 +420,7 @@ fn a_key_that_was_revoked_before_a_restart_stays_revoked() {
         profile: Default::default(),
         frozen: None,
         domain: Default::default(),
-        live: Arc::new(LiveCell::default()),
+        live: LiveId::NONE,
     };
     w.core.register(known, ms(0));
     for generation in [0, 1] {
@@ -469,7 +470,7 @@ fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
             profile: Default::default(),
             frozen: None,
             domain: Default::default(),
-            live: Arc::new(LiveCell::default()),
+            live: LiveId::NONE,
         };
         w.core.register(known, ms(at));
         let stamp = w.stamp(5, 1, at, EPOCH);

@@ -1,88 +1,27 @@
 //! What readers see: the registry with its live figures. Readers never touch a shard.
 //!
 //! Rows change when a host's story turns, which is rare: they stand behind one lock that is held for a
-//! copy at most. What changes with every beat (last arrival, load) stands in a [`LiveCell`] per host
-//! that its shard writes with plain relaxed stores.
+//! copy at most. What changes with every beat (last arrival, load) stands in a [`LiveTable`], which
+//! shards write with plain relaxed stores.
 //!
 //! Slots are stable: a host keeps its slot until it is forgotten, so a page token is a slot number and a
 //! page is never shifted by joins. Every change of a row gets the next *change number*.
 
+mod live;
+
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use heartwatch_common::id::HostId;
-use heartwatch_common::load::{LoadSample, Share};
-use heartwatch_common::time::Instant;
 
 use crate::event::State;
 use crate::store::HostRow;
+pub use live::{Live, LiveId, LiveTable};
 
 /// Most hosts that one page holds.
 pub const PAGE_LEN_MAX: usize = 1_000;
 /// Slots looked at before a page is returned short, so that a filter that matches little stays bounded.
 const SCAN_LEN_MAX: usize = 2_000_000;
-
-/// What changes with every beat: written by one shard, read by anyone.
-#[derive(Debug, Default)]
-pub struct LiveCell {
-    last_arrival: AtomicU64,
-    interval_us: AtomicU64,
-    load: [AtomicU64; 2],
-}
-
-impl LiveCell {
-    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat.
-    pub fn beat(&self, arrival: Instant, gap_us: u64) {
-        self.last_arrival.store(arrival.0, Ordering::Relaxed);
-        self.interval_us.store(gap_us, Ordering::Relaxed);
-    }
-
-    /// Publishes a load sample.
-    pub fn load(&self, l: &LoadSample) {
-        let b = |s: Share| u64::from(s.to_byte());
-        let first = b(l.cpu_busy)
-            | b(l.memory_used) << 8
-            | b(l.swap_used) << 16
-            | b(l.disk_used) << 24
-            | b(l.psi_cpu) << 32
-            | b(l.psi_memory) << 40
-            | b(l.psi_io) << 48
-            | 1 << 56;
-        let second = u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16;
-        // Two stores may be read half old, half new: neighbouring samples, no harm.
-        self.load[0].store(first, Ordering::Relaxed);
-        self.load[1].store(second, Ordering::Relaxed);
-    }
-
-    /// The last proof of life; `None` before the first.
-    pub fn last_arrival(&self) -> Option<Instant> {
-        Some(self.last_arrival.load(Ordering::Relaxed)).filter(|ns| *ns > 0).map(Instant)
-    }
-
-    /// The gap that the last beat announced, microseconds.
-    pub fn gap_us(&self) -> u64 {
-        self.interval_us.load(Ordering::Relaxed)
-    }
-
-    /// The last load sample; `None` before the first.
-    pub fn sample(&self) -> Option<LoadSample> {
-        let first = self.load[0].load(Ordering::Relaxed);
-        let second = self.load[1].load(Ordering::Relaxed);
-        let share = |shift: u32| Share::from_byte((first >> shift) as u8);
-        (first >> 56 == 1).then(|| LoadSample {
-            cpu_busy: share(0),
-            memory_used: share(8),
-            swap_used: share(16),
-            disk_used: share(24),
-            psi_cpu: share(32),
-            psi_memory: share(40),
-            psi_io: share(48),
-            run_queue_centi: second as u16,
-            network_kib_per_s: (second >> 16) as u32,
-        })
-    }
-}
 
 /// One host as readers see it.
 #[derive(Clone, Debug)]
@@ -91,8 +30,8 @@ pub struct HostView {
     pub slot: u64,
     /// Its row.
     pub row: Arc<HostRow>,
-    /// What changes with every beat.
-    pub live: Arc<LiveCell>,
+    /// What changes with every beat, as it was when this was asked for.
+    pub live: Live,
     /// The change number of its last change.
     pub changed: u64,
 }
@@ -117,9 +56,16 @@ impl Filter {
     }
 }
 
+#[derive(Clone)]
+struct Entry {
+    row: Arc<HostRow>,
+    live: LiveId,
+    changed: u64,
+}
+
 #[derive(Default)]
 struct Inner {
-    slots: Vec<Option<HostView>>,
+    slots: Vec<Option<Entry>>,
     free: Vec<usize>,
     index: HashMap<HostId, usize>,
     counts: [u64; State::ALL.len()],
@@ -130,11 +76,26 @@ struct Inner {
 #[derive(Default)]
 pub struct View {
     inner: RwLock<Inner>,
+    live: Arc<LiveTable>,
 }
 
 impl View {
+    /// Where shards publish what changes with every beat.
+    pub fn live(&self) -> &Arc<LiveTable> {
+        &self.live
+    }
+
+    fn show(&self, slot: usize, entry: &Entry) -> HostView {
+        HostView {
+            slot: slot as u64,
+            row: Arc::clone(&entry.row),
+            live: self.live.get(entry.live),
+            changed: entry.changed,
+        }
+    }
+
     /// Adds a host or replaces its row; its live cell stays, unless `live` brings one.
-    pub fn upsert(&self, row: HostRow, live: Option<Arc<LiveCell>>) {
+    pub fn upsert(&self, row: HostRow, live: Option<LiveId>) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let inner = &mut *inner;
         inner.change += 1;
@@ -158,7 +119,7 @@ impl View {
         });
         inner.index.insert(row.id, slot);
         let live = live.unwrap_or_default();
-        inner.slots[slot] = Some(HostView { slot: slot as u64, row, live, changed });
+        inner.slots[slot] = Some(Entry { row, live, changed });
     }
 
     /// Removes a host. `false` if it was not there.
@@ -176,13 +137,16 @@ impl View {
     /// One host.
     pub fn get(&self, id: HostId) -> Option<HostView> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        inner.index.get(&id).and_then(|slot| inner.slots[*slot].clone())
+        let slot = *inner.index.get(&id)?;
+        inner.slots[slot].as_ref().map(|entry| self.show(slot, entry))
     }
 
     /// Hosts whose name is exactly this; at most two, enough to tell "ambiguous" from "the one".
     pub fn by_name(&self, name: &str) -> Vec<HostView> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        inner.slots.iter().flatten().filter(|h| h.row.name == name).take(2).cloned().collect()
+        let named = |e: &Entry| e.row.name == name;
+        let all = inner.slots.iter().enumerate().filter_map(|(i, e)| Some((i, e.as_ref()?)));
+        all.filter(|(_, e)| named(e)).take(2).map(|(i, e)| self.show(i, e)).collect()
     }
 
     /// A page of hosts from slot `from` on, at most `limit` (bounded by [`PAGE_LEN_MAX`]), and the slot
@@ -196,7 +160,8 @@ impl View {
             if page.len() == limit || scanned == SCAN_LEN_MAX {
                 return (page, Some(slot as u64));
             }
-            page.extend(inner.slots[slot].iter().filter(|h| filter.matches(&h.row)).cloned());
+            let found = inner.slots[slot].iter().filter(|e| filter.matches(&e.row));
+            page.extend(found.map(|e| self.show(slot, e)));
         }
         (page, None)
     }
@@ -204,7 +169,9 @@ impl View {
     /// Calls `f` for every host, under the read lock: keep it short.
     pub fn for_each(&self, mut f: impl FnMut(&HostView)) {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        inner.slots.iter().flatten().for_each(&mut f);
+        for (slot, entry) in inner.slots.iter().enumerate() {
+            entry.iter().for_each(|e| f(&self.show(slot, e)));
+        }
     }
 
     /// How many hosts are in each state, in the order of [`State::ALL`].
@@ -273,20 +240,5 @@ mod tests {
         assert_eq!(view.by_name("host-2").len(), 1);
         assert!(view.remove(HostId([2; 16])) && !view.remove(HostId([2; 16])));
         assert_eq!(view.counts(), [0, 1, 0, 0, 0]);
-    }
-
-    #[test]
-    fn a_load_sample_survives_its_cell() {
-        let cell = LiveCell::default();
-        assert_eq!((cell.sample(), cell.last_arrival()), (None, None));
-        let sample = LoadSample {
-            cpu_busy: Share::from_ratio(0.5),
-            run_queue_centi: 1234,
-            network_kib_per_s: u32::MAX,
-            ..LoadSample::UNKNOWN
-        };
-        cell.load(&sample);
-        cell.beat(Instant(9), 1_000_000);
-        assert_eq!((cell.sample(), cell.last_arrival()), (Some(sample), Some(Instant(9))));
     }
 }

@@ -1,0 +1,263 @@
+//! What changes with every beat: 24 bytes a host, written by its shard, read by anyone.
+//!
+//! | bytes | holds |
+//! | --- | --- |
+//! | 0..8 | arrival of the last proof of life, nanoseconds; 0 = none yet |
+//! | 8..15 | seven shares of the load sample, one byte each as on the wire |
+//! | 15 | 1 once there is a load sample |
+//! | 16..18 | run queue, as on the wire |
+//! | 18..22 | network, KiB/s |
+//! | 22..24 | the gap that the last beat announced: milliseconds below 2¹⁵, else seconds with the top bit set |
+//!
+//! A cell is written by one thread, the host's shard, with plain relaxed stores; a reader may see half of
+//! one beat and half of the next, which are neighbours. Cells stand in chunks that appear as they are
+//! needed and never move, so neither side ever waits. A chunk belongs to one *lane* (a shard), so that two
+//! shards never write to one cache line.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use heartwatch_common::load::{LoadSample, Share};
+use heartwatch_common::time::Instant;
+
+/// Cells in a chunk.
+const CHUNK_LEN: usize = 16_384;
+/// Chunks of a table: 16 million cells.
+const CHUNKS_MAX: usize = 1_024;
+/// Bit of the second word that says that there is a load sample.
+const HAS_LOAD: u64 = 1 << 56;
+/// Where the gap stands in the third word.
+const GAP_SHIFT: u32 = 48;
+/// Marks a gap that is told in seconds.
+const GAP_SECONDS: u64 = 1 << 15;
+
+/// Which cell of a [`LiveTable`] is a host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveId(u32);
+
+impl LiveId {
+    /// No cell: what is published there is not kept.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+impl Default for LiveId {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// What a cell held when it was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Live {
+    /// The last proof of life; `None` before the first.
+    pub last_arrival: Option<Instant>,
+    /// The gap that the last beat announced, to the millisecond below 32 s, to the second above.
+    pub gap: Duration,
+    /// The last load sample; `None` before the first.
+    pub load: Option<LoadSample>,
+}
+
+#[derive(Debug, Default)]
+struct Cell([AtomicU64; 3]);
+
+/// The cells of all hosts.
+pub struct LiveTable {
+    chunks: Box<[OnceLock<Box<[Cell]>>]>,
+    places: Mutex<Places>,
+}
+
+/// Which cells are free.
+#[derive(Default)]
+struct Places {
+    /// To which lane each chunk belongs.
+    owners: Vec<u16>,
+    lanes: Vec<Lane>,
+}
+
+#[derive(Clone, Default)]
+struct Lane {
+    /// Given back.
+    free: Vec<u32>,
+    /// Never given out yet, in the lane's newest chunk.
+    fresh: std::ops::Range<u32>,
+}
+
+impl Default for LiveTable {
+    fn default() -> Self {
+        let chunks = (0..CHUNKS_MAX).map(|_| OnceLock::new()).collect();
+        Self { chunks, places: Mutex::default() }
+    }
+}
+
+impl std::fmt::Debug for LiveTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveTable").finish_non_exhaustive()
+    }
+}
+
+impl LiveTable {
+    /// Takes an empty cell for a host of a shard; [`LiveId::NONE`] if all 16 million are taken.
+    pub fn take(&self, lane: u16) -> LiveId {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let Places { owners, lanes } = &mut *places;
+        if lanes.len() <= usize::from(lane) {
+            lanes.resize(usize::from(lane) + 1, Lane::default());
+        }
+        let own = &mut lanes[usize::from(lane)];
+        if let Some(id) = own.free.pop() {
+            return LiveId(id);
+        }
+        if own.fresh.is_empty() {
+            let Some(chunk) = self.chunks.get(owners.len()) else { return LiveId::NONE };
+            chunk.get_or_init(|| (0..CHUNK_LEN).map(|_| Cell::default()).collect());
+            let first = (owners.len() * CHUNK_LEN) as u32;
+            own.fresh = first..first + CHUNK_LEN as u32;
+            owners.push(lane);
+        }
+        own.fresh.next().map_or(LiveId::NONE, LiveId)
+    }
+
+    /// Gives a cell back. Only its writer may do that, and only once.
+    pub fn give_back(&self, id: LiveId) {
+        let Some(cell) = self.cell(id) else { return };
+        cell.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let Places { owners, lanes } = &mut *places;
+        let lane = owners[id.0 as usize / CHUNK_LEN];
+        lanes[usize::from(lane)].free.push(id.0);
+    }
+
+    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat.
+    pub fn beat(&self, id: LiveId, arrival: Instant, gap: Duration) {
+        let Some(cell) = self.cell(id) else { return };
+        cell.0[0].store(arrival.0, Ordering::Relaxed);
+        let third = cell.0[2].load(Ordering::Relaxed);
+        let with_gap = third & !(u64::MAX << GAP_SHIFT) | gap_code(gap) << GAP_SHIFT;
+        cell.0[2].store(with_gap, Ordering::Relaxed);
+    }
+
+    /// Publishes a load sample.
+    pub fn load(&self, id: LiveId, l: &LoadSample) {
+        let Some(cell) = self.cell(id) else { return };
+        let shares = [
+            l.cpu_busy,
+            l.memory_used,
+            l.swap_used,
+            l.disk_used,
+            l.psi_cpu,
+            l.psi_memory,
+            l.psi_io,
+            Share::UNKNOWN,
+        ];
+        let second = u64::from_le_bytes(shares.map(Share::to_byte)) & (HAS_LOAD - 1) | HAS_LOAD;
+        cell.0[1].store(second, Ordering::Relaxed);
+        let gap = cell.0[2].load(Ordering::Relaxed) & u64::MAX << GAP_SHIFT;
+        let figures = u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16;
+        cell.0[2].store(gap | figures, Ordering::Relaxed);
+    }
+
+    /// Reads a cell; nothing is known of [`LiveId::NONE`].
+    pub fn get(&self, id: LiveId) -> Live {
+        let Some(cell) = self.cell(id) else { return Live::default() };
+        let [first, second, third] = [0, 1, 2].map(|i: usize| cell.0[i].load(Ordering::Relaxed));
+        let share = second.to_le_bytes().map(Share::from_byte);
+        let load = (second & HAS_LOAD != 0).then(|| LoadSample {
+            cpu_busy: share[0],
+            memory_used: share[1],
+            swap_used: share[2],
+            disk_used: share[3],
+            psi_cpu: share[4],
+            psi_memory: share[5],
+            psi_io: share[6],
+            run_queue_centi: third as u16,
+            network_kib_per_s: (third >> 16) as u32,
+        });
+        let last_arrival = Some(first).filter(|ns| *ns > 0).map(Instant);
+        Live { last_arrival, gap: gap_of(third >> GAP_SHIFT), load }
+    }
+
+    fn cell(&self, id: LiveId) -> Option<&Cell> {
+        let at = id.0 as usize;
+        self.chunks.get(at / CHUNK_LEN)?.get()?.get(at % CHUNK_LEN)
+    }
+}
+
+fn gap_code(gap: Duration) -> u64 {
+    let ms = gap.as_millis() as u64;
+    if ms < GAP_SECONDS { ms } else { GAP_SECONDS | gap.as_secs().min(GAP_SECONDS - 1) }
+}
+
+fn gap_of(code: u64) -> Duration {
+    if code < GAP_SECONDS {
+        Duration::from_millis(code)
+    } else {
+        Duration::from_secs(code - GAP_SECONDS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_beat_says_survives_its_cell() {
+        let table = LiveTable::default();
+        let (id, other) = (table.take(0), table.take(0));
+        assert_eq!(table.get(id), Live::default());
+        let sample = LoadSample {
+            cpu_busy: Share::from_ratio(0.5),
+            run_queue_centi: 1234,
+            network_kib_per_s: u32::MAX,
+            psi_io: Share::from_ratio(1.0),
+            ..LoadSample::UNKNOWN
+        };
+        table.load(id, &sample);
+        table.beat(id, Instant(9), Duration::from_millis(1_500));
+        let live = Live {
+            last_arrival: Some(Instant(9)),
+            gap: Duration::from_millis(1_500),
+            load: Some(sample),
+        };
+        assert_eq!((table.get(id), table.get(other)), (live, Live::default()));
+        let idle = LoadSample { run_queue_centi: 0, network_kib_per_s: 0, ..sample };
+        table.load(id, &idle);
+        assert_eq!(table.get(id), Live { load: Some(idle), ..live });
+        table.beat(id, Instant(10), Duration::from_secs(3_600));
+        let gap = Duration::from_secs(3_600);
+        let later = Live { last_arrival: Some(Instant(10)), gap, load: Some(idle) };
+        assert_eq!(table.get(id), later);
+    }
+
+    #[test]
+    fn gaps_round_down_to_what_the_code_tells() {
+        for ms in [0, 1, 999, 32_767, 32_768, 60_500, 3_600_000] {
+            let (gap, exact) = (Duration::from_millis(ms), ms < GAP_SECONDS);
+            let told = gap_of(gap_code(gap));
+            assert_eq!(told, if exact { gap } else { Duration::from_secs(ms / 1_000) });
+        }
+        assert_eq!(gap_of(gap_code(Duration::MAX)), Duration::from_secs(32_767));
+    }
+
+    #[test]
+    fn cells_are_used_again_empty_and_lanes_share_no_chunk() {
+        let table = LiveTable::default();
+        let mine: Vec<LiveId> = (0..3).map(|_| table.take(0)).collect();
+        let theirs = table.take(5);
+        assert_ne!(mine[0].0 as usize / CHUNK_LEN, theirs.0 as usize / CHUNK_LEN);
+        table.beat(mine[1], Instant(7), Duration::from_secs(1));
+        table.give_back(mine[1]);
+        assert_eq!(table.get(mine[1]), Live::default());
+        assert_eq!(table.take(0), mine[1]);
+        assert_ne!(table.take(5), mine[1]);
+    }
+
+    #[test]
+    fn no_cell_holds_nothing_and_breaks_nothing() {
+        let table = LiveTable::default();
+        table.beat(LiveId::NONE, Instant(1), Duration::ZERO);
+        table.load(LiveId::NONE, &LoadSample::UNKNOWN);
+        table.give_back(LiveId::NONE);
+        assert_eq!(table.get(LiveId::NONE), Live::default());
+    }
+}
