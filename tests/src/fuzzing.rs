@@ -15,7 +15,7 @@ use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{self, Ack, DATAGRAM_LEN_MAX, Datagram, Header, Message, TAG_LEN};
 use heartwatch_controller::config::RawConfig;
-use heartwatch_controller::ingest::admit::{Seen, admit, nonce_of, prove};
+use heartwatch_controller::ingest::admit::{Newest, Past, admit, nonce_of, prove};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -89,30 +89,26 @@ fn encoded(datagram: &Datagram<'_>) -> Vec<u8> {
 
 /// Whether a stamp proves life must have an answer for any history.
 fn judge(stamp: &wire::Stamp) {
+    let next = Boot(stamp.boot.0.wrapping_add(1));
     let histories = [
-        Seen::default(),
-        Seen { boot: stamp.boot, seq: stamp.seq, ..Seen::default() },
-        Seen {
-            boot: stamp.boot,
-            boot_max: stamp.boot,
-            seq: Seq(0),
-            sent: Instant(0),
-            baseline_ns: Some(i64::MIN),
-            strict: false,
-            challenged_until: Instant::FAR,
-        },
-        Seen {
-            boot: Boot(stamp.boot.0.wrapping_add(1)),
-            boot_max: Boot(stamp.boot.0.wrapping_add(1)),
-            seq: Seq(u32::MAX),
-            sent: Instant::FAR,
-            baseline_ns: Some(i64::MAX),
-            strict: true,
-            challenged_until: NOW,
-        },
+        (Newest::default(), Past::default()),
+        (Newest { boot: stamp.boot, seq: stamp.seq, ..Newest::default() }, Past::default()),
+        (
+            Newest { boot: stamp.boot, seq: Seq(0), sent: Instant(0), baseline_ns: Some(i64::MIN) },
+            Past { boot_max: stamp.boot, strict: false, challenged_until: Instant::FAR },
+        ),
+        (
+            Newest {
+                boot: next,
+                seq: Seq(u32::MAX),
+                sent: Instant::FAR,
+                baseline_ns: Some(i64::MAX),
+            },
+            Past { boot_max: next, strict: true, challenged_until: NOW },
+        ),
     ];
-    for seen in histories {
-        let proof = prove(&seen, stamp, NOW, EPOCH, Duration::from_secs(30));
+    for (seen, past) in histories {
+        let proof = prove(&seen, || past, stamp, NOW, EPOCH, Duration::from_secs(30));
         if proof.is_ok() {
             assert_eq!(stamp.epoch, EPOCH, "a recording proved life");
             assert!((stamp.boot, stamp.seq) > (seen.boot, seen.seq), "a replay proved life");

@@ -1,6 +1,7 @@
 //! The record of one host and the turns its story can take.
 
-use std::net::SocketAddr;
+use std::mem::offset_of;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Generation, HostId, KeyId, Seq};
@@ -13,11 +14,11 @@ use super::knobs::Profile;
 use super::peers::Domain;
 use super::timeout::{GroupId, Learned, MarginSource, Patience};
 use crate::event::{Cause, State};
-use crate::ingest::admit::Seen;
+use crate::ingest::admit::{Newest, Past};
 use crate::view::LiveId;
 
 /// Newest overdue times kept for `why`.
-pub const RECENT: usize = 8;
+pub const RECENT: usize = 4;
 
 /// What is known of a host when it is registered.
 #[derive(Clone, Debug)]
@@ -64,73 +65,255 @@ impl Excused {
     }
 }
 
-/// The record of one host.
+/// An internet address in 24 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Address {
+    ip: [u8; 16],
+    scope: u32,
+    port: u16,
+    /// 0 = none, 4, 6.
+    family: u8,
+}
+
+impl Address {
+    pub(crate) fn get(self) -> Option<SocketAddr> {
+        let [a, b, c, d, ..] = self.ip;
+        match self.family {
+            4 => Some(SocketAddr::from(([a, b, c, d], self.port))),
+            6 => Some(SocketAddrV6::new(self.ip.into(), self.port, 0, self.scope).into()),
+            _ => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(v4) => {
+                let mut ip = [0; 16];
+                ip[..4].copy_from_slice(&v4.ip().octets());
+                Self { ip, scope: 0, port: v4.port(), family: 4 }
+            }
+            SocketAddr::V6(v6) => {
+                Self { ip: v6.ip().octets(), scope: v6.scope_id(), port: v6.port(), family: 6 }
+            }
+        }
+    }
+}
+
+/// Two boots answer under this identity.
+pub(crate) const DUPLICATE: u8 = 1;
+/// [`Rare::excused`] says why its silence is not held against it.
+pub(crate) const EXCUSED: u8 = 2;
+/// An operator keeps its margin at `frozen_ms`.
+pub(crate) const FROZEN: u8 = 4;
+/// It has been heard since the start, under the key that `key_id` and `key_generation` tell.
+pub(crate) const KEYED: u8 = 8;
+/// It shall say hello.
+pub(crate) const HELLO_WANTED: u8 = 16;
+/// It is expected, and was reported missing.
+pub(crate) const MISSING_REPORTED: u8 = 32;
+
+/// The record of one host: four cache lines, of which a beat like any other touches three.
 #[derive(Clone, Debug)]
+#[repr(C, align(128))]
 pub(crate) struct Host {
-    pub(crate) id: HostId,
-    pub(crate) state: State,
-    pub(crate) boot: Boot,
-    pub(crate) boot_max: Boot,
-    pub(crate) seq: Seq,
+    // First and second line: what says whether a beat is fresh, and until when the host is alive.
     pub(crate) sent: Instant,
-    pub(crate) generation: Generation,
-    pub(crate) address: Option<SocketAddr>,
     /// When the next beat is expected.
     pub(crate) expected: Instant,
-    /// When patience ends.
-    pub(crate) deadline: Instant,
-    pub(crate) last_arrival: Option<Instant>,
-    pub(crate) gap: Duration,
+    /// When it was last heard; zero: never since the start.
+    heard: Instant,
+    /// When its row will next be looked at, while it stands in one.
+    pub(crate) due: Instant,
     pub(crate) learned: Learned,
-    pub(crate) group: GroupId,
+    pub(crate) id: HostId,
+    pub(crate) seq: Seq,
+    pub(crate) boot: Boot,
+    /// What its last datagram announced, microseconds.
+    gap_us: u32,
+    pub(crate) generation: Generation,
+    pub(crate) key_generation: Generation,
+    pub(crate) key_id: KeyId,
+    pub(crate) flags: u8,
+    pub(crate) state: State,
     /// Index of its knobs.
     pub(crate) knobs: u8,
-    /// Where an operator keeps its margin.
-    pub(crate) frozen: Option<Duration>,
+    pub(crate) group: GroupId,
+    /// Which of the shard's sockets its last proof of life came in by.
+    pub(crate) listen: u8,
+    /// Its agent's round trip to us, as its beats tell.
+    pub(crate) round_trip: RoundTrip,
+
+    // Third line: what each beat leaves behind for people, and where it came from.
+    pub(crate) address: Address,
+    pub(crate) live: LiveId,
     /// Inter-arrival mean and mean deviation, microseconds; 0 = none yet.
     pub(crate) mean_us: u32,
     pub(crate) deviation_us: u32,
     /// What 99 of 100 inter-arrival times do not exceed, about, microseconds; 0 = none yet.
     pub(crate) p99_us: u32,
     /// Newest overdue times, microseconds, newest at `recent_len − 1` modulo [`RECENT`].
-    pub(crate) recent: [i32; RECENT],
-    pub(crate) recent_len: u32,
-    /// How much of each was its own timer's doing, milliseconds.
-    pub(crate) recent_late: [u16; RECENT],
+    recent: [i32; RECENT],
+    /// How much of each was its own timer's doing.
+    recent_late: [RoundTrip; RECENT],
     pub(crate) late_ms: u16,
-    pub(crate) mistakes: u32,
+    /// How many there are; from [`RECENT`] on, only its remainder counts.
+    recent_len: u8,
+
+    // Fourth line: what a beat like any other leaves alone.
+    /// When patience ends, unless the host is alive and has been heard: see [`Host::deadline`].
+    pub(crate) until: Instant,
     pub(crate) challenged_until: Instant,
     /// When it may next be challenged by an ack, and by a nonce.
     pub(crate) challenge_next: Instant,
     pub(crate) nonce_next: Instant,
-    pub(crate) hello_wanted: bool,
     pub(crate) facts_hash: u64,
+    pub(crate) boot_max: Boot,
+    pub(crate) mistakes: u32,
+    /// Its failure domain, by the newest labels that are known.
+    pub(crate) domain: Domain,
+    /// Where an operator keeps its margin, milliseconds, if [`FROZEN`].
+    frozen_ms: u32,
+}
+
+/// Cache lines of a record that every beat needs.
+pub(crate) const BEAT_LINES: usize = 3;
+
+const _: () = assert!(size_of::<Option<Host>>() == 256, "four lines, none for the Option");
+const _: () = assert!(offset_of!(Host, address) == 128 && offset_of!(Host, until) == 192);
+
+/// What is known of few hosts at a time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rare {
+    /// What excuses its silence, or did before it was judged.
+    pub(crate) excused: Option<Excused>,
     /// The life before the present one, and until when its return would mean two of them.
     pub(crate) other_boot: Boot,
     pub(crate) other_until: Instant,
-    pub(crate) duplicate: bool,
-    pub(crate) missing_reported: bool,
-    /// What excuses its silence, or did before it was judged; `None` once it is heard again.
-    pub(crate) excused: Option<Excused>,
-    /// Which key its last proof of life was sealed under; `None` since the controller's start.
-    pub(crate) key: Option<(KeyId, Generation)>,
-    /// Which of the shard's sockets its last proof of life came in by.
-    pub(crate) listen: u8,
-    /// Its failure domain, by the newest labels that are known.
-    pub(crate) domain: Domain,
-    /// Its agent's round trip to us, as its beats tell.
-    pub(crate) round_trip: RoundTrip,
-    pub(crate) live: LiveId,
 }
 
 impl Host {
-    pub(crate) fn seen(&self) -> Seen {
-        Seen {
+    /// One of which no more is known; `due` is when it must have been heard.
+    pub(crate) fn new(known: &Known, due: Option<Instant>, now: Instant) -> Self {
+        let mut host = Self {
+            sent: Instant(0),
+            expected: due.unwrap_or(now),
+            heard: Instant(0),
+            due: Instant::FAR,
+            learned: Learned::default(),
+            id: known.id,
+            seq: Seq(0),
+            boot: known.boot,
+            gap_us: 1_000_000,
+            generation: known.generation,
+            key_generation: Generation(0),
+            key_id: KeyId(0),
+            flags: 0,
+            state: known.state,
+            knobs: 0,
+            group: GroupId(0),
+            listen: 0,
+            round_trip: RoundTrip::UNKNOWN,
+            address: known.address.map_or_else(Address::default, Address::from),
+            live: known.live,
+            mean_us: 0,
+            deviation_us: 0,
+            p99_us: 0,
+            recent: [0; RECENT],
+            recent_late: [RoundTrip::UNKNOWN; RECENT],
+            late_ms: 0,
+            recent_len: 0,
+            until: due.unwrap_or(Instant::FAR),
+            challenged_until: Instant(0),
+            challenge_next: Instant(0),
+            nonce_next: Instant(0),
+            facts_hash: 0,
+            boot_max: known.boot,
+            mistakes: 0,
+            domain: known.domain,
+            frozen_ms: 0,
+        };
+        host.flag(HELLO_WANTED, known.state == State::Pending);
+        host.flag(DUPLICATE, known.duplicate);
+        host.flag(MISSING_REPORTED, known.missing_reported);
+        host.freeze(known.frozen);
+        host
+    }
+
+    pub(crate) fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(crate) fn flag(&mut self, flag: u8, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
+    }
+
+    /// When it was last heard, since the start.
+    pub(crate) fn last_arrival(&self) -> Option<Instant> {
+        Some(self.heard).filter(|at| at.0 > 0)
+    }
+
+    pub(crate) fn hear(&mut self, at: Instant) {
+        self.heard = at;
+    }
+
+    /// What its last datagram announced.
+    pub(crate) fn gap(&self) -> Duration {
+        Duration::from_micros(u64::from(self.gap_us))
+    }
+
+    /// Takes an announced gap, which is below 72 minutes.
+    pub(crate) fn set_gap(&mut self, gap: Duration) {
+        self.gap_us = u32::try_from(gap.as_micros()).unwrap_or(u32::MAX);
+    }
+
+    /// Keeps its margin there (to the millisecond), or lets it learn.
+    pub(crate) fn freeze(&mut self, margin: Option<Duration>) {
+        self.flag(FROZEN, margin.is_some());
+        let ms = margin.unwrap_or_default().as_millis();
+        self.frozen_ms = u32::try_from(ms).unwrap_or(u32::MAX);
+    }
+
+    /// Where an operator keeps its margin.
+    pub(crate) fn frozen(&self) -> Option<Duration> {
+        self.is(FROZEN).then(|| Duration::from_millis(u64::from(self.frozen_ms)))
+    }
+
+    /// Which key its last proof of life was sealed under; `None` since the controller's start.
+    pub(crate) fn key(&self) -> Option<(KeyId, Generation)> {
+        self.is(KEYED).then_some((self.key_id, self.key_generation))
+    }
+
+    /// When its patience ends. Of an alive host that has been heard it follows from its last beat and its
+    /// margin, so that no beat needs to write it down.
+    pub(crate) fn deadline(&self, patience: &Patience) -> Instant {
+        if self.state == State::Alive && self.heard.0 > 0 {
+            self.expected + self.margin(patience).0
+        } else {
+            self.until
+        }
+    }
+
+    /// What it has proved in the life that is known.
+    pub(crate) fn newest(&self) -> Newest {
+        Newest {
             boot: self.boot,
-            boot_max: self.boot_max,
             seq: self.seq,
             sent: self.sent,
             baseline_ns: self.learned.baseline_ns(),
+        }
+    }
+
+    /// What else it has proved.
+    pub(crate) fn past(&self) -> Past {
+        Past {
+            boot_max: self.boot_max,
             strict: matches!(self.state, State::Suspect | State::Down),
             challenged_until: self.challenged_until,
         }
@@ -138,7 +321,7 @@ impl Host {
 
     /// Learns the plain inter-arrival time, for people.
     pub(crate) fn inter_arrival(&mut self, since_last: Duration) {
-        let us = i64::try_from(since_last.as_micros()).unwrap_or(i64::MAX).min(i64::from(u32::MAX));
+        let us = (since_last.as_nanos() as u64 / 1_000).min(u64::from(u32::MAX)) as i64;
         if self.mean_us == 0 {
             self.mean_us = us as u32;
             self.deviation_us = (us / 2) as u32;
@@ -155,19 +338,32 @@ impl Host {
 
     /// How much later than expected its next beat may come, and what says so.
     pub(crate) fn margin(&self, patience: &Patience) -> (Duration, MarginSource) {
-        self.frozen.map_or_else(|| self.learned.margin(patience), |m| (m, MarginSource::Frozen))
+        match self.frozen() {
+            Some(margin) => (margin, MarginSource::Frozen),
+            None => self.learned.margin(patience),
+        }
     }
 
     pub(crate) fn remember_overdue(&mut self, overdue_ns: i64, late_ms: u16) {
         let us = (overdue_ns / 1_000).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
-        self.recent[self.recent_len as usize % RECENT] = us;
-        self.recent_late[self.recent_len as usize % RECENT] = late_ms;
-        self.recent_len = self.recent_len.wrapping_add(1);
+        let at = usize::from(self.recent_len) % RECENT;
+        self.recent[at] = us;
+        self.recent_late[at] = match late_ms {
+            0 => RoundTrip::UNKNOWN,
+            ms => RoundTrip::new(Duration::from_millis(ms.into())),
+        };
+        // Before it wraps, back to the same place of the ring.
+        self.recent_len = self.recent_len.checked_add(1).unwrap_or(RECENT as u8);
+    }
+
+    /// Whether no overdue time has been noted yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.recent_len == 0
     }
 
     /// Places of the newest overdue times, newest first.
     fn recent_places(&self) -> impl Iterator<Item = usize> + use<> {
-        let len = self.recent_len as usize;
+        let len = usize::from(self.recent_len);
         (1..=len.min(RECENT)).map(move |back| (len - back) % RECENT)
     }
 
@@ -176,9 +372,10 @@ impl Host {
         self.recent_places().map(|at| f64::from(self.recent[at]) / 1e3).collect()
     }
 
-    /// How late the host's own timer was each time, newest first, milliseconds.
+    /// How late the host's own timer was each time, to 6 %, newest first, milliseconds.
     pub(crate) fn recent_late_ms(&self) -> Vec<u16> {
-        self.recent_places().map(|at| self.recent_late[at]).collect()
+        let ms = |late: RoundTrip| late.duration().map_or(0, |d| d.as_millis() as u16);
+        self.recent_places().map(|at| ms(self.recent_late[at])).collect()
     }
 }
 

@@ -72,8 +72,9 @@ impl Rows {
         self.rows.partition_point(|r| r.wait <= remaining).saturating_sub(1)
     }
 
-    /// Files a slot to be looked at no later than `deadline`, and takes it out of its row first.
-    pub fn file(&mut self, slot: u32, deadline: Instant, now: Instant) {
+    /// Files a slot to be looked at no later than `deadline`, and takes it out of its row first. Answers
+    /// when it will be looked at.
+    pub fn file(&mut self, slot: u32, deadline: Instant, now: Instant) -> Instant {
         self.unfile(slot);
         let at = slot as usize;
         if at >= self.links.len() {
@@ -92,6 +93,7 @@ impl Rows {
             self.links[tail as usize].next = slot;
         }
         self.rows[row].tail = slot;
+        now + self.rows[row].wait
     }
 
     /// Files a slot again only if it would otherwise be looked at after `deadline`.

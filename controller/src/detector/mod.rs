@@ -22,32 +22,42 @@ pub mod confirm;
 pub mod dice;
 pub mod doubt;
 pub mod host;
+mod index;
 pub mod knobs;
 pub mod lru;
 pub mod peers;
+pub(crate) mod prefetch;
+mod records;
+mod slab;
 pub mod timeout;
+mod why;
+
+pub use records::Ahead;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap};
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
-use heartwatch_common::wire::{Leave, RoundTrip, Stamp};
+use heartwatch_common::wire::{Leave, Stamp};
 
-use crate::control::{ExcuseWhy, HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
 use crate::event::{Cause, State};
-use crate::ingest::admit::Seen;
 use crate::view::LiveTable;
 use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
-use host::{Evidence, Excused, Host, Known, Transition, Turn};
-use knobs::{AllKnobs, Profile, Turned};
+use host::{
+    Address, DUPLICATE, EXCUSED, Evidence, Excused, HELLO_WANTED, Host, MISSING_REPORTED, Rare,
+    Transition, Turn,
+};
+use index::Index;
+use knobs::{AllKnobs, Turned};
 use lru::Rows;
-use timeout::{Context, GroupId, LEARN_MAX, Learned, MarginSource, Patience, Siblings};
+use slab::Slab;
+use timeout::{GroupId, LEARN_MAX, MarginSource, Siblings};
 
 /// Most hosts of one detector.
 pub const HOSTS_MAX: usize = 4_000_000;
@@ -172,9 +182,11 @@ pub enum Judged {
 #[derive(Clone, Debug)]
 pub struct Detector {
     settings: Settings,
-    hosts: Vec<Option<Host>>,
-    free: Vec<u32>,
-    index: HashMap<HostId, u32>,
+    hosts: Slab,
+    index: Index,
+    hashes: DefaultHashBuilder,
+    /// What is known of few hosts.
+    rare: HashMap<u32, Rare>,
     rows: Rows,
     confirm: Confirm,
     doubt: Doubt,
@@ -208,9 +220,10 @@ impl Detector {
     pub fn new(settings: Settings, knobs: &AllKnobs, seed: u64, now: Instant) -> Self {
         Self {
             settings,
-            hosts: Vec::new(),
-            free: Vec::new(),
-            index: HashMap::new(),
+            hosts: Slab::default(),
+            index: Index::default(),
+            hashes: DefaultHashBuilder::default(),
+            rare: HashMap::new(),
             rows: Rows::default(),
             confirm: Confirm::new(settings.plan, now),
             doubt: Doubt::new(now, settings.doubt_max),
@@ -235,61 +248,6 @@ impl Detector {
         self.live = live;
     }
 
-    /// Takes what a host's labels make of it.
-    pub fn set_profile(&mut self, slot: u32, profile: Profile) {
-        let group = self.group(profile.group);
-        let knobs = profile.knobs.min((self.knobs.len() - 1) as u8);
-        self.count(slot, |alive, one| alive - one);
-        let h = self.host_mut(slot);
-        (h.group, h.knobs) = (group, knobs);
-        self.count(slot, |alive, one| alive + one);
-    }
-
-    fn group(&mut self, name: u64) -> GroupId {
-        if name == 0 {
-            return GroupId(0);
-        }
-        if let Some(known) = self.groups.get(&name) {
-            return *known;
-        }
-        let group = self.siblings.add_group();
-        // Names beyond the last group are not remembered: whoever invents labels gets no memory for it.
-        if group != GroupId(0) {
-            self.groups.insert(name, group);
-        }
-        group
-    }
-
-    /// Keeps a host's margin where an operator wants it, or lets it learn again. It holds from the
-    /// present deadline on.
-    pub fn freeze(&mut self, slot: u32, margin: Option<Duration>) {
-        self.host_mut(slot).frozen = margin;
-        let h = self.host(slot);
-        if h.state == State::Alive && h.last_arrival.is_some() {
-            let deadline = h.expected + self.margin(h).0;
-            self.host_mut(slot).deadline = deadline;
-            self.rows.hasten(slot, deadline, self.clock);
-        }
-    }
-
-    /// Counts a host in or out of those alive under its knobs.
-    fn count(&mut self, slot: u32, change: impl Fn(u64, u64) -> u64) {
-        let h = self.hosts[slot as usize].as_ref().expect("slot is live: the index owns it");
-        let alive = &mut self.knobs[usize::from(h.knobs)].alive;
-        *alive = change(*alive, u64::from(h.state == State::Alive));
-    }
-
-    /// The slot of a host.
-    pub fn slot(&self, id: HostId) -> Option<u32> {
-        self.index.get(&id).copied()
-    }
-
-    /// The slots of many hosts at once.
-    pub fn find(&self, ids: impl Iterator<Item = HostId>, slots: &mut Vec<Option<u32>>) {
-        slots.clear();
-        slots.extend(ids.map(|id| self.slot(id)));
-    }
-
     /// How many hosts are tracked.
     pub fn len(&self) -> usize {
         self.index.len()
@@ -297,7 +255,7 @@ impl Detector {
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.index.len() == 0
     }
 
     /// How many are being probed.
@@ -343,150 +301,8 @@ impl Detector {
         ip.is_loopback() || self.local.contains(&ip)
     }
 
-    fn host(&self, slot: u32) -> &Host {
-        self.hosts[slot as usize].as_ref().expect("slot is live: the index owns it")
-    }
-
-    fn host_mut(&mut self, slot: u32) -> &mut Host {
-        self.hosts[slot as usize].as_mut().expect("slot is live: the index owns it")
-    }
-
-    /// A host's record; for the shard.
-    pub(crate) fn record(&mut self, slot: u32) -> &mut Host {
-        self.host_mut(slot)
-    }
-
-    /// What a host has proved so far.
-    pub fn seen(&self, slot: u32) -> Seen {
-        let mut seen = self.host(slot).seen();
-        // Baselines are kept as if our clock had never stood still: otherwise a recording that is as old
-        // as a suspend was long would look fresh.
-        let asleep = self.asleep_ns as i64;
-        seen.baseline_ns = seen.baseline_ns.map(|b| b.wrapping_sub(asleep));
-        seen
-    }
-
-    /// How far off the usual a datagram's time may be to prove life: `timeout_max`; but for a suspect or
-    /// down host no more than a second. What somebody kept from us and sends now would
-    /// otherwise revive the dead for a moment; a live host that is only slow answers the challenge.
-    pub fn tolerance(&self, slot: u32) -> Duration {
-        match self.host(slot).state {
-            State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.patience(slot).max),
-            _ => self.patience(slot).max,
-        }
-    }
-
-    fn patience(&self, slot: u32) -> &Patience {
-        &self.knobs[usize::from(self.host(slot).knobs)].patience
-    }
-
     fn roll(&mut self) -> u32 {
         self.dice.roll()
-    }
-
-    /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked.
-    ///
-    /// One that was alive or suspect gets a fresh deadline in the second half of `restart_grace`, spread
-    /// by its id, so that a restart of the controller neither convicts in its own shadow nor judges all
-    /// at once.
-    pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
-        if let Some(slot) = self.slot(known.id) {
-            self.live.give_back(known.live);
-            return Some(slot);
-        }
-        if self.index.len() >= HOSTS_MAX {
-            self.live.give_back(known.live);
-            return None;
-        }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.hosts.push(None);
-            (self.hosts.len() - 1) as u32
-        });
-        let s = &self.settings;
-        let due = match known.state {
-            State::Alive | State::Suspect => {
-                let half = s.restart_grace / 2;
-                let spread = u32::from_be_bytes([
-                    known.id.0[12],
-                    known.id.0[13],
-                    known.id.0[14],
-                    known.id.0[15],
-                ]);
-                Some(now + half + half.mul_f64(f64::from(spread) / f64::from(u32::MAX)))
-            }
-            State::Pending if known.missing_reported => None,
-            // The grace at least, should the wall clock by which `in_state` was told be wrong.
-            State::Pending => {
-                let left = s.missing_after.saturating_sub(known.in_state);
-                Some(now + left.max(s.restart_grace.min(s.missing_after)))
-            }
-            State::Down | State::Left => {
-                let left = s.forget_after.saturating_sub(known.in_state);
-                Some(now + left.max(s.restart_grace.min(s.forget_after)))
-            }
-        };
-        let host = Host {
-            id: known.id,
-            state: known.state,
-            boot: known.boot,
-            boot_max: known.boot,
-            seq: Default::default(),
-            sent: Instant(0),
-            generation: known.generation,
-            address: known.address,
-            expected: due.unwrap_or(now),
-            deadline: due.unwrap_or(Instant::FAR),
-            last_arrival: None,
-            gap: Duration::from_secs(1),
-            learned: Learned::default(),
-            group: GroupId(0),
-            knobs: 0,
-            frozen: known.frozen,
-            mean_us: 0,
-            deviation_us: 0,
-            p99_us: 0,
-            recent: [0; host::RECENT],
-            recent_len: 0,
-            recent_late: [0; host::RECENT],
-            late_ms: 0,
-            mistakes: 0,
-            challenged_until: Instant(0),
-            challenge_next: Instant(0),
-            nonce_next: Instant(0),
-            hello_wanted: known.state == State::Pending,
-            facts_hash: 0,
-            other_boot: Boot(0),
-            other_until: if known.duplicate { now + DUPLICATE_WINDOW } else { Instant(0) },
-            duplicate: known.duplicate,
-            missing_reported: known.missing_reported,
-            excused: None,
-            key: None,
-            listen: 0,
-            domain: known.domain,
-            round_trip: RoundTrip::UNKNOWN,
-            live: known.live,
-        };
-        self.hosts[slot as usize] = Some(host);
-        self.count(slot, |alive, one| alive + one);
-        self.set_profile(slot, known.profile);
-        self.index.insert(known.id, slot);
-        if let Some(due) = due {
-            self.rows.file(slot, due, self.clock);
-        }
-        Some(slot)
-    }
-
-    /// Forgets a host. `false` if it was not tracked.
-    pub fn remove(&mut self, id: HostId) -> bool {
-        let Some(slot) = self.index.remove(&id) else { return false };
-        self.rows.unfile(slot);
-        self.confirm.end(slot);
-        self.count(slot, |alive, one| alive - one);
-        if let Some(host) = self.hosts[slot as usize].take() {
-            self.live.give_back(host.live);
-        }
-        self.free.push(slot);
-        true
     }
 
     fn set_state(&mut self, slot: u32, state: State) {
@@ -502,9 +318,9 @@ impl Detector {
             turn,
             state: h.state,
             boot: h.boot,
-            address: h.address,
+            address: h.address.get(),
             at,
-            duplicate: h.duplicate,
+            duplicate: h.is(DUPLICATE),
             evidence,
         }
     }
@@ -513,12 +329,13 @@ impl Detector {
         let h = self.host(slot);
         let (margin, source) = self.margin(h);
         let tally = self.confirm.get(slot).map(|s| s.tally).unwrap_or_default();
+        let excused = self.excused(slot);
         Evidence {
-            silence_ms: h.last_arrival.map_or(0, |a| at.since(a).as_millis() as u64),
+            silence_ms: h.last_arrival().map_or(0, |a| at.since(a).as_millis() as u64),
             overdue_ms: ms_between(h.expected, at),
             margin_ms: margin.as_secs_f64() * 1e3,
             margin_source: source.as_str(),
-            gap_ms: h.gap.as_millis() as u64,
+            gap_ms: h.gap().as_millis() as u64,
             last_seq: h.seq.0,
             probes_sent: tally.sent,
             probes_unreachable: tally.unreachable,
@@ -526,10 +343,18 @@ impl Detector {
             testimonies: tally.testimonies,
             drop_ppm: self.doubt.drop_ppm(),
             judged_in_doubt: false,
-            excused_by: h.excused.map_or("", |e| e.why.as_str()),
-            excused_ms: h.excused.map_or(0, |e| e.span(self.clock).as_millis() as u64),
+            excused_by: excused.map_or("", |e| e.why.as_str()),
+            excused_ms: excused.map_or(0, |e| e.span(self.clock).as_millis() as u64),
             mistakes: h.mistakes,
         }
+    }
+
+    /// What excuses a host's silence.
+    fn excused(&self, slot: u32) -> Option<Excused> {
+        if !self.host(slot).is(EXCUSED) {
+            return None;
+        }
+        self.rare.get(&slot).and_then(|rare| rare.excused)
     }
 
     fn margin(&self, h: &Host) -> (Duration, MarginSource) {
@@ -552,22 +377,22 @@ impl Detector {
         let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
         // A gap that our own pause, cut or drops made teaches nothing about the host.
         let dropped =
-            h.last_arrival.is_some_and(|last| self.doubt.explains(last, h.expected, lost));
+            h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));
         let dice = self.roll();
         let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
-        let Self { hosts, settings, siblings, knobs, live, .. } = self;
-        let h = hosts[slot as usize].as_mut().expect("slot is live: the index owns it");
+        let Self { hosts, settings, siblings, knobs, live, rare, .. } = self;
+        let h = hosts.get_mut(slot).expect("slot is live: the index owns it");
         let knobs = &mut knobs[usize::from(h.knobs)];
         let patience = knobs.patience;
         let mut observed = Observed::default();
-        let arrival = h.last_arrival.map_or(proof.arrival, |last| last.max(proof.arrival));
+        let arrival = h.last_arrival().map_or(proof.arrival, |last| last.max(proof.arrival));
         let same_boot = h.boot == proof.stamp.boot;
         let old_boot = h.boot;
         let continues = same_boot && !proof.rebase;
 
         if continues {
             observed.lost = lost;
-            if let Some(last) = h.last_arrival {
+            if let Some(last) = h.last_arrival() {
                 h.inter_arrival(arrival.since(last));
             }
             if h.learned.baseline_ns().is_some() {
@@ -590,54 +415,64 @@ impl Detector {
             h.mean_us = 0;
         }
         h.boot = proof.stamp.boot;
-        h.boot_max = h.boot_max.max(h.boot);
+        if !same_boot {
+            h.boot_max = h.boot_max.max(h.boot);
+        }
         h.seq = proof.stamp.seq;
         h.sent = proof.stamp.sent;
-        h.gap = proof.stamp.gap.min(settings.gap_max);
+        let gap = proof.stamp.gap.min(settings.gap_max);
+        h.set_gap(gap);
         h.late_ms = proof.late_ms;
-        h.expected = h.learned.expect(arrival, sent, h.gap);
-        if !continues || h.recent_len == 0 {
+        h.expected = h.learned.expect(arrival, sent, gap);
+        if !continues || h.is_new() {
             h.learned.choose(&patience, siblings.prior(h.group));
         }
-        h.deadline = h.expected + h.margin(&patience).0;
-        h.last_arrival = Some(arrival);
-        h.missing_reported = false;
-        h.excused = None;
-        observed.moved = h.address != Some(proof.from);
-        h.address = Some(proof.from);
-        live.beat(h.live, arrival, h.gap);
+        let deadline = h.expected + h.margin(&patience).0;
+        h.hear(arrival);
+        if h.is(EXCUSED)
+            && let Some(rare) = rare.get_mut(&slot)
+        {
+            rare.excused = None;
+        }
+        h.flag(MISSING_REPORTED | EXCUSED, false);
+        let from = Address::from(proof.from);
+        observed.moved = h.address != from;
+        h.address = from;
+        live.beat(h.live, arrival, gap);
         if let Some(load) = proof.load {
             live.load(h.live, load);
         }
-        let (state, deadline) = (h.state, h.deadline);
+        let state = h.state;
 
-        if h.duplicate && arrival > h.other_until {
+        if h.is(DUPLICATE) && rare.get(&slot).is_none_or(|r| arrival > r.other_until) {
             // The other one has not answered for a long while.
-            h.duplicate = false;
+            h.flag(DUPLICATE, false);
         }
         let mut two_alive = None;
         if !same_boot && old_boot != Boot(0) {
-            if h.other_boot == h.boot && arrival <= h.other_until && !h.duplicate {
-                h.duplicate = true;
+            let other = rare.entry(slot).or_default();
+            if other.other_boot == h.boot && arrival <= other.other_until && !h.is(DUPLICATE) {
+                h.flag(DUPLICATE, true);
                 two_alive = Some(old_boot);
             }
-            h.other_boot = old_boot;
-            h.other_until = arrival + DUPLICATE_WINDOW;
-            h.hello_wanted = true;
+            other.other_boot = old_boot;
+            other.other_until = arrival + DUPLICATE_WINDOW;
+            h.flag(HELLO_WANTED, true);
         }
         // Of an unreachable host we said that it lives.
-        let known_to_live = self.confirm.is_unreachable(slot);
         let given_up = matches!(state, State::Suspect | State::Down);
-        if same_boot && given_up && !known_to_live {
+        if same_boot && given_up && !self.confirm.is_unreachable(slot) {
             h.mistakes = h.mistakes.saturating_add(1);
             knobs.mistake();
             observed.mistake = Some(state);
         }
         if state == State::Alive {
-            self.rows.hasten(slot, deadline, self.clock);
+            if h.due > deadline {
+                self.file(slot, deadline);
+            }
         } else {
             self.confirm.end(slot);
-            self.rows.file(slot, deadline, self.clock);
+            self.file(slot, deadline);
             self.set_state(slot, State::Alive);
         }
         let turn = match state {
@@ -676,8 +511,8 @@ impl Detector {
         }
         self.set_state(slot, State::Left);
         let forget = now + self.settings.forget_after;
-        self.host_mut(slot).deadline = forget;
-        self.rows.file(slot, forget, self.clock);
+        self.host_mut(slot).until = forget;
+        self.file(slot, forget);
         let evidence = self.evidence(slot, proof.arrival);
         let turn = Turn::Left { reason: leave.reason, expected: leave.expected };
         turns.push(self.turn(slot, turn, proof.arrival, evidence));
@@ -733,7 +568,7 @@ impl Detector {
         }
         let mut again = std::mem::take(&mut self.again);
         while let Some(slot) = self.rows.pop_due(seen) {
-            let deadline = self.host(slot).deadline;
+            let deadline = self.deadline(slot);
             if deadline > seen {
                 again.push((slot, deadline));
                 continue;
@@ -744,23 +579,23 @@ impl Detector {
                 }
                 State::Pending => {
                     let h = self.host_mut(slot);
-                    h.missing_reported = true;
-                    h.deadline = Instant::FAR;
+                    h.flag(MISSING_REPORTED, true);
+                    h.until = Instant::FAR;
                     let evidence = self.evidence(slot, now);
                     out.push(Judged::Turn(self.turn(slot, Turn::Missing, now, evidence)));
                 }
                 State::Down | State::Left => {
                     // Asked again in an hour, should the registry not have forgotten it by then.
                     let again = now + Duration::from_secs(3_600);
-                    self.host_mut(slot).deadline = again;
-                    self.rows.file(slot, again, self.clock);
+                    self.host_mut(slot).until = again;
+                    self.file(slot, again);
                     let turn = self.turn(slot, Turn::Forgettable, now, Evidence::default());
                     out.push(Judged::Turn(turn));
                 }
             }
         }
         for (slot, at) in again.drain(..) {
-            self.rows.file(slot, at, self.clock);
+            self.file(slot, at);
         }
         self.again = again;
         let held = std::mem::replace(&mut self.holds, self.doubt.holds_verdicts(seen));
@@ -775,7 +610,7 @@ impl Detector {
             match step {
                 Step::Probe { slot, number, nonce, peers } => {
                     let h = self.host(slot);
-                    if let Some(to) = h.address {
+                    if let Some(to) = h.address.get() {
                         out.push(Judged::Probe { host: h.id, to, boot: h.boot, number, nonce });
                         self.ask_peers(slot, to, number, peers, now, out);
                     }
@@ -809,7 +644,7 @@ impl Detector {
         for peer in chosen {
             let nonce = self.dice.nonce();
             let (h, p) = (self.host(slot), self.host(peer));
-            let Some(peer_at) = p.address else { continue };
+            let Some(peer_at) = p.address.get() else { continue };
             let (peer_id, host, boot) = (p.id, h.id, h.boot);
             let trip = trip_of(h) + trip_of(p);
             self.confirm.asked(slot, peer, nonce, trip, now);
@@ -827,13 +662,13 @@ impl Detector {
     ) -> Option<Instant> {
         let h = self.host(slot);
         let restored = h.state == State::Suspect;
-        let excused = h.excused;
+        let excused = self.excused(slot);
         let overdue = Overdue {
             expected: h.expected,
-            gap: h.gap,
+            gap: h.gap(),
             margin: self.margin(h).0,
-            last: h.last_arrival,
-            local: h.address.is_some_and(|a| self.is_local(a)),
+            last: h.last_arrival(),
+            local: h.address.get().is_some_and(|a| self.is_local(a)),
             excused_since: excused.map(|e| e.since),
         };
         let in_doubt = match self.doubt.judge(&overdue, seen) {
@@ -841,7 +676,9 @@ impl Detector {
             Excuse::Exhausted(_) => true,
             Excuse::Until(at, why) => {
                 let since = excused.map_or(seen, |e| e.since);
-                self.host_mut(slot).excused = Some(Excused { since, until: at, why });
+                self.host_mut(slot).flag(EXCUSED, true);
+                self.rare.entry(slot).or_default().excused =
+                    Some(Excused { since, until: at, why });
                 out.push(Judged::Excused);
                 return Some(at);
             }
@@ -863,7 +700,7 @@ impl Detector {
     /// While nothing at all is heard, one host after the other is asked: whatever answers, be it a kernel
     /// whose agent is gone, tells that the link works and that the silence is the hosts' own.
     fn try_link(&mut self, now: Instant, out: &mut Vec<Judged>) {
-        if now < self.try_link_at || self.hosts.is_empty() {
+        if now < self.try_link_at || self.hosts.len() == 0 {
             return;
         }
         self.try_link_at = now + self.settings.plan.spacing;
@@ -872,8 +709,8 @@ impl Detector {
         let count = self.hosts.len();
         let start = self.roll() as usize % count;
         let mut remote = (0..count.min(TRY_LINK_LOOKS)).filter_map(|i| {
-            let h = self.hosts[(start + i) % count].as_ref()?;
-            let to = h.address.filter(|a| !self.is_local(*a))?;
+            let h = self.hosts.get(((start + i) % count) as u32)?;
+            let to = h.address.get().filter(|a| !self.is_local(*a))?;
             matches!(h.state, State::Alive | State::Suspect).then_some((h.id, to, h.boot))
         });
         if let Some((host, to, boot)) = remote.next() {
@@ -888,8 +725,8 @@ impl Detector {
         (evidence.peers_asked, evidence.testimonies) = (tally.asked, tally.testimonies);
         self.set_state(slot, State::Down);
         let forget = now + self.settings.forget_after;
-        self.host_mut(slot).deadline = forget;
-        self.rows.file(slot, forget, self.clock);
+        self.host_mut(slot).until = forget;
+        self.file(slot, forget);
         out.push(Judged::Turn(self.turn(slot, Turn::Down(cause), now, evidence)));
     }
 
@@ -899,81 +736,6 @@ impl Detector {
         match (self.rows.next_due(), probing) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
-        }
-    }
-
-    /// What is known of a host right now, for people.
-    pub fn why(&self, slot: u32, shard: u16, now: Instant, lag: Duration) -> HostWhy {
-        let h = self.host(slot);
-        let (margin, source) = self.margin(h);
-        let timed = matches!(h.state, State::Alive) && h.last_arrival.is_some();
-        // Of one that has not been heard, or has left, no beat is expected.
-        let expects = h.last_arrival.is_some() && !matches!(h.state, State::Pending | State::Left);
-        HostWhy {
-            state: h.state,
-            shard,
-            boot: h.boot,
-            seq: h.seq,
-            silence_ms: h.last_arrival.map(|a| now.since(a).as_millis() as u64),
-            expected_in_ms: expects.then(|| ms_between(now, h.expected)),
-            margin_ms: expects.then_some(margin.as_secs_f64() * 1e3),
-            margin_source: source.as_str().to_owned(),
-            deadline_in_ms: timed.then(|| ms_between(now, h.deadline)),
-            gap_ms: h.gap.as_millis() as u64,
-            inter_arrival_mean_ms: f64::from(h.mean_us) / 1e3,
-            inter_arrival_deviation_ms: f64::from(h.deviation_us) / 1e3,
-            inter_arrival_p99_ms: f64::from(h.p99_us) / 1e3,
-            overdue: overdue_bins(h, Context::Calm),
-            overdue_disturbed: overdue_bins(h, Context::Disturbed),
-            context: h.learned.context().as_str().to_owned(),
-            margin_calm_ms: h.learned.chosen(Context::Calm).as_secs_f64() * 1e3,
-            margin_disturbed_ms: h.learned.chosen(Context::Disturbed).as_secs_f64() * 1e3,
-            mistakes_foreseen_per_day: self.foreseen(h),
-            knobs: self.knobs_why(h),
-            beats_learned: f64::from(h.learned.beats()),
-            group: String::new(),
-            group_beats: self.siblings.beats(h.group),
-            last_overdue_ms: h.recent_ms(),
-            last_late_ms: h.recent_late_ms(),
-            late_ms: h.late_ms,
-            mistakes: h.mistakes,
-            probes: self.confirm.get(slot).map(|p| ProbeWhy {
-                sent: p.tally.sent,
-                of: self.confirm.plan().probes,
-                unreachable: p.tally.unreachable,
-                peers_asked: p.tally.asked,
-                testimonies: p.tally.testimonies,
-                spacing_ms: p.spacing.as_millis() as u64,
-            }),
-            excuse: h.excused.map(|e| ExcuseWhy {
-                reason: e.why,
-                since_ms: now.since(e.since).as_millis() as u64,
-                remaining_ms: e.until.since(now).as_millis() as u64,
-            }),
-            shard_drop_ppm: self.doubt.drop_ppm(),
-            shard_lag_ms: lag.as_millis() as u64,
-        }
-    }
-
-    /// Suspicions of a living host to be foreseen in a day: the chance of one a beat, times its beats.
-    fn foreseen(&self, h: &Host) -> Option<f64> {
-        let interval = h.learned.interval();
-        if interval.is_zero() || h.frozen.is_some() {
-            return None;
-        }
-        let chance = f64::from(h.learned.chance(self.siblings.prior(h.group)));
-        Some(chance * 86_400.0 / interval.as_secs_f64())
-    }
-
-    fn knobs_why(&self, h: &Host) -> KnobsWhy {
-        let knobs = &self.knobs[usize::from(h.knobs)];
-        KnobsWhy {
-            name: knobs.name.clone(),
-            false_suspicion_cost_s: f64::from(knobs.patience.cost_s),
-            max_mistakes_per_host_day: knobs.target.as_ref().map(|t| t.per_host_day()),
-            timeout_min_ms: knobs.patience.min.as_millis() as u64,
-            timeout_max_ms: knobs.patience.max.as_millis() as u64,
-            frozen_ms: h.frozen.map(|f| f.as_millis() as u64),
         }
     }
 
@@ -989,24 +751,20 @@ impl Detector {
     pub fn check(&self) {
         self.rows.check();
         let mut alive = vec![0; self.knobs.len()];
-        for (id, slot) in self.index.iter() {
-            let host = self.host(*slot);
-            assert_eq!(host.id, *id);
+        for slot in self.index.slots() {
+            let host = self.host(slot);
+            let id = host.id;
+            assert_eq!(self.slot(id), Some(slot));
             alive[usize::from(host.knobs)] += u64::from(host.state == State::Alive);
-            let probed = self.confirm.get(*slot).is_some();
+            let probed = self.confirm.get(slot).is_some();
             assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);
         }
         assert!(alive.iter().eq(self.knobs.iter().map(|k| &k.alive)));
-        assert_eq!(self.hosts.iter().flatten().count(), self.index.len());
+        assert_eq!(
+            (0..self.hosts.len() as u32).filter(|s| self.hosts.get(*s).is_some()).count(),
+            self.index.len()
+        );
     }
-}
-
-fn overdue_bins(h: &Host, context: Context) -> Vec<OverdueBin> {
-    let bin = |(above, count): (Duration, f32)| OverdueBin {
-        above_ms: above.as_secs_f64() * 1e3,
-        count: f64::from(count),
-    };
-    h.learned.histogram(context).map(bin).collect()
 }
 
 /// A host's round trip; zero if it is not known.

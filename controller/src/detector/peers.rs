@@ -14,7 +14,8 @@ use std::sync::Arc;
 use heartwatch_common::time::Instant;
 
 use super::dice::Dice;
-use super::host::Host;
+use super::host::{DUPLICATE, Host};
+use super::slab::Slab;
 use crate::event::State;
 
 /// Hosts that are looked at to find peers for one suspect.
@@ -55,7 +56,7 @@ impl Domain {
 /// Slots of at most `k` hosts that may be asked about `suspect` as of the watermark `seen`. `witness`
 /// comes first if it is still good; those in `asked` come last.
 pub(crate) fn choose(
-    hosts: &[Option<Host>],
+    hosts: &Slab,
     suspect: u32,
     k: usize,
     seen: Instant,
@@ -64,16 +65,10 @@ pub(crate) fn choose(
     dice: &mut Dice,
 ) -> Vec<u32> {
     let mut chosen = Vec::with_capacity(k);
-    let domain = match hosts.get(suspect as usize) {
-        Some(Some(host)) => host.domain,
-        _ => return chosen,
-    };
+    let Some(domain) = hosts.get(suspect).map(|host| host.domain) else { return chosen };
     let good = |slot: u32| {
         slot != suspect
-            && hosts
-                .get(slot as usize)
-                .and_then(Option::as_ref)
-                .is_some_and(|h| is_good(h, seen) && h.domain.is_apart_from(domain))
+            && hosts.get(slot).is_some_and(|h| is_good(h, seen) && h.domain.is_apart_from(domain))
     };
     chosen.extend(witness.filter(|w| k > 0 && good(*w)));
     let mut again = Vec::new();
@@ -98,9 +93,9 @@ pub(crate) fn choose(
 /// Whether a host is heard well enough to speak for others: alive, and within two of its own gaps.
 fn is_good(h: &Host, seen: Instant) -> bool {
     h.state == State::Alive
-        && !h.duplicate
-        && h.address.is_some()
-        && h.last_arrival.is_some_and(|at| seen.since(at) <= h.gap * 2)
+        && !h.is(DUPLICATE)
+        && h.address.get().is_some()
+        && h.last_arrival().is_some_and(|at| seen.since(at) <= h.gap() * 2)
 }
 
 #[cfg(test)]
@@ -110,9 +105,7 @@ mod tests {
 
     use heartwatch_common::id::{Boot, HostId};
 
-    use crate::config::RawConfig;
     use crate::detector::host::Known;
-    use crate::detector::{Detector, Settings};
 
     const SEEN: Instant = Instant::from_millis(100_000);
 
@@ -134,21 +127,19 @@ mod tests {
             frozen: None,
             live: Default::default(),
         };
-        let config = RawConfig::default().check().unwrap();
-        let settings = Settings::new(&config.detector);
-        let mut detector = Detector::new(settings, &config.knobs, 1, SEEN);
-        let slot = detector.register(known, SEEN).unwrap();
-        let mut host = detector.record(slot).clone();
-        host.last_arrival = Some(SEEN);
+        let mut host = Host::new(&known, None, SEEN);
+        host.hear(SEEN);
         host
     }
 
     /// `n` hosts that may all be asked, four to a domain.
-    fn fleet(n: u32) -> Vec<Option<Host>> {
-        (0..n).map(|slot| Some(host(slot, Domain(1 + slot / 4)))).collect()
+    fn fleet(n: u32) -> Slab {
+        let mut slab = Slab::default();
+        (0..n).for_each(|slot| assert_eq!(slab.add(host(slot, Domain(1 + slot / 4))), slot));
+        slab
     }
 
-    fn pick(hosts: &[Option<Host>], k: usize, asked: &[u32], seed: u64) -> Vec<u32> {
+    fn pick(hosts: &Slab, k: usize, asked: &[u32], seed: u64) -> Vec<u32> {
         choose(hosts, 0, k, SEEN, asked, None, &mut Dice::new(seed))
     }
 
@@ -179,8 +170,8 @@ mod tests {
         for n in [2, 3, 7, 33, 64] {
             let mut hosts = fleet(n);
             let only = n - 1;
-            for (slot, h) in hosts.iter_mut().enumerate() {
-                h.as_mut().unwrap().domain = Domain(1 + u32::from(slot as u32 == only));
+            for slot in 0..n {
+                hosts.get_mut(slot).unwrap().domain = Domain(1 + u32::from(slot == only));
             }
             for seed in 1..200 {
                 assert_eq!(pick(&hosts, 3, &[], seed), [only], "{n} hosts, seed {seed}");
@@ -192,19 +183,19 @@ mod tests {
     fn whoever_is_not_well_heard_is_not_asked() {
         let spoil: [fn(&mut Host); 6] = [
             |h| h.state = State::Suspect,
-            |h| h.duplicate = true,
-            |h| h.address = None,
-            |h| h.last_arrival = None,
-            |h| h.last_arrival = Some(SEEN - Duration::from_millis(2_001)),
+            |h| h.flag(DUPLICATE, true),
+            |h| h.address = Default::default(),
+            |h| h.hear(Instant(0)),
+            |h| h.hear(SEEN - Duration::from_millis(2_001)),
             |h| h.domain = Domain(1),
         ];
         for spoil in spoil {
             let mut hosts = fleet(8);
-            hosts[3] = None;
-            hosts[4..].iter_mut().for_each(|h| spoil(h.as_mut().unwrap()));
+            hosts.take(3);
+            (4..8).for_each(|slot| spoil(hosts.get_mut(slot).unwrap()));
             assert!(pick(&hosts, 3, &[], 5).is_empty());
         }
-        assert!(choose(&[], 0, 3, SEEN, &[], None, &mut Dice::new(1)).is_empty());
+        assert!(choose(&Slab::default(), 0, 3, SEEN, &[], None, &mut Dice::new(1)).is_empty());
         assert!(pick(&fleet(8), 0, &[], 5).is_empty());
     }
 

@@ -1,3 +1,6 @@
+use super::host::Known;
+use super::knobs::Profile;
+use super::timeout::Patience;
 use super::*;
 use heartwatch_common::id::{Epoch, Seq};
 use heartwatch_common::wire::LeaveReason;

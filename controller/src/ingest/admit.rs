@@ -58,19 +58,24 @@ pub fn admit<'a>(
     Ok(Admitted { datagram, stamp, key })
 }
 
-/// What a host has proved so far.
+/// What a host has proved in the life that is known: all that a beat like any other is compared with.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
+pub struct Newest {
     /// The life that it proved last; zero before the first.
     pub boot: Boot,
-    /// The highest that it ever proved: not the same where a boot number fell.
-    pub boot_max: Boot,
     /// Its newest number in that life.
     pub seq: Seq,
     /// The agent's clock when it sent its newest proof.
     pub sent: Instant,
     /// Usual `arrival − sent` in that life, nanoseconds; `None`: nothing was proved since our start.
     pub baseline_ns: Option<i64>,
+}
+
+/// What else it has proved: needed only for another life, or the first proof since our start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Past {
+    /// The highest life that it ever proved: not the same where a boot number fell.
+    pub boot_max: Boot,
     /// It is suspect or down: of a new life, or one that proved nothing since our start, only a nonce is
     /// believed.
     pub strict: bool,
@@ -88,8 +93,10 @@ pub enum Challenge {
 }
 
 /// Whether an authenticated datagram proves life; if not, why, and how to ask.
+#[inline]
 pub fn prove(
-    seen: &Seen,
+    newest: &Newest,
+    past: impl FnOnce() -> Past,
     stamp: &Stamp,
     arrival: Instant,
     epoch: Epoch,
@@ -98,31 +105,36 @@ pub fn prove(
     if stamp.epoch != epoch {
         return Err((Reject::WrongEpoch, Challenge::Epoch));
     }
-    if stamp.boot != seen.boot && stamp.boot <= seen.boot_max {
+    let known = if stamp.boot == newest.boot { newest.baseline_ns } else { None };
+    let Some(baseline) = known else {
+        return prove_life(newest, &past(), stamp, arrival);
+    };
+    if stamp.seq <= newest.seq || stamp.sent < newest.sent {
+        return Err((Reject::NotRising, Challenge::Nonce));
+    }
+    let off = offset_ns(arrival, stamp.sent).wrapping_sub(baseline).unsigned_abs();
+    if u128::from(off) > tolerance.as_nanos() {
+        return Err((Reject::OffTime, Challenge::Nonce));
+    }
+    Ok(())
+}
+
+/// The same for a life of which nothing was proved since our start.
+fn prove_life(
+    newest: &Newest,
+    past: &Past,
+    stamp: &Stamp,
+    arrival: Instant,
+) -> Result<(), (Reject, Challenge)> {
+    if stamp.boot != newest.boot && stamp.boot <= past.boot_max {
         // Below the present life, or above it after a fall: of such a one there may be recordings that
         // echo the right epoch.
         return Err((Reject::EarlierBoot, Challenge::Nonce));
     }
-    if stamp.boot > seen.boot || seen.baseline_ns.is_none() {
-        // A new life, or one that we know from before our own start, learnt the epoch from a challenge of
-        // ours a moment ago; or it is a recording that somebody kept from us until now.
-        let asked = arrival <= seen.challenged_until;
-        return if asked && !seen.strict {
-            Ok(())
-        } else {
-            Err((Reject::OffTime, Challenge::Nonce))
-        };
-    }
-    if stamp.seq <= seen.seq || stamp.sent < seen.sent {
-        return Err((Reject::NotRising, Challenge::Nonce));
-    }
-    if let Some(baseline) = seen.baseline_ns {
-        let off = offset_ns(arrival, stamp.sent).wrapping_sub(baseline).unsigned_abs();
-        if u128::from(off) > tolerance.as_nanos() {
-            return Err((Reject::OffTime, Challenge::Nonce));
-        }
-    }
-    Ok(())
+    // A new life, or one that we know from before our own start, learnt the epoch from a challenge of
+    // ours a moment ago; or it is a recording that somebody kept from us until now.
+    let asked = arrival <= past.challenged_until;
+    if asked && !past.strict { Ok(()) } else { Err((Reject::OffTime, Challenge::Nonce)) }
 }
 
 /// Whether a datagram is a probe reply; its nonce if so.
@@ -208,17 +220,19 @@ mod tests {
 
     #[test]
     fn freshness_is_epoch_rising_numbers_and_fitting_time() {
-        let seen = Seen {
+        let newest = Newest {
             boot: Boot(5),
-            boot_max: Boot(8),
             seq: Seq(100),
             sent: Instant::from_millis(49_000),
             baseline_ns: Some(0),
+        };
+        let past = Past {
+            boot_max: Boot(8),
             challenged_until: Instant::from_millis(10_000),
             strict: false,
         };
         let prove = |s: &Stamp, at_s: u64| {
-            prove(&seen, s, Instant::from_millis(at_s * 1_000), EPOCH, TOLERANCE)
+            prove(&newest, || past, s, Instant::from_millis(at_s * 1_000), EPOCH, TOLERANCE)
         };
         assert_eq!(prove(&stamp(5, 101, 50), 50), Ok(()));
         assert_eq!(prove(&stamp(5, 101, 50), 79), Ok(()));
@@ -238,9 +252,10 @@ mod tests {
         assert_eq!(prove(&stamp(9, 1, 9), 9), Ok(()));
         // After our own restart nothing is known of a life but its number.
         let fresh = |strict, at_s: u64| {
-            let seen = Seen { baseline_ns: None, seq: Seq(0), strict, ..seen };
+            let newest = Newest { baseline_ns: None, seq: Seq(0), ..newest };
+            let past = Past { strict, ..past };
             let at = Instant::from_millis(at_s * 1_000);
-            super::prove(&seen, &stamp(5, 101, 50), at, EPOCH, TOLERANCE)
+            super::prove(&newest, || past, &stamp(5, 101, 50), at, EPOCH, TOLERANCE)
         };
         let refused = Err((Reject::OffTime, Challenge::Nonce));
         assert_eq!((fresh(false, 9), fresh(false, 11), fresh(true, 9)), (Ok(()), refused, refused));

@@ -1,6 +1,6 @@
 //! Batched UDP: many datagrams per system call, with kernel receive times, drop counts and ICMP errors.
 //!
-//! The only `unsafe` of the product. `recvmmsg` is wrapped here rather than taken from `nix`, whose
+//! The only system calls of the product that need `unsafe`. `recvmmsg` is wrapped here rather than taken from `nix`, whose
 //! reused headers keep the control length of the batch before and so lose control data exactly when it
 //! matters (nix-rust/nix pull request 2813).
 //!
@@ -172,12 +172,20 @@ impl BatchSocket {
         Ok(count)
     }
 
+    /// The bytes of datagram `i` of the last batch.
+    ///
+    /// # Panics
+    /// If `i` is not below what [`Self::receive`] answered.
+    pub fn bytes(&self, i: usize) -> &[u8] {
+        &self.buffers[i][..self.lens[i].min(ROOM)]
+    }
+
     /// Datagram `i` of the last batch; `None` if its source is no internet address.
     ///
     /// # Panics
     /// If `i` is not below what [`Self::receive`] answered.
     pub fn get(&self, i: usize) -> Option<Received<'_>> {
-        let bytes = &self.buffers[i][..self.lens[i].min(ROOM)];
+        let bytes = self.bytes(i);
         let from = address_of(&self.names[i])?;
         Some(Received { bytes, from, stamp_ns: self.stamp_ns(i) })
     }

@@ -236,7 +236,7 @@ fn run(
                 walk.outcome.tally.mistake(at.since(deadline).as_secs_f64());
             }
         }
-        walk.deadline = Some(detector.record(walk.slot).deadline);
+        walk.deadline = Some(detector.deadline(walk.slot));
         walk.measure(walk.next);
         walk.next += 1;
         queue.extend(walk.seek().map(|at| Reverse((at, i))));

@@ -27,7 +27,7 @@ use heartwatch_common::time::{Clock, Instant};
 use heartwatch_common::wire::Stamp;
 
 use super::read::{HEADER, LINE_LEN_MAX};
-use crate::ingest::admit::Seen;
+use crate::ingest::admit::Newest;
 use crate::metrics::{ShardMetrics, add, inc};
 
 /// Proofs of life that wait to be written, of all shards.
@@ -79,7 +79,7 @@ impl Recorder {
     pub fn take(
         &self,
         host: HostId,
-        seen: &Seen,
+        seen: &Newest,
         stamp: &Stamp,
         arrival: Instant,
         metrics: &ShardMetrics,
@@ -288,15 +288,12 @@ mod tests {
 
     const HOST: HostId = HostId([7; 16]);
 
-    fn seen(boot: u32, seq: u32, sent_us: u64) -> Seen {
-        Seen {
+    fn seen(boot: u32, seq: u32, sent_us: u64) -> Newest {
+        Newest {
             boot: Boot(boot),
-            boot_max: Boot(boot),
             seq: Seq(seq),
             sent: Instant::from_micros(sent_us),
             baseline_ns: Some(0),
-            strict: false,
-            challenged_until: Instant(0),
         }
     }
 
@@ -339,7 +336,7 @@ mod tests {
             // The first of all is told without what may have been lost before our start.
             r.take(
                 HOST,
-                &Seen { baseline_ns: None, ..seen(1, 0, 0) },
+                &Newest { baseline_ns: None, ..seen(1, 0, 0) },
                 &stamp(1, 9, 1_000_000),
                 at(50),
                 m,

@@ -18,20 +18,20 @@ use heartwatch_common::auth::{HostKey, Keyring};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, Field, Fixed, Header, Hello,
-    Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
+    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET,
+    Header, Hello, Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
 };
 
 use crate::control::HostWhy;
 use crate::detector::confirm::{Bucket, NONCE_LIFE};
 use crate::detector::doubt::{DoubtReason, Waking};
-use crate::detector::host::{Known, Transition, Turn};
+use crate::detector::host::{HELLO_WANTED, KEYED, Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
-use crate::detector::{Detector, Judged, Proof, Settings};
+use crate::detector::{Ahead, Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
-use crate::metrics::{Reject, ShardMetrics, add, inc, set};
+use crate::metrics::{Reject, ShardMetrics, add, bump, inc, set};
 use crate::replay::record::Recorder;
 use crate::shard::notices::{Facts, Notice, Notices};
 use crate::view::{LiveId, LiveTable};
@@ -126,6 +126,7 @@ pub struct ShardCore {
     recorder: Option<Recorder>,
     turns: Vec<Transition>,
     judged: Vec<Judged>,
+    ahead: Ahead,
     blind: bool,
 }
 
@@ -152,6 +153,7 @@ impl ShardCore {
             recorder: None,
             turns: Vec::new(),
             judged: Vec::new(),
+            ahead: Ahead::default(),
             blind: false,
         }
     }
@@ -198,6 +200,21 @@ impl ShardCore {
         Some(self.detector.why(slot, self.identity.shard, now, lag))
     }
 
+    /// Looks at a batch of datagrams before any of them is taken, so that what they need is fetched.
+    pub fn look_at<'a>(&mut self, batch: impl Iterator<Item = &'a [u8]>) {
+        let hosts = batch.map(|bytes| {
+            let id = bytes.get(HOST_ID_OFFSET..)?.first_chunk::<16>()?;
+            Some(HostId(*id))
+        });
+        self.detector.look_at(hosts, &mut self.ahead);
+    }
+
+    /// To be called before number `i` of the batch is taken.
+    #[inline]
+    pub fn look_ahead(&mut self, i: usize) {
+        self.detector.look_ahead(i, &mut self.ahead);
+    }
+
     /// Takes one datagram that arrived at `arrival` by socket `via`.
     pub fn receive(
         &mut self,
@@ -209,21 +226,23 @@ impl ShardCore {
         out: &mut Vec<Send>,
     ) {
         let Self { detector, identity, .. } = self;
+        let mut found = None;
         let admitted = admit(bytes, &identity.keyring, |host| {
-            detector.slot(host).map_or(Generation(0), |slot| detector.record(slot).generation)
+            found = detector.slot(host);
+            found.map_or(Generation(0), |slot| detector.record(slot).generation)
         });
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(why) => return self.metrics.reject(why),
         };
-        let host = admitted.datagram.header.host;
-        let Some(slot) = self.detector.slot(host) else {
+        let Some(slot) = found else {
             return self.stranger(&admitted, from, via, now, out);
         };
         let stamp = admitted.stamp;
-        let seen = self.detector.seen(slot);
+        let newest = self.detector.newest(slot);
+        let past = || self.detector.past(slot);
         let tolerance = self.detector.tolerance(slot);
-        let proved = prove(&seen, &stamp, arrival, self.identity.epoch, tolerance);
+        let proved = prove(&newest, past, &stamp, arrival, self.identity.epoch, tolerance);
         let rebase = match (&admitted.datagram.message, proved) {
             (Message::ProbeReply(reply), proved) => {
                 if !self.takes_nonce(slot, reply, arrival) {
@@ -235,7 +254,7 @@ impl ShardCore {
             (_, Ok(())) => false,
             (_, Err((why, how))) => {
                 self.metrics.reject(why);
-                if why == Reject::NotRising && stamp.seq < seen.seq {
+                if why == Reject::NotRising && stamp.seq < newest.seq {
                     inc(&self.metrics.beats_late);
                 }
                 return self.challenge(slot, &admitted, how, from, via, now, out);
@@ -245,8 +264,8 @@ impl ShardCore {
         let wants = admitted.datagram.header.flags & FLAG_ACK_WANTED != 0;
         if wants && !matches!(admitted.datagram.message, Message::ProbeReply(_) | Message::Leave(_))
         {
-            let hello = self.detector.record(slot).hello_wanted;
-            inc(&self.metrics.acks);
+            let hello = self.detector.record(slot).is(HELLO_WANTED);
+            bump(&self.metrics.acks, 1);
             out.push(self.ack(&admitted, if hello { FLAG_SAY_HELLO } else { 0 }, from, via));
         }
     }
@@ -273,21 +292,21 @@ impl ShardCore {
         self.detector.hear(from, arrival);
         let proof = Proof { stamp, arrival, from, late_ms, load, asked, rebase };
         let mut turns = std::mem::take(&mut self.turns);
-        let m = Arc::clone(&self.metrics);
+        let m = &*self.metrics;
         if let Message::Leave(leave) = &admitted.datagram.message {
             inc(&m.leaves);
             self.detector.leave(slot, leave, &proof, now, &mut turns);
         } else {
-            let before = self.recorder.is_some().then(|| self.detector.seen(slot));
+            let before = self.recorder.is_some().then(|| self.detector.newest(slot));
             let observed = self.detector.observe(slot, &proof, &mut turns);
             if let (Some(recorder), Some(seen)) = (&self.recorder, before) {
                 // What the detector took for its arrival: the receive stamps of two may be out of order.
-                let at = self.detector.record(slot).last_arrival.unwrap_or(arrival);
+                let at = self.detector.record(slot).last_arrival().unwrap_or(arrival);
                 let host = admitted.datagram.header.host;
                 recorder.take(host, &seen, &admitted.stamp, at, &m);
             }
-            inc(&m.beats);
-            add(&m.beats_lost, u64::from(observed.lost));
+            bump(&m.beats, 1);
+            bump(&m.beats_lost, u64::from(observed.lost));
             match observed.mistake {
                 Some(State::Suspect) => inc(&m.mistakes),
                 Some(_) => {
@@ -307,7 +326,8 @@ impl ShardCore {
         {
             h.round_trip = beat.round_trip;
         }
-        h.key = Some((admitted.key.key_id(), admitted.key.generation()));
+        (h.key_id, h.key_generation) = (admitted.key.key_id(), admitted.key.generation());
+        h.flag(KEYED, true);
         // A newer key was used: older ones are revoked from now on.
         h.generation = h.generation.max(admitted.key.generation());
         if let Via::Beats(listen) = via {
@@ -337,7 +357,7 @@ impl ShardCore {
         }
         let hash = hasher.finish();
         let h = self.detector.record(slot);
-        h.hello_wanted = false;
+        h.flag(HELLO_WANTED, false);
         if h.facts_hash != hash {
             h.facts_hash = hash;
             let live = h.live;
@@ -419,7 +439,7 @@ impl ShardCore {
                 let gap = admitted.stamp.gap.min(self.settings.gap_max);
                 h.challenged_until = now + gap * 2 + Duration::from_secs(5);
                 let is_hello = matches!(admitted.datagram.message, Message::Hello(_));
-                let hello = if h.hello_wanted || is_hello { FLAG_SAY_HELLO } else { 0 };
+                let hello = if h.is(HELLO_WANTED) || is_hello { FLAG_SAY_HELLO } else { 0 };
                 out.push(self.ack(admitted, FLAG_CHALLENGE | hello, from, via));
             }
             Challenge::Nonce => {
@@ -630,7 +650,7 @@ impl ShardCore {
     fn key_of(&mut self, host: HostId) -> Option<(HostKey, u8)> {
         let slot = self.detector.slot(host)?;
         let h = self.detector.record(slot);
-        let (listen, least, used) = (h.listen, h.generation, h.key);
+        let (listen, least, used) = (h.listen, h.generation, h.key());
         let ring = &self.identity.keyring;
         let key = used
             .and_then(|(id, generation)| ring.host_key(id, host, generation))

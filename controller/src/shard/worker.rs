@@ -30,7 +30,7 @@ use crate::control::HostWhy;
 use crate::detector::doubt::Waking;
 use crate::detector::host::Known;
 use crate::ingest::socket::{BATCH_LEN, BatchSocket};
-use crate::metrics::{Reject, ShardMetrics, add, get, inc, set};
+use crate::metrics::{Reject, ShardMetrics, add, bump, get, inc, set};
 use crate::shard::core::{Packet, Send, ShardCore, Via};
 use crate::shard::notices::Notice;
 use crate::shard::route::shard_of;
@@ -271,9 +271,12 @@ impl Worker {
                 }
             };
             let (now, wall_ns) = (self.clock.now(), self.clock.wall_ns());
+            self.core.look_at((0..n).map(|i| socket.bytes(i)));
+            let mut bytes = 0;
             for i in 0..n {
+                self.core.look_ahead(i);
                 let Some(got) = socket.get(i) else { continue };
-                add(&self.metrics.received_bytes, got.bytes.len() as u64);
+                bytes += got.bytes.len();
                 let arrival = watch.arrival(got.stamp_ns, wall_ns, now);
                 if let Some((owner, listen)) = elsewhere(got.bytes, via, self.shard, shards) {
                     self.metrics.reject(Reject::OtherShard);
@@ -286,7 +289,8 @@ impl Worker {
                 }
                 self.core.receive(got.bytes, got.from, via, arrival, now, sends);
             }
-            add(&self.metrics.received, n as u64);
+            bump(&self.metrics.received_bytes, bytes as u64);
+            bump(&self.metrics.received, n as u64);
             total += n;
             if n < BATCH_LEN {
                 watch.found_empty(before);

@@ -21,6 +21,8 @@ use std::time::Duration;
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 
+use crate::detector::prefetch::prefetch;
+
 /// Cells in a chunk.
 const CHUNK_LEN: usize = 16_384;
 /// Chunks of a table: 16 million cells.
@@ -126,6 +128,14 @@ impl LiveTable {
         let Places { owners, lanes } = &mut *places;
         let lane = owners[id.0 as usize / CHUNK_LEN];
         lanes[usize::from(lane)].free.push(id.0);
+    }
+
+    /// Has a cell that will be written soon fetched.
+    #[inline]
+    pub(crate) fn prefetch(&self, id: LiveId) {
+        if let Some(cell) = self.cell(id) {
+            prefetch(cell, 1);
+        }
     }
 
     /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat.

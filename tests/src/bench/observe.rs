@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,8 +15,9 @@ use heartwatch_common::time::Instant;
 use heartwatch_common::wire::Stamp;
 use heartwatch_controller::config::RawConfig;
 use heartwatch_controller::detector::host::Known;
-use heartwatch_controller::detector::{Detector, Proof, Settings};
+use heartwatch_controller::detector::{Ahead, Detector, Proof, Settings};
 use heartwatch_controller::event::State;
+use heartwatch_controller::view::LiveTable;
 use nix::time::{ClockId, clock_gettime};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -24,6 +26,8 @@ use serde_json::{Value, json};
 
 /// Datagrams of one receive, as in the product.
 const BATCH: usize = 128;
+/// Beats of each host before anything is measured: the first 64 choose margins anew each.
+const WARM_UP: u32 = 66;
 /// Between two beats of a host.
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -44,6 +48,7 @@ pub struct Beating {
     detector: Detector,
     ids: Vec<HostId>,
     order: Vec<u32>,
+    ahead: Ahead,
     round: u32,
     from: SocketAddr,
 }
@@ -57,6 +62,8 @@ impl Beating {
             Detector::new(Settings::new(&config.detector), &config.knobs, seed, Instant(SECOND_NS));
         let ids: Vec<HostId> = (0..hosts).map(|_| HostId(rng.random())).collect();
         let from = SocketAddr::from(([192, 0, 2, 1], 9));
+        let live = Arc::new(LiveTable::default());
+        detector.publish_to(Arc::clone(&live));
         for id in &ids {
             let known = Known {
                 id: *id,
@@ -70,13 +77,13 @@ impl Beating {
                 profile: Default::default(),
                 frozen: None,
                 domain: Default::default(),
-                live: Default::default(),
+                live: live.take(0),
             };
             detector.register(known, Instant(SECOND_NS)).context("no room for a host")?;
         }
         let mut order: Vec<u32> = (0..hosts as u32).collect();
         order.shuffle(&mut rng);
-        let mut beating = Self { detector, ids, order, round: 1, from };
+        let mut beating = Self { detector, ids, order, ahead: Ahead::default(), round: 1, from };
         for _ in 0..rounds {
             beating.round()?;
         }
@@ -90,7 +97,7 @@ impl Beating {
         let start = u64::from(self.round) * SECOND_NS;
         let step = SECOND_NS as f64 / self.order.len() as f64;
         let (mut batch, mut spent) = (Vec::with_capacity(BATCH), 0);
-        let (mut turns, mut judged, mut slots) = (Vec::new(), Vec::new(), Vec::with_capacity(BATCH));
+        let (mut turns, mut judged) = (Vec::new(), Vec::new());
         for (k, chunk) in self.order.chunks(BATCH).enumerate() {
             batch.clear();
             for (i, host) in chunk.iter().enumerate() {
@@ -100,8 +107,10 @@ impl Beating {
                 batch.push((self.ids[*host as usize], sent, sent + Duration::from_nanos(delay)));
             }
             let before = cpu_ns()?;
-            self.detector.find(batch.iter().map(|(id, ..)| *id), &mut slots);
-            for ((_, sent, arrival), slot) in batch.iter().zip(&slots) {
+            self.detector.look_at(batch.iter().map(|(id, ..)| Some(*id)), &mut self.ahead);
+            for (i, (id, sent, arrival)) in batch.iter().enumerate() {
+                self.detector.look_ahead(i, &mut self.ahead);
+                let slot = self.detector.slot(*id);
                 let stamp = Stamp {
                     boot: Boot(1),
                     seq: Seq(self.round),
@@ -142,8 +151,7 @@ fn bare(records: &mut [[u64; 8]], order: &[u32]) -> Result<u64> {
     let before = cpu_ns()?;
     for host in order {
         let record = &mut records[*host as usize];
-        record[0] = record[0].wrapping_add(1);
-        record[7] ^= record[0];
+        record.iter_mut().for_each(|word| *word = word.wrapping_add(1));
     }
     black_box(&records);
     Ok(cpu_ns()? - before)
@@ -155,7 +163,7 @@ pub fn run(quick: bool) -> Result<Value> {
     let mut line = json!({ "bench": "observe", "runs": runs });
     println!("{:>10} {:>10} {:>10} {:>7}", "hosts", "ns/beat", "limit ns", "ratio");
     for (hosts, name) in [(10_000, "10k"), (1_000_000, "1m"), (4_000_000, "4m")] {
-        let mut beating = Beating::new(hosts, 2, 7)?;
+        let mut beating = Beating::new(hosts, WARM_UP, 7)?;
         let mut records = vec![[0u64; 8]; hosts];
         bare(&mut records, &beating.order)?;
         // A round of ten thousand hosts is too short to be timed alone.

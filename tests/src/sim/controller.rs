@@ -401,7 +401,7 @@ impl World {
             // Of one that proved nothing since the start, an answer to a challenge is wanted first.
             let proved = c.core.as_ref().is_some_and(|core| {
                 let d = core.detector();
-                d.slot(id).is_some_and(|slot| d.seen(slot).baseline_ns.is_some())
+                d.slot(id).is_some_and(|slot| d.newest(slot).baseline_ns.is_some())
             });
             let known = c.rows.get(&id).filter(|r| r.state != State::Pending);
             // What a host brings back for another is no proof of life of either.

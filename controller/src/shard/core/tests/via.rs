@@ -156,14 +156,14 @@ fn an_answer_through_a_peer_makes_a_host_unreachable_and_proves_nothing_else() {
     let mut f = Fleet::new();
     let at = f.until_asked();
     let slot = f.w.core.detector().slot(HOST).unwrap();
-    let before = f.w.core.detector().seen(slot);
+    let before = f.w.core.detector().newest(slot);
     f.bring(1, at + 5);
     assert_eq!((f.w.state(), f.w.turns()), (Some(State::Suspect), vec![]), "the verdict waits");
     f.judge(at + 6, at + 1_000);
     assert_eq!((f.w.state(), f.w.turns()), (Some(State::Suspect), vec![Turn::Unreachable]));
-    let after = f.w.core.detector().seen(slot);
+    let after = f.w.core.detector().newest(slot);
     assert_eq!((after.seq, after.sent, after.boot), (before.seq, before.sent, before.boot));
-    assert_eq!(f.w.core.detector.record(slot).address, Some(here()), "not where the peer is");
+    assert_eq!(f.w.core.detector.record(slot).address.get(), Some(here()), "not where the peer is");
     assert_eq!(f.count(|m| get(&m.unreachable_hosts)), 1);
     // Heard again: the network was cut, we were not wrong.
     let at = at + 1_500;

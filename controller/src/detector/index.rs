@@ -1,0 +1,262 @@
+//! Which slot is a host's: a hash table that costs one cache line per look-up.
+//!
+//! A table of a million ids does not fit any cache, so what a look-up costs is how many lines it touches.
+//! Here a bucket is one line of sixteen words of four bytes: the slot, and ten bits of the hash, which
+//! tell nearly all other hosts of the bucket apart. The id itself stands in the host's record, which is
+//! needed anyway. An open-addressing table of (id, slot) pairs, or of slots with control bytes apart,
+//! touches two or more; see ADR 10 for the figures.
+//!
+//! The line can be fetched ahead ([`Index::prefetch`]), and the slot guessed from it without touching a
+//! record ([`Index::candidate`]).
+//!
+//! The table is made of [`PARTS`] tables that grow apart, so that no insertion pays for more than one
+//! part's growth. Memory: 5.4 to 10.7 bytes a host.
+
+use super::prefetch::prefetch;
+
+/// Tables that grow apart.
+const PARTS: usize = 256;
+/// Words of a line.
+const WIDTH: usize = 16;
+/// A word that holds no host, and never did.
+const EMPTY: u32 = 0;
+/// A word whose host was removed.
+const GONE: u32 = u32::MAX;
+/// Bits of a word that hold the slot, plus one so that no host is [`EMPTY`].
+const SLOT_BITS: u32 = 22;
+const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+/// Slots must be below this.
+pub(crate) const SLOTS_MAX: usize = SLOT_MASK as usize - 1;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Line([u32; WIDTH]);
+
+/// One of the tables. Words used, removed ones included, are at most three quarters of all.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    /// A power of two of them, or none.
+    lines: Vec<Line>,
+    used: usize,
+    live: usize,
+}
+
+/// Where a hash leads: part, first line within any power of two, tag.
+#[derive(Clone, Copy)]
+struct Way {
+    part: usize,
+    line: usize,
+    tag: u32,
+}
+
+fn way(hash: u64) -> Way {
+    Way {
+        part: (hash >> 56) as usize % PARTS,
+        line: (hash >> 10) as usize & 0xFFFF_FFFF,
+        tag: (hash as u32) << SLOT_BITS,
+    }
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub(crate) struct Index {
+    parts: Vec<Part>,
+    live: usize,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self { parts: vec![Part::default(); PARTS], live: 0 }
+    }
+}
+
+impl Index {
+    /// How many hosts it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Has the line of a hash fetched.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        let way = way(hash);
+        let lines = &self.parts[way.part].lines;
+        if let Some(line) = lines.get(way.line & lines.len().wrapping_sub(1)) {
+            prefetch(line, 1);
+        }
+    }
+
+    /// The slot of which the line says that it is most likely the hash's.
+    #[inline]
+    pub(crate) fn candidate(&self, hash: u64) -> Option<u32> {
+        let way = way(hash);
+        let lines = &self.parts[way.part].lines;
+        let line = lines.get(way.line & lines.len().wrapping_sub(1))?;
+        let hit = line.0.iter().find(|word| is_of(**word, way.tag))?;
+        Some((hit & SLOT_MASK) - 1)
+    }
+
+    /// The slot of a hash for which `is_it` holds.
+    #[inline]
+    pub(crate) fn find(&self, hash: u64, is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let way = way(hash);
+        let part = &self.parts[way.part];
+        let (line, word) = part.place(way, is_it)?;
+        Some((part.lines[line].0[word] & SLOT_MASK) - 1)
+    }
+
+    /// Adds a slot that is not there yet. `hash_of` tells the hash of any slot that is.
+    ///
+    /// # Panics
+    /// If `slot` is not below [`SLOTS_MAX`].
+    pub(crate) fn insert(&mut self, hash: u64, slot: u32, hash_of: impl Fn(u32) -> u64) {
+        assert!((slot as usize) < SLOTS_MAX, "the detector has fewer slots");
+        let way = way(hash);
+        let part = &mut self.parts[way.part];
+        if (part.used + 1) * 4 > part.lines.len() * WIDTH * 3 {
+            part.grow(hash_of);
+        }
+        part.put(way, slot);
+        self.live += 1;
+    }
+
+    /// Removes a slot. `false` if it was not there.
+    pub(crate) fn remove(&mut self, hash: u64, slot: u32) -> bool {
+        let way = way(hash);
+        let part = &mut self.parts[way.part];
+        let Some((line, word)) = part.place(way, |s| s == slot) else { return false };
+        part.lines[line].0[word] = GONE;
+        part.live -= 1;
+        self.live -= 1;
+        true
+    }
+
+    /// All slots, in no order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        let words = self.parts.iter().flat_map(|p| p.lines.iter().flat_map(|l| l.0));
+        words.filter(|w| *w != EMPTY && *w != GONE).map(|w| (w & SLOT_MASK) - 1)
+    }
+}
+
+fn is_of(word: u32, tag: u32) -> bool {
+    word & !SLOT_MASK == tag && word != EMPTY && word != GONE && word & SLOT_MASK != 0
+}
+
+impl Part {
+    /// Line and word of a slot with this tag for which `is_it` holds. A line with an empty word ends the
+    /// search: nothing was ever put beyond it.
+    fn place(&self, way: Way, mut is_it: impl FnMut(u32) -> bool) -> Option<(usize, usize)> {
+        let mask = self.lines.len().checked_sub(1)?;
+        for step in 0..=mask {
+            let at = way.line.wrapping_add(step) & mask;
+            let line = &self.lines[at];
+            for (i, word) in line.0.iter().enumerate() {
+                if is_of(*word, way.tag) && is_it((word & SLOT_MASK) - 1) {
+                    return Some((at, i));
+                }
+            }
+            if line.0.contains(&EMPTY) {
+                return None;
+            }
+        }
+        None
+    }
+
+    fn put(&mut self, way: Way, slot: u32) {
+        let mask = self.lines.len() - 1;
+        for step in 0..=mask {
+            let line = &mut self.lines[way.line.wrapping_add(step) & mask];
+            if let Some(free) = line.0.iter_mut().find(|w| **w == EMPTY) {
+                *free = way.tag | (slot + 1);
+                self.used += 1;
+                self.live += 1;
+                return;
+            }
+        }
+        unreachable!("a quarter of the words is empty");
+    }
+
+    /// Makes room, and forgets what was removed.
+    fn grow(&mut self, hash_of: impl Fn(u32) -> u64) {
+        let mut lines = self.lines.len().max(1);
+        while (self.live + 1) * 2 > lines * WIDTH {
+            lines *= 2;
+        }
+        let old = std::mem::replace(&mut self.lines, vec![Line([EMPTY; WIDTH]); lines]);
+        (self.used, self.live) = (0, 0);
+        for word in old.iter().flat_map(|l| l.0).filter(|w| *w != EMPTY && *w != GONE) {
+            let slot = (word & SLOT_MASK) - 1;
+            self.put(way(hash_of(slot)), slot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// Few values in the bits that matter, so that lines overflow and tags collide.
+    fn poor_hash(key: u16) -> u64 {
+        u64::from(key % 3) << 56 | u64::from(key / 3 % 2) << 10 | u64::from(key / 6 % 2)
+    }
+
+    proptest! {
+        #[test]
+        fn it_finds_exactly_what_a_map_finds(
+            ops in proptest::collection::vec((any::<bool>(), 0..300u16), 1..900),
+            poor in any::<bool>(),
+        ) {
+            let hash = |key: u16| {
+                if poor { poor_hash(key) } else { u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15) }
+            };
+            let mut index = Index::default();
+            let mut naive = BTreeMap::new();
+            // A key is its own slot.
+            for (add, key) in ops {
+                let slot = u32::from(key);
+                if add && !naive.contains_key(&key) {
+                    index.insert(hash(key), slot, |s| hash(s as u16));
+                    naive.insert(key, slot);
+                } else if !add {
+                    prop_assert_eq!(index.remove(hash(key), slot), naive.remove(&key).is_some());
+                }
+                prop_assert_eq!(index.len(), naive.len());
+            }
+            for key in 0..300u16 {
+                let found = index.find(hash(key), |s| s == u32::from(key));
+                prop_assert_eq!(found, naive.get(&key).copied());
+                index.prefetch(hash(key));
+                prop_assert!(found.is_none() || poor || index.candidate(hash(key)).is_some());
+            }
+            let mut slots: Vec<u32> = index.slots().collect();
+            slots.sort_unstable();
+            prop_assert_eq!(slots, naive.into_values().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn hosts_that_come_and_go_leave_no_room_behind() {
+        let mut index = Index::default();
+        let hash = |s: u32| u64::from(s).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        for round in 0..2_000u32 {
+            index.insert(hash(round), round, hash);
+            if round >= 100 {
+                assert!(index.remove(hash(round - 100), round - 100));
+            }
+        }
+        let lines: usize = index.parts.iter().map(|p| p.lines.len()).sum();
+        assert!(index.len() == 100 && lines <= 2 * PARTS, "{lines} lines for 100 hosts");
+    }
+
+    #[test]
+    fn the_highest_slot_and_the_highest_tag_are_no_mark() {
+        let mut index = Index::default();
+        let top = SLOTS_MAX as u32 - 1;
+        index.insert(u64::MAX, top, |_| u64::MAX);
+        index.insert(0, 0, |_| 0);
+        assert_eq!(index.find(u64::MAX, |s| s == top), Some(top));
+        assert_eq!((index.candidate(u64::MAX), index.candidate(0)), (Some(top), Some(0)));
+    }
+}

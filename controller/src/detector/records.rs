@@ -1,0 +1,247 @@
+//! The hosts themselves: who is tracked, where each record stands, what labels and operators make of it.
+
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use heartwatch_common::id::HostId;
+use heartwatch_common::time::Instant;
+
+use super::host::{Host, Known, Rare};
+use super::knobs::Profile;
+use super::timeout::{GroupId, Patience};
+use super::{DUPLICATE_WINDOW, Detector, HOSTS_MAX, SUSPECT_TOLERANCE};
+use crate::event::State;
+use crate::ingest::admit::{Newest, Past};
+
+/// How many datagrams ahead the lines of the index are fetched, then the records, then the live cells.
+/// Each needs what the one before brought; a trip to memory takes about as long as three datagrams.
+const AHEAD_INDEX: usize = 24;
+const AHEAD_RECORD: usize = 14;
+const AHEAD_LIVE: usize = 6;
+
+/// What is known ahead of a batch of datagrams; see [`Detector::look_at`].
+#[derive(Clone, Debug, Default)]
+pub struct Ahead {
+    hashes: Vec<u64>,
+    /// Guesses, as far as they were made.
+    slots: Vec<u32>,
+}
+
+impl Detector {
+    /// Takes what a host's labels make of it.
+    pub fn set_profile(&mut self, slot: u32, profile: Profile) {
+        let group = self.group(profile.group);
+        let knobs = profile.knobs.min((self.knobs.len() - 1) as u8);
+        self.count(slot, |alive, one| alive - one);
+        let h = self.host_mut(slot);
+        (h.group, h.knobs) = (group, knobs);
+        self.count(slot, |alive, one| alive + one);
+        self.hasten(slot);
+    }
+
+    fn group(&mut self, name: u64) -> GroupId {
+        if name == 0 {
+            return GroupId(0);
+        }
+        if let Some(known) = self.groups.get(&name) {
+            return *known;
+        }
+        let group = self.siblings.add_group();
+        // Names beyond the last group are not remembered: whoever invents labels gets no memory for it.
+        if group != GroupId(0) {
+            self.groups.insert(name, group);
+        }
+        group
+    }
+
+    /// Keeps a host's margin where an operator wants it, or lets it learn again. It holds from the
+    /// present deadline on.
+    pub fn freeze(&mut self, slot: u32, margin: Option<Duration>) {
+        self.host_mut(slot).freeze(margin);
+        self.hasten(slot);
+    }
+
+    /// Counts a host in or out of those alive under its knobs.
+    pub(super) fn count(&mut self, slot: u32, change: impl Fn(u64, u64) -> u64) {
+        let h = self.hosts.get(slot).expect("slot is live: the index owns it");
+        let alive = &mut self.knobs[usize::from(h.knobs)].alive;
+        *alive = change(*alive, u64::from(h.state == State::Alive));
+    }
+
+    /// The slot of a host.
+    #[inline]
+    pub fn slot(&self, id: HostId) -> Option<u32> {
+        let is_it = |slot| self.hosts.get(slot).is_some_and(|h| h.id == id);
+        self.index.find(self.hash(id), is_it)
+    }
+
+    fn hash(&self, id: HostId) -> u64 {
+        self.hashes.hash_one(id.0)
+    }
+
+    /// Begins with a batch of datagrams of these hosts; `None` if one names no host.
+    pub fn look_at(&self, ids: impl Iterator<Item = Option<HostId>>, ahead: &mut Ahead) {
+        ahead.hashes.clear();
+        ahead.slots.clear();
+        ahead.hashes.extend(ids.map(|id| id.map_or(0, |id| self.hash(id))));
+        ahead.hashes.iter().take(AHEAD_INDEX).for_each(|hash| self.index.prefetch(*hash));
+        for _ in 0..AHEAD_RECORD {
+            self.look_at_record(ahead);
+        }
+    }
+
+    /// Has fetched what datagrams after number `i` of the batch will need.
+    #[inline]
+    pub fn look_ahead(&self, i: usize, ahead: &mut Ahead) {
+        if let Some(hash) = ahead.hashes.get(i + AHEAD_INDEX) {
+            self.index.prefetch(*hash);
+        }
+        self.look_at_record(ahead);
+        if let Some(slot) = ahead.slots.get(i + AHEAD_LIVE)
+            && let Some(host) = self.hosts.get(*slot)
+        {
+            self.live.prefetch(host.live);
+        }
+    }
+
+    #[inline]
+    fn look_at_record(&self, ahead: &mut Ahead) {
+        if let Some(hash) = ahead.hashes.get(ahead.slots.len()) {
+            let slot = self.index.candidate(*hash).unwrap_or(u32::MAX);
+            self.hosts.prefetch(slot);
+            ahead.slots.push(slot);
+        }
+    }
+
+    pub(super) fn host(&self, slot: u32) -> &Host {
+        self.hosts.get(slot).expect("slot is live: the index owns it")
+    }
+
+    pub(super) fn host_mut(&mut self, slot: u32) -> &mut Host {
+        self.hosts.get_mut(slot).expect("slot is live: the index owns it")
+    }
+
+    /// A host's record; for the shard.
+    pub(crate) fn record(&mut self, slot: u32) -> &mut Host {
+        self.host_mut(slot)
+    }
+
+    /// What a host has proved in the life that is known.
+    #[inline]
+    pub fn newest(&self, slot: u32) -> Newest {
+        let mut newest = self.host(slot).newest();
+        // Baselines are kept as if our clock had never stood still: otherwise a recording that is as old
+        // as a suspend was long would look fresh.
+        let asleep = self.asleep_ns as i64;
+        newest.baseline_ns = newest.baseline_ns.map(|b| b.wrapping_sub(asleep));
+        newest
+    }
+
+    /// What else it has proved.
+    pub fn past(&self, slot: u32) -> Past {
+        self.host(slot).past()
+    }
+
+    /// How far off the usual a datagram's time may be to prove life: `timeout_max`; but for a suspect or
+    /// down host no more than a second. What somebody kept from us and sends now would
+    /// otherwise revive the dead for a moment; a live host that is only slow answers the challenge.
+    pub fn tolerance(&self, slot: u32) -> Duration {
+        match self.host(slot).state {
+            State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.patience(slot).max),
+            _ => self.patience(slot).max,
+        }
+    }
+
+    pub(super) fn patience(&self, slot: u32) -> &Patience {
+        &self.knobs[usize::from(self.host(slot).knobs)].patience
+    }
+
+    /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked.
+    ///
+    /// One that was alive or suspect gets a fresh deadline in the second half of `restart_grace`, spread
+    /// by its id, so that a restart of the controller neither convicts in its own shadow nor judges all
+    /// at once.
+    pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
+        if let Some(slot) = self.slot(known.id) {
+            self.live.give_back(known.live);
+            return Some(slot);
+        }
+        if self.index.len() >= HOSTS_MAX {
+            self.live.give_back(known.live);
+            return None;
+        }
+        let s = &self.settings;
+        let due = match known.state {
+            State::Alive | State::Suspect => {
+                let half = s.restart_grace / 2;
+                let spread = u32::from_be_bytes([
+                    known.id.0[12],
+                    known.id.0[13],
+                    known.id.0[14],
+                    known.id.0[15],
+                ]);
+                Some(now + half + half.mul_f64(f64::from(spread) / f64::from(u32::MAX)))
+            }
+            State::Pending if known.missing_reported => None,
+            // The grace at least, should the wall clock by which `in_state` was told be wrong.
+            State::Pending => {
+                let left = s.missing_after.saturating_sub(known.in_state);
+                Some(now + left.max(s.restart_grace.min(s.missing_after)))
+            }
+            State::Down | State::Left => {
+                let left = s.forget_after.saturating_sub(known.in_state);
+                Some(now + left.max(s.restart_grace.min(s.forget_after)))
+            }
+        };
+        let hash = self.hash(known.id);
+        let slot = self.hosts.add(Host::new(&known, due, now));
+        let Self { index, hosts, hashes, .. } = self;
+        index.insert(hash, slot, |slot| hosts.get(slot).map_or(0, |h| hashes.hash_one(h.id.0)));
+        if known.duplicate {
+            let other_until = now + DUPLICATE_WINDOW;
+            self.rare.insert(slot, Rare { other_until, ..Rare::default() });
+        }
+        self.count(slot, |alive, one| alive + one);
+        self.set_profile(slot, known.profile);
+        if let Some(due) = due {
+            self.file(slot, due);
+        }
+        Some(slot)
+    }
+
+    /// Forgets a host. `false` if it was not tracked.
+    pub fn remove(&mut self, id: HostId) -> bool {
+        let Some(slot) = self.slot(id) else { return false };
+        self.index.remove(self.hash(id), slot);
+        self.rows.unfile(slot);
+        self.confirm.end(slot);
+        self.rare.remove(&slot);
+        self.count(slot, |alive, one| alive - one);
+        if let Some(host) = self.hosts.take(slot) {
+            self.live.give_back(host.live);
+        }
+        true
+    }
+
+    /// When a host's patience ends.
+    pub(crate) fn deadline(&self, slot: u32) -> Instant {
+        self.host(slot).deadline(self.patience(slot))
+    }
+
+    /// Has a host looked at no later than `at`.
+    pub(super) fn file(&mut self, slot: u32, at: Instant) {
+        let due = self.rows.file(slot, at, self.clock);
+        self.host_mut(slot).due = due;
+    }
+
+    /// Has an alive host whose deadline changed looked at in time.
+    fn hasten(&mut self, slot: u32) {
+        let h = self.host(slot);
+        if h.state == State::Alive && h.last_arrival().is_some() {
+            let deadline = self.deadline(slot);
+            if self.host(slot).due > deadline {
+                self.file(slot, deadline);
+            }
+        }
+    }
+}
