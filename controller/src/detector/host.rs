@@ -294,7 +294,7 @@ impl Host {
     /// margin, so that no beat needs to write it down.
     pub(crate) fn deadline(&self, patience: &Patience) -> Instant {
         if self.state == State::Alive && self.heard.0 > 0 {
-            self.expected + self.margin(patience).0
+            Instant(self.expected.0.saturating_add(self.margin_ns(patience)))
         } else {
             self.until
         }
@@ -334,6 +334,15 @@ impl Host {
         let spread = error.abs() - i64::from(self.deviation_us);
         self.mean_us = (i64::from(self.mean_us) + error / 8) as u32;
         self.deviation_us = (i64::from(self.deviation_us) + spread / 4) as u32;
+    }
+
+    /// How much later than expected its next beat may come, nanoseconds.
+    #[inline]
+    pub(crate) fn margin_ns(&self, patience: &Patience) -> u64 {
+        match self.frozen() {
+            Some(margin) => margin.as_nanos() as u64,
+            None => self.learned.margin_ns(patience),
+        }
     }
 
     /// How much later than expected its next beat may come, and what says so.

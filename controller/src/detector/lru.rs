@@ -1,149 +1,267 @@
 //! Who to look at next: least-recently-filed rows, one per degree of patience.
 //!
 //! With one timeout for all, a single LRU list is ordered by deadline. With a timeout per host, and gaps
-//! that differ from beat to beat, it is not. So there is one list per *row*; a row stands for a waiting
+//! that differ from beat to beat, it is not. So there is one queue per *row*; a row stands for a waiting
 //! time R from a geometric grid. A slot is filed at the tail of the largest row with R ≤ its remaining
 //! time and stamped with the filing time; so every row is ordered by filing time whatever the deadlines
 //! do, and its head need not be looked at before `filed + R`. Whoever looks decides anew: expire, or file
 //! again by what remains.
 //!
 //! A slot is filed again only when looked at, not at every beat: a beat that moves the deadline *later*
-//! touches no list at all. A deadline that moves *earlier* than `filed + R` is filed again at once
+//! touches no row at all. A deadline that moves *earlier* than `filed + R` is filed again at once
 //! ([`Rows::hasten`]).
 //!
-//! Cost: filing O(1); looking O(rows + slots that are due). Memory: 24 bytes per slot.
+//! Nothing is ever taken out of the middle of a row: it is left where it stands, and passed over when its
+//! turn comes, since the slot is by then due at another time. So a row is read and written from its ends,
+//! in order, where links from slot to slot would be a trip to memory each. What is left standing is swept
+//! out, a row at a time, when it is more than what counts.
 //!
-//! Invariants: a slot is in at most one row; each row is ordered by filing time; `filed + R ≤ deadline`
-//! for the deadline given at filing.
+//! Cost: filing O(1); looking O(rows + slots that are due), amortised over what is passed over. Memory: 20
+//! bytes per slot, and 12 for each that is passed over.
+//!
+//! Invariants: a slot counts in at most one row, once; each row is ordered by filing time;
+//! `filed + R ≤ deadline` for the deadline given at filing.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use heartwatch_common::time::Instant;
 
-/// Number of rows. Row 0 waits for nothing; row i ≥ 1 for `ROW_BASE · 1.25^(i−1)`.
-const ROWS: usize = 64;
-/// Waiting time of row 1, nanoseconds.
-const ROW_BASE_NS: u64 = 5_000_000;
-const NONE: u32 = u32::MAX;
+use crate::memory::{prefetch, room};
 
+/// Rows per doubling of the waiting time, as a power of two. The finer, the later a look: it falls up to
+/// an eighth of the waiting time before the deadline, and one that falls before the beat that was due
+/// means one look more.
+const STEP_BITS: u32 = 3;
+/// The waiting time of row 1 is two to this power of nanoseconds: 4.2 ms.
+const BASE_BITS: u32 = 22;
+/// Doublings: the longest waiting time is 69 minutes.
+const OCTAVES: u32 = 20;
+/// Number of rows; row 0 waits for nothing.
+const ROWS: usize = 1 + ((OCTAVES as usize) << STEP_BITS);
+/// When a slot in no row is due.
+const UNFILED: Instant = Instant::FAR;
+/// Entries of a block of a row.
+const BLOCK: usize = 512;
+/// Empty blocks kept for what is filed next.
+const SPARE_MAX: usize = 64;
+/// Fewer entries that do not count are not worth a sweep.
+const SWEEP_MIN: usize = 4_096;
+/// How far ahead of the look the times of slots are fetched.
+const AHEAD: usize = 8;
+
+/// A slot as it was filed. It counts if the slot is due at `filed` and the row's waiting time.
 #[derive(Clone, Copy, Debug)]
-struct Link {
-    prev: u32,
-    next: u32,
+#[repr(C, packed(4))]
+struct Entry {
     filed: Instant,
-    /// Row, or `ROWS` when in none.
-    row: u8,
+    slot: u32,
 }
 
-const UNFILED: Link = Link { prev: NONE, next: NONE, filed: Instant(0), row: ROWS as u8 };
-
-#[derive(Clone, Copy, Debug)]
+/// Entries in the order of filing, in blocks.
+#[derive(Clone, Debug, Default)]
 struct Row {
     wait: Duration,
-    head: u32,
-    tail: u32,
+    blocks: VecDeque<Vec<Entry>>,
+    /// Entries of the first block that are gone.
+    gone: usize,
+}
+
+impl Row {
+    fn head(&self) -> Option<Entry> {
+        self.ahead(0)
+    }
+
+    /// The entry `n` after the head.
+    fn ahead(&self, n: usize) -> Option<Entry> {
+        // All blocks but the last are full.
+        let at = self.gone + n;
+        self.blocks.get(at / BLOCK)?.get(at % BLOCK).copied()
+    }
+
+    fn push(&mut self, entry: Entry, spare: &mut Vec<Vec<Entry>>) {
+        if self.blocks.back().is_none_or(|block| block.len() == BLOCK) {
+            self.blocks.push_back(spare.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK)));
+        }
+        if let Some(block) = self.blocks.back_mut() {
+            block.push(entry);
+        }
+    }
+
+    fn pop(&mut self, spare: &mut Vec<Vec<Entry>>) {
+        self.gone += 1;
+        let Some(block) = self.blocks.front_mut() else { return };
+        if self.gone < block.len() {
+            return;
+        }
+        self.gone = 0;
+        block.clear();
+        if self.blocks.len() > 1 || spare.len() < SPARE_MAX {
+            let block = self.blocks.pop_front();
+            spare.extend(block.filter(|_| spare.len() < SPARE_MAX));
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.blocks.iter().flatten().copied().skip(self.gone)
+    }
+}
+
+/// The waiting time of a row, nanoseconds.
+fn wait_ns(row: usize) -> u64 {
+    let Some(i) = row.checked_sub(1) else { return 0 };
+    let (octave, step) = (i >> STEP_BITS, i & ((1 << STEP_BITS) - 1));
+    ((1 << STEP_BITS) + step as u64) << (octave as u32 + BASE_BITS - STEP_BITS)
+}
+
+/// The largest row whose waiting time is at most `remaining_ns`.
+fn row_for(remaining_ns: u64) -> usize {
+    let Some(octave) = remaining_ns.checked_ilog2().and_then(|e| e.checked_sub(BASE_BITS)) else {
+        return 0;
+    };
+    if octave >= OCTAVES {
+        return ROWS - 1;
+    }
+    let step = remaining_ns >> (octave + BASE_BITS - STEP_BITS) & ((1 << STEP_BITS) - 1);
+    1 + ((octave as usize) << STEP_BITS) + step as usize
 }
 
 /// The rows.
 #[derive(Clone, Debug)]
 pub struct Rows {
-    rows: [Row; ROWS],
-    links: Vec<Link>,
+    rows: Vec<Row>,
+    /// When each slot will be looked at; [`UNFILED`] if it is in no row.
+    due: Vec<Instant>,
+    /// Slots in rows, and entries.
+    filed: usize,
+    entries: usize,
+    spare: Vec<Vec<Entry>>,
+    /// Rows before this one have nothing that is due, in the pass that goes on.
+    looked: usize,
+    /// Which row is swept next.
+    swept: usize,
 }
 
 impl Default for Rows {
     fn default() -> Self {
-        let mut wait = ROW_BASE_NS;
-        let rows = std::array::from_fn(|i| {
-            if i == 0 {
-                return Row { wait: Duration::ZERO, head: NONE, tail: NONE };
-            }
-            let row = Row { wait: Duration::from_nanos(wait), head: NONE, tail: NONE };
-            wait += wait / 4;
-            row
-        });
-        Self { rows, links: Vec::new() }
+        let rows =
+            (0..ROWS).map(|row| Row { wait: Duration::from_nanos(wait_ns(row)), ..Row::default() });
+        Self {
+            rows: rows.collect(),
+            due: Vec::new(),
+            filed: 0,
+            entries: 0,
+            spare: Vec::new(),
+            looked: 0,
+            swept: 0,
+        }
     }
 }
 
 impl Rows {
-    /// The largest row whose waiting time is at most `remaining`.
-    fn row_for(&self, remaining: Duration) -> usize {
-        self.rows.partition_point(|r| r.wait <= remaining).saturating_sub(1)
-    }
-
-    /// Files a slot to be looked at no later than `deadline`, and takes it out of its row first. Answers
-    /// when it will be looked at.
+    /// Files a slot to be looked at no later than `deadline`, and nowhere else. Answers when it will be
+    /// looked at. `now` never falls.
     pub fn file(&mut self, slot: u32, deadline: Instant, now: Instant) -> Instant {
-        self.unfile(slot);
         let at = slot as usize;
-        if at >= self.links.len() {
-            self.links.resize(at + 1, UNFILED);
+        if at >= self.due.len() {
+            if at >= self.due.capacity() {
+                let mut larger = room((at + 1).next_power_of_two().max(BLOCK));
+                larger.append(&mut self.due);
+                self.due = larger;
+            }
+            self.due.resize(at + 1, UNFILED);
         }
-        let row = self.row_for(deadline.since(now));
-        let tail = self.rows[row].tail;
-        debug_assert!(
-            tail == NONE || self.links[tail as usize].filed <= now,
-            "the shard's clock fell"
-        );
-        self.links[at] = Link { prev: tail, next: NONE, filed: now, row: row as u8 };
-        if tail == NONE {
-            self.rows[row].head = slot;
-        } else {
-            self.links[tail as usize].next = slot;
+        let row = row_for(deadline.0.saturating_sub(now.0));
+        let due = (now + self.rows[row].wait).min(UNFILED - Duration::from_nanos(1));
+        self.filed += usize::from(self.due[at] == UNFILED);
+        self.due[at] = due;
+        self.rows[row].push(Entry { filed: now, slot }, &mut self.spare);
+        self.entries += 1;
+        if self.entries > 2 * self.filed + SWEEP_MIN {
+            self.sweep();
         }
-        self.rows[row].tail = slot;
-        now + self.rows[row].wait
+        due
     }
 
     /// Files a slot again only if it would otherwise be looked at after `deadline`.
     pub fn hasten(&mut self, slot: u32, deadline: Instant, now: Instant) {
-        let late = self
-            .links
-            .get(slot as usize)
-            .filter(|l| usize::from(l.row) < ROWS)
-            .is_none_or(|l| l.filed + self.rows[usize::from(l.row)].wait > deadline);
-        if late {
+        if self.due.get(slot as usize).is_none_or(|due| *due > deadline) {
             self.file(slot, deadline, now);
         }
     }
 
     /// Takes a slot out of its row; nothing happens if it is in none.
     pub fn unfile(&mut self, slot: u32) {
-        let Some(&link) = self.links.get(slot as usize) else { return };
-        let Some(row) = self.rows.get_mut(usize::from(link.row)) else { return };
-        if link.prev == NONE {
-            row.head = link.next;
-        } else {
-            self.links[link.prev as usize].next = link.next;
+        if let Some(due) = self.due.get_mut(slot as usize).filter(|due| **due != UNFILED) {
+            *due = UNFILED;
+            self.filed -= 1;
         }
-        let row = &mut self.rows[usize::from(link.row)];
-        if link.next == NONE {
-            row.tail = link.prev;
-        } else {
-            self.links[link.next as usize].prev = link.prev;
-        }
-        self.links[slot as usize] = UNFILED;
     }
 
-    /// Takes out one slot that is due at `at`, if there is one. File what is not over yet again only
-    /// when no more is due: row 0 waits for nothing, so it would be due at once.
+    /// Takes out one slot that is due at `at`, if there is one. Ask until there is none; file what is not
+    /// over yet again only then: row 0 waits for nothing, so it would be due at once.
     pub fn pop_due(&mut self, at: Instant) -> Option<u32> {
-        let links = &self.links;
-        let due = self.rows.iter().find_map(|row| {
-            let link = links.get(row.head as usize)?;
-            (link.filed + row.wait <= at).then_some(row.head)
-        })?;
-        self.unfile(due);
-        Some(due)
+        while let Some(row) = self.rows.get_mut(self.looked) {
+            while let Some(Entry { filed, slot }) = row.head() {
+                let due = filed + row.wait;
+                if due > at {
+                    break;
+                }
+                if let Some(next) = row.ahead(AHEAD).and_then(|e| self.due.get(e.slot as usize)) {
+                    prefetch(next, 1);
+                }
+                row.pop(&mut self.spare);
+                self.entries -= 1;
+                if self.due[slot as usize] == due {
+                    self.due[slot as usize] = UNFILED;
+                    self.filed -= 1;
+                    return Some(slot);
+                }
+            }
+            self.looked += 1;
+        }
+        self.looked = 0;
+        None
     }
 
-    /// When the next look is due; `None` if nothing is filed.
+    /// The slot that will be due `n` after the one that was taken out last, most likely.
+    pub fn coming(&self, n: usize) -> Option<u32> {
+        self.rows.get(self.looked)?.ahead(n).map(|entry| entry.slot)
+    }
+
+    /// When the next look is due, or earlier; `None` if nothing is filed.
     pub fn next_due(&self) -> Option<Instant> {
-        self.rows
-            .iter()
-            .filter_map(|row| Some(self.links.get(row.head as usize)?.filed + row.wait))
-            .min()
+        self.rows.iter().filter_map(|row| Some(row.head()?.filed + row.wait)).min()
+    }
+
+    /// Bytes in use.
+    pub fn bytes(&self) -> usize {
+        let blocks: usize = self.rows.iter().map(|row| row.blocks.len()).sum();
+        (blocks + self.spare.len()) * BLOCK * size_of::<Entry>()
+            + self.due.capacity() * size_of::<Instant>()
+    }
+
+    /// Sweeps what does not count out of one row that has any.
+    fn sweep(&mut self) {
+        for _ in 0..ROWS {
+            self.swept = (self.swept + 1) % ROWS;
+            let Self { rows, due, spare, .. } = self;
+            let row = &mut rows[self.swept];
+            let wait = row.wait;
+            let old = std::mem::replace(row, Row { wait, ..Row::default() });
+            let (mut before, mut kept) = (0, 0);
+            for entry in old.entries() {
+                before += 1;
+                if due[entry.slot as usize] == entry.filed + wait {
+                    kept += 1;
+                    row.push(entry, spare);
+                }
+            }
+            self.entries -= before - kept;
+            if before > kept {
+                return;
+            }
+        }
     }
 
     /// Checks the invariants; for tests.
@@ -151,21 +269,22 @@ impl Rows {
     /// # Panics
     /// If one does not hold.
     pub fn check(&self) {
-        let mut seen = vec![false; self.links.len()];
-        for (i, row) in self.rows.iter().enumerate() {
-            let (mut at, mut prev, mut filed) = (row.head, NONE, Instant(0));
-            while at != NONE {
-                let link = self.links[at as usize];
-                assert!(!seen[at as usize], "slot {at} stands in two places");
-                assert!(usize::from(link.row) == i && link.prev == prev && link.filed >= filed);
-                seen[at as usize] = true;
-                (prev, filed, at) = (at, link.filed, link.next);
+        let (mut counts, mut entries) = (vec![0; self.due.len()], 0);
+        for row in &self.rows {
+            let mut before = Instant(0);
+            for Entry { filed, slot } in row.entries() {
+                assert!(filed >= before, "a row is out of order");
+                before = filed;
+                entries += 1;
+                counts[slot as usize] += u32::from(filed + row.wait == self.due[slot as usize]);
             }
-            assert_eq!(row.tail, prev);
         }
-        for (slot, link) in self.links.iter().enumerate() {
-            assert_eq!(usize::from(link.row) < ROWS, seen[slot], "slot {slot} is lost");
+        assert_eq!(entries, self.entries);
+        for (slot, due) in self.due.iter().enumerate() {
+            // Filed twice at one time it stands there twice, and counts at the first look only.
+            assert_eq!(*due != UNFILED, counts[slot] > 0, "slot {slot} is lost");
         }
+        assert_eq!(self.filed, self.due.iter().filter(|due| **due != UNFILED).count());
     }
 }
 
@@ -193,6 +312,16 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_ordered_and_the_chosen_one_is_the_largest_that_is_short_enough() {
+        let waits: Vec<u64> = (0..ROWS).map(wait_ns).collect();
+        assert!(waits.is_sorted_by(|a, b| a < b));
+        for wait in waits.iter().flat_map(|w| [w.saturating_sub(1), *w, w + 1, w + w / 17]) {
+            assert_eq!(row_for(wait), waits.partition_point(|w| *w <= wait) - 1, "{wait} ns");
+        }
+        assert_eq!(row_for(u64::MAX), ROWS - 1);
+    }
+
+    #[test]
     fn a_later_deadline_touches_no_row_and_an_earlier_one_does() {
         let mut rows = Rows::default();
         rows.file(0, ms(1_000), ms(0));
@@ -201,6 +330,25 @@ mod tests {
         assert_eq!(rows.next_due(), due);
         rows.hasten(0, ms(510), ms(500));
         assert!(rows.next_due().unwrap() <= ms(510));
+    }
+
+    #[test]
+    fn what_is_passed_over_does_not_pile_up() {
+        let mut rows = Rows::default();
+        // Hosts that are put off for a day and come back at once, again and again.
+        for round in 0..200u64 {
+            let now = ms(1_000 + round);
+            (0..1_000).for_each(|slot| {
+                rows.file(slot, now + Duration::from_secs(86_400), now);
+                rows.file(slot, now + Duration::from_secs(1), now);
+            });
+            rows.check();
+            assert!(rows.entries <= 2 * 1_000 + SWEEP_MIN + 1, "{} entries", rows.entries);
+        }
+        let late = ms(10_000);
+        let found = std::iter::from_fn(|| rows.pop_due(late)).count();
+        assert_eq!((found, rows.entries), (1_000, rows.entries.min(SWEEP_MIN)));
+        assert!(rows.bytes() < 400_000, "{} bytes", rows.bytes());
     }
 
     proptest! {

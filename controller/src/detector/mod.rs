@@ -26,7 +26,6 @@ mod index;
 pub mod knobs;
 pub mod lru;
 pub mod peers;
-pub(crate) mod prefetch;
 mod records;
 mod slab;
 pub mod timeout;
@@ -67,6 +66,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 const SUSPECT_TOLERANCE: Duration = Duration::from_secs(1);
 /// How often wished rates of mistakes are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How many looks ahead the records of hosts are fetched.
+const JUDGE_AHEAD: usize = 6;
 /// Hosts looked at to find one by which to try a silent link.
 const TRY_LINK_LOOKS: usize = 256;
 
@@ -427,7 +428,7 @@ impl Detector {
         if !continues || h.is_new() {
             h.learned.choose(&patience, siblings.prior(h.group));
         }
-        let deadline = h.expected + h.margin(&patience).0;
+        let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(&patience)));
         h.hear(arrival);
         if h.is(EXCUSED)
             && let Some(rare) = rare.get_mut(&slot)
@@ -568,6 +569,9 @@ impl Detector {
         }
         let mut again = std::mem::take(&mut self.again);
         while let Some(slot) = self.rows.pop_due(seen) {
+            if let Some(coming) = self.rows.coming(JUDGE_AHEAD) {
+                self.hosts.prefetch(coming);
+            }
             let deadline = self.deadline(slot);
             if deadline > seen {
                 again.push((slot, deadline));

@@ -75,6 +75,13 @@ impl Detector {
         self.index.find(self.hash(id), is_it)
     }
 
+    /// The slot of the host that datagram `i` of the batch names.
+    #[inline]
+    pub fn slot_ahead(&self, i: usize, id: HostId, ahead: &Ahead) -> Option<u32> {
+        let guess = ahead.slots.get(i).copied();
+        guess.filter(|s| self.hosts.get(*s).is_some_and(|h| h.id == id)).or_else(|| self.slot(id))
+    }
+
     fn hash(&self, id: HostId) -> u64 {
         self.hashes.hash_one(id.0)
     }

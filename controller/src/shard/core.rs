@@ -209,10 +209,20 @@ impl ShardCore {
         self.detector.look_at(hosts, &mut self.ahead);
     }
 
-    /// To be called before number `i` of the batch is taken.
-    #[inline]
-    pub fn look_ahead(&mut self, i: usize) {
+    /// Takes number `i` of the batch that was looked at; see [`Self::receive`].
+    #[expect(clippy::too_many_arguments, reason = "what came with a datagram; a struct renames it")]
+    pub fn receive_next(
+        &mut self,
+        i: usize,
+        bytes: &[u8],
+        from: SocketAddr,
+        via: Via,
+        arrival: Instant,
+        now: Instant,
+        out: &mut Vec<Send>,
+    ) {
         self.detector.look_ahead(i, &mut self.ahead);
+        self.take(Some(i), bytes, from, via, arrival, now, out);
     }
 
     /// Takes one datagram that arrived at `arrival` by socket `via`.
@@ -225,10 +235,28 @@ impl ShardCore {
         now: Instant,
         out: &mut Vec<Send>,
     ) {
-        let Self { detector, identity, .. } = self;
+        self.take(None, bytes, from, via, arrival, now, out);
+    }
+
+    /// `ahead`: the datagram's number in the batch that was looked at.
+    #[expect(clippy::too_many_arguments, reason = "what came with a datagram; a struct renames it")]
+    fn take(
+        &mut self,
+        ahead: Option<usize>,
+        bytes: &[u8],
+        from: SocketAddr,
+        via: Via,
+        arrival: Instant,
+        now: Instant,
+        out: &mut Vec<Send>,
+    ) {
+        let Self { detector, identity, ahead: looked, .. } = self;
         let mut found = None;
         let admitted = admit(bytes, &identity.keyring, |host| {
-            found = detector.slot(host);
+            found = match ahead {
+                Some(i) => detector.slot_ahead(i, host, looked),
+                None => detector.slot(host),
+            };
             found.map_or(Generation(0), |slot| detector.record(slot).generation)
         });
         let admitted = match admitted {

@@ -274,7 +274,6 @@ impl Worker {
             self.core.look_at((0..n).map(|i| socket.bytes(i)));
             let mut bytes = 0;
             for i in 0..n {
-                self.core.look_ahead(i);
                 let Some(got) = socket.get(i) else { continue };
                 bytes += got.bytes.len();
                 let arrival = watch.arrival(got.stamp_ns, wall_ns, now);
@@ -287,7 +286,7 @@ impl Worker {
                     }
                     continue;
                 }
-                self.core.receive(got.bytes, got.from, via, arrival, now, sends);
+                self.core.receive_next(i, got.bytes, got.from, via, arrival, now, sends);
             }
             bump(&self.metrics.received_bytes, bytes as u64);
             bump(&self.metrics.received, n as u64);

@@ -21,12 +21,12 @@ use std::time::Duration;
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 
-use crate::detector::prefetch::prefetch;
+use crate::memory::{prefetch, room};
 
 /// Cells in a chunk.
-const CHUNK_LEN: usize = 16_384;
+const CHUNK_LEN: usize = 131_072;
 /// Chunks of a table: 16 million cells.
-const CHUNKS_MAX: usize = 1_024;
+const CHUNKS_MAX: usize = 128;
 /// Bit of the second word that says that there is a load sample.
 const HAS_LOAD: u64 = 1 << 56;
 /// Where the gap stands in the third word.
@@ -112,7 +112,11 @@ impl LiveTable {
         }
         if own.fresh.is_empty() {
             let Some(chunk) = self.chunks.get(owners.len()) else { return LiveId::NONE };
-            chunk.get_or_init(|| (0..CHUNK_LEN).map(|_| Cell::default()).collect());
+            chunk.get_or_init(|| {
+                let mut cells = room(CHUNK_LEN);
+                cells.resize_with(CHUNK_LEN, Cell::default);
+                cells.into_boxed_slice()
+            });
             let first = (owners.len() * CHUNK_LEN) as u32;
             own.fresh = first..first + CHUNK_LEN as u32;
             owners.push(lane);

@@ -79,14 +79,14 @@ const MUTANTS: [Mutant; 14] = [
     Mutant {
         name: "nobody is asked: a host cut off from the controller alone is called down",
         file: "controller/src/detector/confirm.rs",
-        from: "self.peers > 0 && number + 1 >= probes",
-        to: "self.peers > 200 && number + 1 >= probes",
+        from: "self.peers > 0 && due && !spare",
+        to: "self.peers > 200 && due && !spare",
     },
     Mutant {
         name: "learning from own pause: a cut of the own link makes hosts look unreliable",
         file: "controller/src/detector/mod.rs",
-        from: "h.last_arrival.is_some_and(|last| self.doubt.explains(last, h.expected, lost));",
-        to: "h.last_arrival.is_some_and(|last| last > h.expected && lost > 9_999);",
+        from: "h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));",
+        to: "h.last_arrival().is_some_and(|last| last > h.expected && lost > 9_999);",
     },
     Mutant {
         name: "doubt never ending: own losses excuse a host for ever",
@@ -111,10 +111,10 @@ const MUTANTS: [Mutant; 14] = [
 /// Seeds per mutant, and for the unharmed tree.
 const SEEDS: &str = "400";
 
-/// Runs the mutants whose name contains `filter`; all without one.
-pub(crate) fn run(filter: Option<&str>) -> Result<(), String> {
-    let chosen: Vec<_> =
-        MUTANTS.iter().filter(|m| filter.is_none_or(|f| m.name.contains(f))).collect();
+/// Runs the mutants whose name contains one of `filters`; all without any.
+pub(crate) fn run(filters: &[String]) -> Result<(), String> {
+    let wanted = |m: &&Mutant| filters.is_empty() || filters.iter().any(|f| m.name.contains(f));
+    let chosen: Vec<_> = MUTANTS.iter().filter(wanted).collect();
     if chosen.is_empty() {
         let names: Vec<_> = MUTANTS.iter().map(|m| m.name).collect();
         return Err(format!("no planted bug is called so; there are\n  {}", names.join("\n  ")));

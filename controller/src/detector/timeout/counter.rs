@@ -6,12 +6,15 @@
 
 use std::sync::OnceLock;
 
+/// What each counter stands for.
+pub(super) fn values() -> &'static [f32; 256] {
+    static TABLE: OnceLock<[f32; 256]> = OnceLock::new();
+    TABLE.get_or_init(|| std::array::from_fn(|c| 0.05 * ((c as f32 / 10.0).exp2() - 1.0)))
+}
+
 /// What a counter stands for.
 pub(super) fn value(c: u8) -> f32 {
-    static TABLE: OnceLock<[f32; 256]> = OnceLock::new();
-    let table =
-        TABLE.get_or_init(|| std::array::from_fn(|c| 0.05 * ((c as f32 / 10.0).exp2() - 1.0)));
-    table[usize::from(c)]
+    values()[usize::from(c)]
 }
 
 /// The counter for `target`. `dice` is uniformly random.

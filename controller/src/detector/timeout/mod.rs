@@ -323,24 +323,28 @@ impl Learned {
     /// context: all that it counts.
     fn tails(&self, context: Context) -> [f32; EDGES] {
         let (mut tails, mut tail, first) = ([0.0; EDGES], 0.0, context.first());
-        for j in (0..BINS).rev() {
-            if j >= first {
-                tail += counter::value(self.counts(context)[j - first]);
-            }
-            tails[j] = tail;
+        let values = counter::values();
+        for (tail_of, count) in tails[first..BINS].iter_mut().zip(self.counts(context)).rev() {
+            tail += values[usize::from(*count)];
+            *tail_of = tail;
         }
+        tails[..first].fill(tail);
         tails
     }
 
     /// Chooses, in each context, the edge that costs least as the margin.
     pub fn choose(&mut self, patience: &Patience, prior: &Prior) {
-        let tails = Context::ALL.map(|context| self.tails(context));
+        let tails = [self.tails(Context::Calm), self.tails(Context::Disturbed)];
+        let mut edges_s = [0.0; EDGES];
+        for (j, edge_s) in edges_s.iter_mut().enumerate() {
+            *edge_s = edge_us(j, self.interval_us) as f32 / 1e6;
+        }
         for context in Context::ALL {
             let n = self.beats[context as usize].get() as f32;
             let mut best = (f32::INFINITY, EDGES - 1);
             for j in (context.first()..EDGES).rev() {
                 let chance = prior.chance(context, j, tails[context as usize][j], n);
-                let cost = edge_us(j, self.interval_us) as f32 / 1e6 + patience.cost_s * chance;
+                let cost = edges_s[j] + patience.cost_s * chance;
                 if cost <= best.0 {
                     best = (cost, j);
                 }
@@ -364,6 +368,14 @@ impl Learned {
         } else {
             (raw, MarginSource::Learned)
         }
+    }
+
+    /// [`Self::margin`] alone, nanoseconds.
+    #[inline]
+    pub fn margin_ns(&self, patience: &Patience) -> u64 {
+        let j = usize::from(self.margins[self.context() as usize]);
+        let ns = |d: Duration| d.as_secs() * 1_000_000_000 + u64::from(d.subsec_nanos());
+        (edge_us(j, self.interval_us) * 1_000).min(ns(patience.max)).max(ns(patience.min))
     }
 
     /// The margin that costs least in a context, before the operator's bounds.

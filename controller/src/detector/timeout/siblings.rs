@@ -35,6 +35,8 @@ pub struct GroupId(pub u8);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prior {
     beyond: [[f32; EDGES]; 2],
+    /// [`HOST_WEIGHT`] through each of these.
+    weight: [[f32; EDGES]; 2],
 }
 
 impl Prior {
@@ -49,12 +51,16 @@ impl Prior {
                 1e-4 * (1.12 / edge).powi(2)
             }
         });
-        Self { beyond: [calm, calm.map(|p| (3.0 * p).min(0.5))] }
+        Self::new([calm, calm.map(|p| (3.0 * p).min(0.5))])
+    }
+
+    fn new(beyond: [[f32; EDGES]; 2]) -> Self {
+        Self { beyond, weight: beyond.map(|of| of.map(|p| HOST_WEIGHT / p)) }
     }
 
     /// Chance that a beat of a host is overdue beyond edge j, if `tail` of its n (decayed) beats were.
     pub fn chance(&self, context: Context, j: usize, tail: f32, n: f32) -> f32 {
-        (tail + HOST_WEIGHT) / (n + HOST_WEIGHT / self.beyond[context as usize][j])
+        (tail + HOST_WEIGHT) / (n + self.weight[context as usize][j])
     }
 
     /// Chance that a beat is overdue beyond edge j.
@@ -92,16 +98,18 @@ impl Pool {
     }
 
     fn refresh(&mut self, above: &Prior) {
+        let mut beyond = self.prior.beyond;
         for context in 0..2 {
             let n = self.beats[context] as f64;
             let mut tail: u64 = self.bins[context].iter().sum();
             for j in 0..EDGES {
                 let pi = f64::from(above.beyond[context][j]);
                 let p = (tail as f64 + POOL_WEIGHT) / (n + POOL_WEIGHT / pi);
-                self.prior.beyond[context][j] = p.clamp(1e-12, 0.5) as f32;
+                beyond[context][j] = p.clamp(1e-12, 0.5) as f32;
                 tail -= self.bins[context].get(j).copied().unwrap_or(0);
             }
         }
+        self.prior = Prior::new(beyond);
     }
 }
 

@@ -1,0 +1,52 @@
+//! What a million records need to be told the machine: which will be needed soon, and that they are many.
+//!
+//! A million records do not fit any cache, and beats come in no order: each would wait for memory four
+//! times over, and each time for the page tables too. A batch is known ahead, so what its later datagrams
+//! need is fetched while the earlier ones are worked on; and large tables ask for huge pages, of which
+//! the processor remembers all it needs.
+#![expect(unsafe_code, reason = "the prefetch instruction and madvise have no safe wrappers")]
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+/// Bytes of a huge page of x86-64 and of most others.
+const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of a page; where pages are larger, advice is refused, and nothing is lost.
+const PAGE: usize = 4_096;
+
+/// Room for `len` values, of which huge pages are asked for if it is large enough. Where the kernel gives
+/// none (`/sys/kernel/mm/transparent_hugepage/enabled` says `never`), usual pages do as well, but slower.
+pub(crate) fn room<T>(len: usize) -> Vec<T> {
+    let mut room = Vec::<T>::with_capacity(len);
+    let bytes = room.capacity() * size_of::<T>();
+    let begin = room.as_mut_ptr().cast::<u8>();
+    let skipped = begin.align_offset(PAGE);
+    if bytes >= HUGE_PAGE + skipped
+        && let Some(begin) = NonNull::new(begin.wrapping_add(skipped).cast::<c_void>())
+    {
+        let whole = (bytes - skipped) / PAGE * PAGE;
+        let advice = nix::sys::mman::MmapAdvise::MADV_HUGEPAGE;
+        // SAFETY: the range lies within the allocation, and this advice changes no content.
+        if let Err(e) = unsafe { nix::sys::mman::madvise(begin, whole, advice) } {
+            log::debug!("no huge pages: {e}");
+        }
+    }
+    room
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Has the first `lines` cache lines from `value` on fetched; changes nothing.
+#[inline(always)]
+pub(crate) fn prefetch<T>(value: &T, lines: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for i in 0..lines {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let at = std::ptr::from_ref(value).cast::<i8>().wrapping_add(i * LINE);
+        // SAFETY: a prefetch neither reads nor writes as far as a program can tell, and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (value, lines, LINE);
+}
