@@ -18,11 +18,11 @@ use heartwatch_common::backoff::Backoff;
 use heartwatch_common::daemon::Throttle;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, Wall};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::placement::{Candidate, Ranking};
+use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
 use super::{Policy, new_row, order_of};
 use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
 use crate::delivery::DeliveryHandle;
@@ -37,7 +37,7 @@ use crate::store::{
     BATCH_LEN_MAX, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
     Store, StoreError,
 };
-use crate::view::{LiveId, View};
+use crate::view::{Live, LiveId, View};
 
 /// Things that wait to be written.
 pub const WORK_MAX: usize = 10_000;
@@ -266,7 +266,7 @@ impl Running {
     fn facts(&mut self, facts: Facts) {
         let known = self.d.view.get(facts.host);
         let mut row = match &known {
-            Some(host) => HostRow::clone(&host.row),
+            Some(host) => host.row.clone(),
             None if facts.new => new_row(facts.host, self.d.clock.wall()),
             // Its removal has overtaken this.
             None => return,
@@ -280,9 +280,9 @@ impl Running {
         if !facts.new {
             row.generation = row.generation.max(facts.generation);
         }
-        if facts.new || known.is_none_or(|k| *k.row != row) {
+        if facts.new || known.is_none_or(|k| k.row != row) {
             // Only a new host's cell is taken over: later facts may be older than a removal and an import.
-            self.d.view.upsert(row.clone(), facts.new.then_some(facts.live));
+            self.d.view.upsert(&row, facts.new.then_some(facts.live));
             self.save(row);
         }
     }
@@ -290,8 +290,8 @@ impl Running {
     fn moved(&mut self, host: HostId, address: SocketAddr) {
         let Some(known) = self.d.view.get(host) else { return };
         if known.row.address != Some(address) {
-            let row = HostRow { address: Some(address), ..HostRow::clone(&known.row) };
-            self.d.view.upsert(row.clone(), None);
+            let row = HostRow { address: Some(address), ..known.row };
+            self.d.view.upsert(&row, None);
             self.save(row);
         }
     }
@@ -313,18 +313,13 @@ impl Running {
             let why = format!("{} for longer than forget_after", known.row.state);
             return self.forget(&known.row, &why);
         }
-        let view = Arc::clone(&self.d.view);
-        let row = Arc::clone(&known.row);
-        let decision = self.d.policy.take(
-            &known.row,
-            turn,
-            at,
-            |same| candidates(&view, &row, same),
-            &mut self.rng,
-        );
-        let changed = decision.row != *known.row;
+        let (view, row) = (&self.d.view, &known.row);
+        let seed = self.rng.random();
+        let candidates = |same: &[String]| candidates(view, row, same, seed);
+        let decision = self.d.policy.take(row, turn, at, candidates, &mut self.rng);
+        let changed = decision.row != *row;
         if changed {
-            self.d.view.upsert(decision.row.clone(), None);
+            self.d.view.upsert(&decision.row, None);
         }
         match decision.event {
             Some(event) => {
@@ -484,14 +479,14 @@ impl Running {
         let mut by_shard: Vec<Vec<Known>> = vec![Vec::new(); self.d.shards.len()];
         let wall = self.d.clock.wall();
         for host in hosts {
-            if self.d.view.get(host.id).is_some() {
+            if self.d.view.contains(host.id) {
                 report.known += 1;
                 continue;
             }
             let shard = self.shard_of(host.id);
             let live = self.d.view.live().take(shard as u16);
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
-            self.d.view.upsert(row.clone(), Some(live));
+            self.d.view.upsert(&row, Some(live));
             by_shard[shard].push(known_of(&row, &self.d.domains, &self.d.knobs, wall, live));
             self.save(row);
             report.added += 1;
@@ -554,7 +549,7 @@ impl Running {
             let host = row.host.and_then(|h| self.d.view.get(h));
             let still = match row.host {
                 None => Ok(()),
-                Some(_) => Policy::rejudge(host.as_ref().map(|h| &*h.row), row.kind, row.incident),
+                Some(_) => Policy::rejudge(host.as_ref().map(|h| &h.row), row.kind, row.incident),
             };
             match still {
                 Ok(()) => match store.redrive(row.id, at).await? {
@@ -655,7 +650,7 @@ impl Writer {
     /// Judges what is held of a host against how it stands now, not when it was held.
     async fn release(&self, host: HostId, seed: u64) -> Result<(), StoreError> {
         let known = self.view.get(host);
-        let row = known.as_ref().map(|h| &*h.row);
+        let row = known.as_ref().map(|h| &h.row);
         let kind = order_of(row);
         let incident = row.and_then(|r| r.incident);
         let verdict = Policy::rejudge(row, kind, incident);
@@ -708,10 +703,12 @@ impl Writer {
 }
 
 /// Least loaded hosts that could take over.
-fn candidates(view: &View, failed: &HostRow, same: &[String]) -> Vec<Candidate> {
-    let mut ranking = Ranking::new(failed, same);
-    view.for_each(|h| ranking.consider(&h.row, h.live.load));
-    ranking.finish()
+fn candidates(view: &View, failed: &HostRow, same: &[String], seed: u64) -> Vec<Candidate> {
+    let mut ranking = Ranking::default();
+    let consider = |id, live: Live| ranking.consider(id, live.load);
+    view.pool(failed, same, LOOKED_AT_MAX, seed, consider);
+    let found = ranking.finish();
+    found.filter_map(|(id, load)| Some(Candidate::new(view.get(id)?.row, load))).collect()
 }
 
 /// What a shard needs to know of a registered host.

@@ -1,0 +1,135 @@
+//! Names of hosts in eight bytes: a shared template and a number.
+//!
+//! Names of a fleet differ by a number: `web-0042.fra.example.org`. The longest run of digits (the first
+//! of the longest; its last nine if it is longer) is taken out; what remains, a mark and the run's width
+//! in its place, is a [`Sym`] that all names alike share. A name without digits is its own template.
+
+use super::texts::{Sym, Texts, cut};
+
+/// Stands where the number was; followed by the width, a digit, 0 = without leading zeros.
+const MARK: char = '\u{1}';
+/// Most digits that are taken out: what fits the number.
+const DIGITS_MAX: usize = 9;
+/// In place of the number: there is none.
+const VERBATIM: u32 = u32::MAX;
+
+/// A name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    template: Sym,
+    number: u32,
+}
+
+impl Name {
+    /// The empty name.
+    pub(super) const EMPTY: Self = Self { template: Sym::EMPTY, number: VERBATIM };
+
+    /// Keeps a name.
+    pub(super) fn take(name: &str, texts: &mut Texts) -> Self {
+        match split(cut(name)) {
+            Some((template, number)) => Self { template: texts.take(&template), number },
+            None => Self { template: texts.take(name), number: VERBATIM },
+        }
+    }
+
+    /// The name as it would be kept; `None`: no host has such a name.
+    pub(super) fn find(name: &str, texts: &Texts) -> Option<Self> {
+        match split(cut(name)) {
+            Some((template, number)) => Some(Self { template: texts.find(&template)?, number }),
+            None => Some(Self { template: texts.find(name)?, number: VERBATIM }),
+        }
+    }
+
+    /// Lets go of it.
+    pub(super) fn release(self, texts: &mut Texts) {
+        texts.release(self.template);
+    }
+
+    /// Writes it at the end of `out`.
+    pub(super) fn write(self, texts: &Texts, out: &mut String) {
+        let template = texts.get(self.template);
+        if self.number == VERBATIM {
+            return out.push_str(template);
+        }
+        let (before, rest) = template.split_once(MARK).unwrap_or((template, "0"));
+        let width = rest.bytes().next().map_or(0, |b| usize::from(b.wrapping_sub(b'0')));
+        out.push_str(before);
+        let mut digits = [b'0'; DIGITS_MAX];
+        let mut left = self.number;
+        let mut len = 0;
+        while left > 0 || len < width.max(1) {
+            len += 1;
+            digits[DIGITS_MAX - len] = b'0' + (left % 10) as u8;
+            left /= 10;
+        }
+        out.extend(digits[DIGITS_MAX - len..].iter().map(|b| char::from(*b)));
+        out.push_str(rest.get(1..).unwrap_or_default());
+    }
+}
+
+/// The template and the number of a name; `None`: it has no number, or no room for the mark.
+fn split(name: &str) -> Option<(String, u32)> {
+    if name.contains(MARK) || name.len() > super::texts::TEXT_LEN_MAX - 2 {
+        return None;
+    }
+    let bytes = name.as_bytes();
+    let mut longest = 0..0;
+    let mut at = 0;
+    while at < bytes.len() {
+        let len = bytes[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+        if len > longest.len() {
+            longest = at..at + len;
+        }
+        at += len.max(1);
+    }
+    let run = longest.end - longest.len().min(DIGITS_MAX)..longest.end;
+    let digits = &name[run.clone()];
+    let number = digits.parse().ok()?;
+    let width = if digits.len() > 1 && digits.starts_with('0') { digits.len() } else { 0 };
+    Some((format!("{}{MARK}{width}{}", &name[..run.start], &name[run.end..]), number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn there_and_back(name: &str) -> (String, usize) {
+        let mut texts = Texts::default();
+        let kept = Name::take(name, &mut texts);
+        let mut back = String::new();
+        kept.write(&texts, &mut back);
+        assert_eq!(Name::find(name, &texts), Some(kept));
+        kept.release(&mut texts);
+        (back, texts.len())
+    }
+
+    #[test]
+    fn names_of_a_fleet_share_a_template() {
+        let mut texts = Texts::default();
+        for n in 0..2_000 {
+            Name::take(&format!("web-{n:04}.rack07.example.org"), &mut texts);
+            Name::take(&format!("ip-10-1-200-{}", n % 100), &mut texts);
+        }
+        // Of four digits: with leading zeros, and without.
+        assert_eq!(texts.len(), 2 + 100);
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_comes_back_as_it_was(
+            name in "([a-z.\\-0é\u{1}]{0,6}[0-9]{0,12}){0,4}", plain in "\\PC{0,40}",
+        ) {
+            prop_assert_eq!(there_and_back(&name), (name.clone(), 0));
+            prop_assert_eq!(there_and_back(&plain), (plain.clone(), 0));
+        }
+    }
+
+    #[test]
+    fn odd_names_come_back_too() {
+        let long = format!("{}7", "x".repeat(254));
+        for name in ["", "0", "007", "1234567890123", "a\u{1}5", "\u{1}", "0000000000", &long] {
+            assert_eq!(there_and_back(name), (name.to_owned(), 0));
+        }
+    }
+}
