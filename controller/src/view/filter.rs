@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Registry;
+use super::names::Name;
+use super::rows::Tag;
 use super::texts::Sym;
 use crate::event::State;
 #[cfg(test)]
@@ -39,7 +41,6 @@ pub(super) struct Sieve<'a> {
     labels: Option<Vec<(Sym, Sym)>>,
     /// What is known of each set: nothing yet, or whether it passes.
     sets: Vec<Option<bool>>,
-    name: String,
 }
 
 impl<'a> Sieve<'a> {
@@ -51,7 +52,6 @@ impl<'a> Sieve<'a> {
             generation: None,
             labels: None,
             sets: Vec::new(),
-            name: String::new(),
         }
     }
 
@@ -74,15 +74,14 @@ impl<'a> Sieve<'a> {
         self.labels.is_none()
     }
 
-    /// Whether the host at `slot` passes; an empty slot does not.
-    pub(super) fn passes(&mut self, registry: &Registry, slot: u32) -> bool {
-        let Some(state) = registry.rows.tag(slot).state() else { return false };
+    /// Whether a host passes that has these; an empty slot does not.
+    pub(super) fn passes(&mut self, registry: &Registry, tag: Tag, set: u32, name: Name) -> bool {
+        let Some(state) = tag.state() else { return false };
         if self.states & 1 << state as u8 == 0 {
             return false;
         }
         let Some(labels) = &self.labels else { return false };
         if !labels.is_empty() {
-            let set = registry.rows.set(slot);
             let passes = self.sets[set as usize].get_or_insert_with(|| {
                 labels.iter().all(|(k, v)| registry.sets.has(set, *k, Some(*v)))
             });
@@ -91,8 +90,6 @@ impl<'a> Sieve<'a> {
             }
         }
         let Some(part) = &self.filter.name_contains else { return true };
-        self.name.clear();
-        registry.rows.name(slot).write(&registry.texts, &mut self.name);
-        self.name.contains(part.as_str())
+        name.contains(part, &registry.texts)
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! A host takes 65 bytes of rows, 6 to 7 of index, 4 to 8 as member of its label set and 24 of live cell; names
 //! and labels that hosts share are kept once. Looking through all hosts costs 1 ns (by state or label) to
-//! 30 ns (by part of the name) each, in pieces of [`PIECE_LEN`] slots between which the lock is let go.
+//! 30 ns (by part of the name) each, in pieces of [`rows::CHUNK_LEN`] slots between which the lock is let go.
 
 mod filter;
 mod index;
@@ -24,7 +24,7 @@ mod texts;
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hashbrown::DefaultHashBuilder;
 use heartwatch_common::id::HostId;
@@ -44,8 +44,6 @@ use texts::{Sym, Texts};
 pub const PAGE_LEN_MAX: usize = 1_000;
 /// Slots looked at before a page is returned short, so that a filter that matches little stays bounded.
 const SCAN_LEN_MAX: usize = 2_000_000;
-/// Slots looked at before the lock is let go.
-const PIECE_LEN: usize = 16_384;
 /// Pools whose label sets are remembered.
 const POOLS_MAX: usize = 4_096;
 
@@ -135,6 +133,9 @@ struct Pools {
 #[derive(Default)]
 pub struct View {
     registry: RwLock<Registry>,
+    /// Who wants to change something waits here, and readers after it: otherwise one that takes the lock
+    /// again and again, piece after piece, would win it each time.
+    turnstile: Mutex<()>,
     pools: Mutex<Pools>,
     live: Arc<LiveTable>,
 }
@@ -146,7 +147,13 @@ impl View {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Registry> {
+        drop(self.turnstile.lock().unwrap_or_else(PoisonError::into_inner));
         self.registry.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Registry> {
+        let _first = self.turnstile.lock().unwrap_or_else(PoisonError::into_inner);
+        self.registry.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show(&self, registry: &Registry, slot: u32) -> Option<HostView> {
@@ -162,13 +169,12 @@ impl View {
     ///
     /// Texts longer than 255 bytes, which neither a hello nor an import can carry, are cut.
     pub fn upsert(&self, row: impl Borrow<HostRow>, live: Option<LiveId>) {
-        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
-        registry.upsert(row.borrow(), live);
+        self.write().upsert(row.borrow(), live);
     }
 
     /// Removes a host. `false` if it was not there.
     pub fn remove(&self, id: HostId) -> bool {
-        self.registry.write().unwrap_or_else(PoisonError::into_inner).remove(id)
+        self.write().remove(id)
     }
 
     /// One host.
@@ -194,17 +200,16 @@ impl View {
                 wanted = Some((registry.change, kept));
             }
             let Some((_, kept)) = wanted else { return found };
-            let piece = at..registry.rows.end().min(at + PIECE_LEN);
-            if piece.is_empty() {
+            if at >= registry.rows.end() {
                 return found;
             }
-            at = piece.end;
-            let slots = piece.map(|slot| slot as u32);
-            let named = slots.filter(|slot| registry.rows.name(*slot) == kept);
-            found.extend(named.filter_map(|slot| self.show(&registry, slot)).take(2 - found.len()));
+            let named = registry.rows.columns(at).iter().filter(|(.., name)| *name == kept);
+            let shown = named.filter_map(|(slot, ..)| self.show(&registry, slot));
+            found.extend(shown.take(2 - found.len()));
             if found.len() == 2 {
                 return found;
             }
+            at = rows::chunk_end(at);
         }
     }
 
@@ -223,19 +228,21 @@ impl View {
             if sieve.is_closed() {
                 return (page, None);
             }
-            let piece = at..registry.rows.end().min(at.saturating_add(PIECE_LEN));
-            at = at.max(piece.end);
-            for slot in piece {
-                if page.len() == limit || slot >= stop {
-                    return (page, Some(slot as u64));
-                }
-                if sieve.passes(&registry, slot as u32) {
-                    page.extend(self.show(&registry, slot as u32));
-                }
-            }
             if at >= registry.rows.end() {
                 return (page, None);
             }
+            if at >= stop {
+                return (page, Some(at as u64));
+            }
+            for (slot, tag, set, name) in registry.rows.columns(at).iter() {
+                if page.len() == limit {
+                    return (page, Some(u64::from(slot)));
+                }
+                if sieve.passes(&registry, tag, set, name) {
+                    page.extend(self.show(&registry, slot));
+                }
+            }
+            at = rows::chunk_end(at);
         }
     }
 

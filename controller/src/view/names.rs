@@ -4,7 +4,7 @@
 //! of the longest; its last nine if it is longer) is taken out; what remains, a mark and the run's width
 //! in its place, is a [`Sym`] that all names alike share. A name without digits is its own template.
 
-use super::texts::{Sym, Texts, cut};
+use super::texts::{Sym, TEXT_LEN_MAX, Texts, cut};
 
 /// Stands where the number was; followed by the width, a digit, 0 = without leading zeros.
 const MARK: char = '\u{1}';
@@ -45,31 +45,51 @@ impl Name {
         texts.release(self.template);
     }
 
-    /// Writes it at the end of `out`.
-    pub(super) fn write(self, texts: &Texts, out: &mut String) {
+    /// The whole name.
+    pub(super) fn text(self, texts: &Texts) -> String {
+        self.parts(texts, &mut [0; DIGITS_MAX]).concat()
+    }
+
+    /// Whether the name contains `part`.
+    pub(super) fn contains(self, part: &str, texts: &Texts) -> bool {
+        let mut whole = [0; TEXT_LEN_MAX + DIGITS_MAX];
+        let mut len = 0;
+        for piece in self.parts(texts, &mut [0; DIGITS_MAX]) {
+            whole[len..len + piece.len()].copy_from_slice(piece.as_bytes());
+            len += piece.len();
+        }
+        find(&whole[..len], part.as_bytes())
+    }
+
+    /// What stands before the number, the number, and what stands after it.
+    fn parts<'a>(self, texts: &'a Texts, room: &'a mut [u8; DIGITS_MAX]) -> [&'a str; 3] {
         let template = texts.get(self.template);
         if self.number == VERBATIM {
-            return out.push_str(template);
+            return [template, "", ""];
         }
         let (before, rest) = template.split_once(MARK).unwrap_or((template, "0"));
         let width = rest.bytes().next().map_or(0, |b| usize::from(b.wrapping_sub(b'0')));
-        out.push_str(before);
-        let mut digits = [b'0'; DIGITS_MAX];
-        let mut left = self.number;
-        let mut len = 0;
-        while left > 0 || len < width.max(1) {
-            len += 1;
-            digits[DIGITS_MAX - len] = b'0' + (left % 10) as u8;
+        let (mut at, mut left) = (DIGITS_MAX, self.number);
+        while at > 0 && (left > 0 || DIGITS_MAX - at < width.max(1)) {
+            at -= 1;
+            room[at] = b'0' + (left % 10) as u8;
             left /= 10;
         }
-        out.extend(digits[DIGITS_MAX - len..].iter().map(|b| char::from(*b)));
-        out.push_str(rest.get(1..).unwrap_or_default());
+        let digits = std::str::from_utf8(&room[at..]).unwrap_or_default();
+        [before, digits, rest.get(1..).unwrap_or_default()]
     }
+}
+
+/// Whether `part` stands in `whole`: by its first byte, as names are short.
+fn find(whole: &[u8], part: &[u8]) -> bool {
+    let Some((first, rest)) = part.split_first() else { return true };
+    let Some(last) = whole.len().checked_sub(part.len()) else { return false };
+    (0..=last).any(|at| whole[at] == *first && &whole[at + 1..at + part.len()] == rest)
 }
 
 /// The template and the number of a name; `None`: it has no number, or no room for the mark.
 fn split(name: &str) -> Option<(String, u32)> {
-    if name.contains(MARK) || name.len() > super::texts::TEXT_LEN_MAX - 2 {
+    if name.contains(MARK) || name.len() > TEXT_LEN_MAX - 2 {
         return None;
     }
     let bytes = name.as_bytes();
@@ -97,8 +117,7 @@ mod tests {
     fn there_and_back(name: &str) -> (String, usize) {
         let mut texts = Texts::default();
         let kept = Name::take(name, &mut texts);
-        let mut back = String::new();
-        kept.write(&texts, &mut back);
+        let back = kept.text(&texts);
         assert_eq!(Name::find(name, &texts), Some(kept));
         kept.release(&mut texts);
         (back, texts.len())

@@ -20,6 +20,11 @@ use crate::store::HostRow;
 /// Slots in a chunk.
 pub(super) const CHUNK_LEN: usize = 4_096;
 
+/// Where the chunk of a slot ends.
+pub(super) fn chunk_end(slot: usize) -> usize {
+    (slot / CHUNK_LEN + 1) * CHUNK_LEN
+}
+
 /// A moment or a number in six bytes: milliseconds until the year 10889. Below zero is zero.
 #[derive(Clone, Copy, Default)]
 struct U48([u16; 3]);
@@ -133,6 +138,22 @@ impl Chunk {
     }
 }
 
+/// Neighbouring slots, in columns.
+pub(super) struct Columns<'a> {
+    first: u32,
+    tags: &'a [Tag],
+    sets: &'a [u32],
+    names: &'a [Name],
+}
+
+impl<'a> Columns<'a> {
+    /// Slot after slot: tag, set and name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Tag, u32, Name)> + use<'a> {
+        let columns = self.tags.iter().zip(self.sets).zip(self.names);
+        (self.first..).zip(columns).map(|(slot, ((tag, set), name))| (slot, *tag, *set, *name))
+    }
+}
+
 /// The rows.
 #[derive(Default)]
 pub(super) struct Rows {
@@ -177,6 +198,19 @@ impl Rows {
     pub(super) fn name(&self, slot: u32) -> Name {
         let (chunk, at) = Self::at(slot);
         self.chunks[chunk].names[at]
+    }
+
+    /// The columns that filters ask, of the slots from `from` to the end of its chunk.
+    pub(super) fn columns(&self, from: usize) -> Columns<'_> {
+        let len = CHUNK_LEN.min(self.end - from / CHUNK_LEN * CHUNK_LEN);
+        let at = from % CHUNK_LEN..len;
+        let chunk = &self.chunks[from / CHUNK_LEN];
+        Columns {
+            first: from as u32,
+            tags: &chunk.tags[at.clone()],
+            sets: &chunk.sets[at.clone()],
+            names: &chunk.names[at],
+        }
     }
 
     fn record(&self, slot: u32) -> &Record {
@@ -298,11 +332,9 @@ impl Rows {
         let state = tag.state()?;
         let r = self.record(slot);
         let ip = Ipv4Addr::from_bits(r.address);
-        let mut name = String::new();
-        self.name(slot).write(texts, &mut name);
         let mut row = HostRow {
             id: r.id,
-            name,
+            name: self.name(slot).text(texts),
             labels: Default::default(),
             os: String::new(),
             agent_version: String::new(),

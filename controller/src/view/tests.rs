@@ -274,7 +274,7 @@ proptest! {
         for (step, filter, from, limit) in steps {
             match step {
                 Step::Upsert(row) => {
-                    view.upsert(&row, None);
+                    view.upsert(&*row, None);
                     oracle.upsert(&row);
                 }
                 Step::Remove(n) => {

@@ -26,6 +26,12 @@ const CHUNK_LEN: usize = 1_024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Sym(u32);
 
+impl Default for Sym {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
 impl Sym {
     /// The empty text; it needs no room and no count.
     pub(super) const EMPTY: Self = Self(u32::MAX);
