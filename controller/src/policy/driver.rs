@@ -5,10 +5,11 @@
 //! delivery is woken. What is to be written waits in one queue, in order, and is written in batches; a
 //! store that can't write is tried again with growing waits and nothing is skipped.
 //!
-//! Bounds: [`WORK_MAX`] things wait here; beyond that no news is taken, the channel before it fills,
-//! and shards merge news per host. So memory is bounded by the number of hosts whatever the disk does.
+//! Bounds: [`WORK_MAX`] things with [`ROWS_MAX`] rows wait here; beyond that no news is taken, the channel
+//! before it fills, and shards merge news per host. So memory is bounded by the number of hosts whatever
+//! the disk does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,13 +35,15 @@ use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::{
-    BATCH_LEN_MAX, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
-    Store, StoreError,
+    Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
+    RECORD_LEN_MAX, Store, StoreError,
 };
 use crate::view::{Live, LiveId, View};
 
 /// Things that wait to be written.
-pub const WORK_MAX: usize = 10_000;
+pub const WORK_MAX: usize = 2_000;
+/// Rows among them; one operator's import may go beyond it.
+pub const ROWS_MAX: usize = 20_000;
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
 /// Commands that wait for the driver.
@@ -144,6 +147,8 @@ struct Running {
     d: Driver,
     rng: StdRng,
     work: VecDeque<Work>,
+    /// Rows among the work.
+    rows: usize,
     /// What a shard's full queue did not take: operators' commands and forgotten hosts.
     untold: VecDeque<(usize, ShardCommand)>,
     /// When the present pause ends, on the monotonic clock: a stepped wall clock changes nothing.
@@ -177,6 +182,7 @@ impl Driver {
             d: self,
             rng,
             work: VecDeque::new(),
+            rows: 0,
             untold: VecDeque::new(),
             pause_ends,
             released_at_start: false,
@@ -194,8 +200,9 @@ impl Driver {
         };
         let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
         loop {
-            if writing.is_none() && !running.work.is_empty() {
-                let batch = running.next_batch();
+            if writing.is_none()
+                && let Some(batch) = running.next_batch()
+            {
                 let seed = rand::RngExt::random(&mut running.rng);
                 writing = Some(tokio::spawn(writer.clone().write(batch, seed)));
             }
@@ -210,11 +217,11 @@ impl Driver {
                         Err(e) => return Err(StoreError::Open(format!("the writer died: {e}"))),
                     }
                 }
-                notice = notices.recv(), if running.work.len() < WORK_MAX => match notice {
+                notice = notices.recv(), if running.has_room() => match notice {
                     Some(notice) => running.hear(notice),
                     None => break,
                 },
-                Some(command) = commands.recv(), if running.work.len() < WORK_MAX => {
+                Some(command) = commands.recv(), if running.has_room() => {
                     running.obey(command).await;
                 }
                 _ = tick.tick() => running.tick(),
@@ -228,8 +235,7 @@ impl Driver {
             if let Some(writing) = writing {
                 writing.await.map_err(|_| StoreError::Unknown)??;
             }
-            while !running.work.is_empty() {
-                let batch = running.next_batch();
+            while let Some(batch) = running.next_batch() {
                 writer.clone().write(batch, 0).await?;
             }
             Ok(())
@@ -254,6 +260,10 @@ impl Driver {
 }
 
 impl Running {
+    fn has_room(&self) -> bool {
+        self.work.len() < WORK_MAX && self.rows < ROWS_MAX
+    }
+
     fn hear(&mut self, notice: Notice) {
         match notice {
             Notice::Facts(facts) => self.facts(*facts),
@@ -297,6 +307,7 @@ impl Running {
     }
 
     fn save(&mut self, row: HostRow) {
+        self.rows += 1;
         if let Some(Work::Rows(rows)) = self.work.back_mut()
             && rows.len() < READ_LEN_MAX
         {
@@ -568,19 +579,41 @@ impl Running {
         Ok(report)
     }
 
-    /// Takes what can be written in one go: a run of events, or one thing of another kind.
-    fn next_batch(&mut self) -> Vec<Work> {
-        let mut batch = Vec::new();
+    /// Takes what can be written in one go: a run of rows and events, or one thing of another kind.
+    fn next_batch(&mut self) -> Option<Batch> {
+        let (mut rows, mut events) = (Vec::new(), Vec::new());
+        let mut told = BTreeSet::new();
         while let Some(next) = self.work.pop_front() {
-            let event = matches!(next, Work::Event(_));
-            batch.push(next);
-            let more = matches!(self.work.front(), Some(Work::Event(_)));
-            if !event || !more || batch.len() >= BATCH_LEN_MAX {
-                break;
+            match next {
+                Work::Event(event) if events.len() < RECORD_LEN_MAX => {
+                    told.extend(event.host);
+                    events.push(*event);
+                }
+                // Rows are written before events: those that are newer than an event must wait.
+                Work::Rows(more)
+                    if rows.len() + more.len() <= READ_LEN_MAX
+                        && !more.iter().any(|row| told.contains(&row.id)) =>
+                {
+                    self.rows -= more.len();
+                    rows.extend(more);
+                }
+                other => {
+                    if rows.is_empty() && events.is_empty() {
+                        return Some(Batch::Other(other));
+                    }
+                    self.work.push_front(other);
+                    break;
+                }
             }
         }
-        batch
+        (!rows.is_empty() || !events.is_empty()).then_some(Batch::Record(rows, events))
     }
+}
+
+/// What is written in one go.
+enum Batch {
+    Record(Vec<HostRow>, Vec<NewEvent>),
+    Other(Work),
 }
 
 /// Writes one batch, however long it takes.
@@ -596,39 +629,49 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write(self, batch: Vec<Work>, seed: u64) -> Result<(), StoreError> {
-        let mut events = Vec::new();
-        for work in batch {
-            match work {
-                Work::Event(event) => events.push(*event),
-                other => self.other(other, seed).await?,
-            }
-        }
-        if events.is_empty() {
-            return Ok(());
-        }
-        let mut appended = self.insist(seed, || self.store.append(events.clone())).await?;
-        if appended.is_none() && events.len() > 1 {
-            // One of them is refused: the others must not go with it.
-            let mut each = Vec::new();
-            for event in &events {
-                let alone = self.insist(seed, || self.store.append(vec![event.clone()])).await?;
-                each.extend(alone.unwrap_or_default());
-            }
-            appended = Some(each);
-        }
-        for one in appended.unwrap_or_default() {
+    async fn write(self, batch: Batch, seed: u64) -> Result<(), StoreError> {
+        let (rows, events) = match batch {
+            Batch::Other(work) => return self.other(work, seed).await,
+            Batch::Record(rows, events) => (rows, events),
+        };
+        // An event brings its host's newest row along.
+        let brought: BTreeSet<HostId> =
+            events.iter().filter_map(|e| e.row.as_ref()).map(|row| row.id).collect();
+        let alone: Arc<[HostRow]> =
+            rows.iter().filter(|row| !brought.contains(&row.id)).cloned().collect();
+        let events: Arc<[NewEvent]> = events.into();
+        let record = || self.store.record(Arc::clone(&alone), Arc::clone(&events));
+        let appended = match self.insist(seed, record).await? {
+            Some(appended) => appended,
+            None => self.one_by_one(rows, &events, seed).await?,
+        };
+        for one in appended {
             self.delivery.settled(one.settled);
             self.delivery.wake(one.deliveries);
         }
         Ok(())
     }
 
+    /// One of them was refused: the others must not go with it.
+    async fn one_by_one(
+        &self,
+        rows: Vec<HostRow>,
+        events: &[NewEvent],
+        seed: u64,
+    ) -> Result<Vec<Appended>, StoreError> {
+        for row in rows {
+            self.insist(seed, || self.store.save_hosts(vec![row.clone()])).await?;
+        }
+        let mut each = Vec::new();
+        for event in events {
+            let alone = self.insist(seed, || self.store.append(vec![event.clone()])).await?;
+            each.extend(alone.unwrap_or_default());
+        }
+        Ok(each)
+    }
+
     async fn other(&self, work: Work, seed: u64) -> Result<(), StoreError> {
         match work {
-            Work::Rows(rows) => {
-                self.insist(seed, || self.store.save_hosts(rows.clone())).await?;
-            }
             Work::Forget(host, event) => {
                 self.insist(seed, || self.store.forget(host, (*event).clone())).await?;
             }
@@ -642,7 +685,7 @@ impl Writer {
                 }
             }
             Work::Done(done) => drop(done.send(())),
-            Work::Event(_) => {}
+            Work::Event(_) | Work::Rows(_) => {}
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use hashbrown::HashMap;
+
 use super::Registry;
 use super::names::Name;
 use super::rows::Tag;
@@ -31,6 +33,9 @@ impl Filter {
     }
 }
 
+/// Shapes of names that are remembered.
+const SHAPES_MAX: usize = 100_000;
+
 /// A filter made ready: label sets are judged once each, and remembered as long as none appears or goes.
 pub(super) struct Sieve<'a> {
     filter: &'a Filter,
@@ -41,6 +46,9 @@ pub(super) struct Sieve<'a> {
     labels: Option<Vec<(Sym, Sym)>>,
     /// What is known of each set: nothing yet, or whether it passes.
     sets: Vec<Option<bool>>,
+    /// Shapes of names that were judged since the last refresh: any change may give a symbol another text.
+    shapes: HashMap<(Sym, bool), bool>,
+    change: u64,
 }
 
 impl<'a> Sieve<'a> {
@@ -52,11 +60,17 @@ impl<'a> Sieve<'a> {
             generation: None,
             labels: None,
             sets: Vec::new(),
+            shapes: HashMap::new(),
+            change: 0,
         }
     }
 
     /// Brings it up to date with the registry; to be called each time after its lock was taken.
     pub(super) fn refresh(&mut self, registry: &Registry) {
+        if self.change != registry.change || self.shapes.len() > SHAPES_MAX {
+            self.change = registry.change;
+            self.shapes.clear();
+        }
         let generation = registry.sets.generation();
         if self.generation == Some(generation) {
             return;
@@ -90,6 +104,11 @@ impl<'a> Sieve<'a> {
             }
         }
         let Some(part) = &self.filter.name_contains else { return true };
-        name.contains(part, &registry.texts)
+        if part.bytes().any(|b| b.is_ascii_digit()) {
+            return name.contains(part, &registry.texts);
+        }
+        // A part without digits does not reach into the number, so names of one shape agree.
+        let judge = || name.contains(part, &registry.texts);
+        *self.shapes.entry(name.shape()).or_insert_with(judge)
     }
 }

@@ -28,6 +28,11 @@ impl Default for Index {
 }
 
 impl Index {
+    /// What makes the hashes.
+    pub(super) fn hasher(&self) -> &DefaultHashBuilder {
+        &self.hasher
+    }
+
     /// The hash under which a key is kept.
     pub(super) fn hash(&self, key: impl Hash) -> u64 {
         self.hasher.hash_one(key)

@@ -4,13 +4,12 @@
 //! among the members of some sets, not in the whole registry. Operating system and agent version stand
 //! in the set too: they are as few. What is different on every host costs some 200 bytes a host here.
 
-use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hash, Hasher};
 
 use hashbrown::DefaultHashBuilder;
-use std::hash::BuildHasher;
 
 use super::index::Index;
-use super::texts::{Sym, Texts};
+use super::texts::{Sym, Texts, cut};
 use crate::store::HostRow;
 
 /// Members that have gone before a set looks who is left.
@@ -19,13 +18,52 @@ const STALE_MIN: u32 = 16;
 /// A label: key and value.
 pub(super) type Label = (Sym, Sym);
 
-/// What hosts with equal labels share, as it is looked up.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What hosts with equal labels share.
+#[derive(Debug)]
 struct Key {
-    /// Sorted by key symbol.
+    /// In the order of the keys' texts.
     labels: Box<[Label]>,
     os: Sym,
     agent_version: Sym,
+}
+
+impl Key {
+    fn take(row: &HostRow, texts: &mut Texts) -> Self {
+        let labels = row.labels.iter();
+        Self {
+            labels: labels.map(|(k, v)| (texts.take(k), texts.take(v))).collect(),
+            os: texts.take(&row.os),
+            agent_version: texts.take(&row.agent_version),
+        }
+    }
+
+    fn release(&self, texts: &mut Texts) {
+        for (k, v) in &self.labels {
+            texts.release(*k);
+            texts.release(*v);
+        }
+        texts.release(self.os);
+        texts.release(self.agent_version);
+    }
+
+    /// Its texts, as [`of`] answers those of a row.
+    fn texts<'a>(&'a self, texts: &'a Texts) -> impl Iterator<Item = &'a str> {
+        let facts = [texts.get(self.os), texts.get(self.agent_version)];
+        let labels = self.labels.iter().flat_map(|(k, v)| [texts.get(*k), texts.get(*v)]);
+        facts.into_iter().chain(labels)
+    }
+}
+
+/// The texts by which a row's set is found.
+fn of(row: &HostRow) -> impl Iterator<Item = &str> {
+    let labels = row.labels.iter().flat_map(|(k, v)| [cut(k), cut(v)]);
+    [cut(&row.os), cut(&row.agent_version)].into_iter().chain(labels)
+}
+
+fn hash<'a>(texts: impl Iterator<Item = &'a str>, hasher: &DefaultHashBuilder) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    texts.for_each(|text| text.hash(&mut hasher));
+    hasher.finish()
 }
 
 #[derive(Debug)]
@@ -87,13 +125,13 @@ impl LabelSets {
 
     /// Whether a set is that of a row's labels.
     pub(super) fn is(&self, at: u32, row: &HostRow, texts: &Texts) -> bool {
-        find_key(row, texts).is_some_and(|key| key == self.get(at).key)
+        self.get(at).key.texts(texts).eq(of(row))
     }
 
     /// Makes the host at `slot` a member of the set of its labels; answers which that is.
     pub(super) fn join(&mut self, row: &HostRow, slot: u32, texts: &mut Texts) -> u32 {
-        let known = find_key(row, texts).and_then(|key| self.find(&key));
-        let at = known.unwrap_or_else(|| self.add(row, texts));
+        let hash = hash(of(row), self.index.hasher());
+        let at = self.find(row, hash, texts).unwrap_or_else(|| self.add(row, hash, texts));
         let set = self.sets[at as usize].as_mut().expect("found or made just now");
         set.hosts += 1;
         set.members.push(slot);
@@ -117,29 +155,23 @@ impl LabelSets {
         }
     }
 
-    fn find(&self, key: &Key) -> Option<u32> {
-        self.index.find(self.index.hash(key), |at| self.get(at).key == *key)
+    fn find(&self, row: &HostRow, hash: u64, texts: &Texts) -> Option<u32> {
+        self.index.find(hash, |at| self.is(at, row, texts))
     }
 
-    fn add(&mut self, row: &HostRow, texts: &mut Texts) -> u32 {
-        let key = take_key(row, texts);
-        // Texts that were cut, or found no room, may make two sets one.
-        if let Some(known) = self.find(&key) {
-            release(&key, texts);
-            return known;
-        }
+    fn add(&mut self, row: &HostRow, hashed: u64, texts: &mut Texts) -> u32 {
         self.generation += 1;
-        let hash = self.index.hash(&key);
         let at = self.free.pop().unwrap_or_else(|| {
             self.sets.push(None);
             (self.sets.len() - 1) as u32
         });
         let members = Vec::with_capacity(1);
+        let key = Key::take(row, texts);
         self.sets[at as usize] = Some(Set { key, hosts: 0, members, stale: 0 });
-        let sets = &self.sets;
-        self.index.insert(hash, at, |at, hasher: &DefaultHashBuilder| {
-            let set = sets[at as usize].as_ref();
-            hasher.hash_one(&set.expect("a set lives as long as it is indexed").key)
+        let (sets, texts) = (&self.sets, &*texts);
+        self.index.insert(hashed, at, |at, hasher: &DefaultHashBuilder| {
+            let set = sets[at as usize].as_ref().expect("a set lives as long as it is indexed");
+            hash(set.key.texts(texts), hasher)
         });
         at
     }
@@ -147,8 +179,8 @@ impl LabelSets {
     fn remove(&mut self, at: u32, texts: &mut Texts) {
         let Some(set) = self.sets[at as usize].take() else { return };
         self.generation += 1;
-        self.index.remove(self.index.hash(&set.key), at);
-        release(&set.key, texts);
+        self.index.remove(hash(set.key.texts(texts), self.index.hasher()), at);
+        set.key.release(texts);
         self.free.push(at);
     }
 
@@ -157,35 +189,4 @@ impl LabelSets {
     pub(super) fn len(&self) -> usize {
         self.all().count()
     }
-}
-
-fn sorted(labels: impl Iterator<Item = Label>) -> Box<[Label]> {
-    let mut labels: Vec<Label> = labels.collect();
-    labels.sort_unstable();
-    labels.into()
-}
-
-fn find_key(row: &HostRow, texts: &Texts) -> Option<Key> {
-    let find = |(k, v): (&String, &String)| Some((texts.find(k)?, texts.find(v)?));
-    let labels: Option<Vec<Label>> = row.labels.iter().map(find).collect();
-    Some(Key {
-        labels: sorted(labels?.into_iter()),
-        os: texts.find(&row.os)?,
-        agent_version: texts.find(&row.agent_version)?,
-    })
-}
-
-fn take_key(row: &HostRow, texts: &mut Texts) -> Key {
-    let labels: &BTreeMap<String, String> = &row.labels;
-    let labels = sorted(labels.iter().map(|(k, v)| (texts.take(k), texts.take(v))));
-    Key { labels, os: texts.take(&row.os), agent_version: texts.take(&row.agent_version) }
-}
-
-fn release(key: &Key, texts: &mut Texts) {
-    for (k, v) in &key.labels {
-        texts.release(*k);
-        texts.release(*v);
-    }
-    texts.release(key.os);
-    texts.release(key.agent_version);
 }

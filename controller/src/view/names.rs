@@ -45,6 +45,11 @@ impl Name {
         texts.release(self.template);
     }
 
+    /// What it shares with others: its template, and whether there is a number in it.
+    pub(super) fn shape(self) -> (Sym, bool) {
+        (self.template, self.number != VERBATIM)
+    }
+
     /// The whole name.
     pub(super) fn text(self, texts: &Texts) -> String {
         self.parts(texts, &mut [0; DIGITS_MAX]).concat()
