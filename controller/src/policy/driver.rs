@@ -5,9 +5,9 @@
 //! delivery is woken. What is to be written waits in one queue, in order, and is written in batches; a
 //! store that can't write is tried again with growing waits and nothing is skipped.
 //!
-//! Bounds: [`WORK_MAX`] things with [`ROWS_MAX`] rows wait here; beyond that no news is taken, the channel
-//! before it fills, and shards merge news per host. So memory is bounded by the number of hosts whatever
-//! the disk does.
+//! Bounds: [`queue::WORK_MAX`] things with [`queue::ROWS_MAX`] rows wait here; beyond that no news is taken,
+//! the channel before it fills, and shards merge news per host. So memory is bounded by the number of
+//! hosts whatever the disk does.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -24,6 +24,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
+use super::queue::{self, Queue};
 use super::{Policy, new_row, order_of};
 use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
 use crate::delivery::DeliveryHandle;
@@ -35,15 +36,11 @@ use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::{
-    Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
-    RECORD_LEN_MAX, Store, StoreError,
+    Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX, Store,
+    StoreError,
 };
 use crate::view::{Live, LiveId, View};
 
-/// Things that wait to be written.
-pub const WORK_MAX: usize = 2_000;
-/// Rows among them; one operator's import may go beyond it.
-pub const ROWS_MAX: usize = 20_000;
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
 /// Commands that wait for the driver.
@@ -71,18 +68,9 @@ pub enum Command {
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
 }
 
-/// Something to be written, in order.
-#[derive(Debug)]
-enum Work {
-    Event(Box<NewEvent>),
-    Rows(Vec<HostRow>),
-    Forget(HostId, Box<NewEvent>),
-    /// Judge all that is held again.
-    Release,
-    Put(&'static str, Option<String>),
-    /// All before this is written: say so.
-    Done(oneshot::Sender<()>),
-}
+/// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
+type Work = queue::Work<oneshot::Sender<()>>;
+type Batch = queue::Batch<oneshot::Sender<()>>;
 
 /// What others may see of the driver.
 #[derive(Debug, Default)]
@@ -146,9 +134,7 @@ pub struct Driver {
 struct Running {
     d: Driver,
     rng: StdRng,
-    work: VecDeque<Work>,
-    /// Rows among the work.
-    rows: usize,
+    work: Queue<oneshot::Sender<()>>,
     /// What a shard's full queue did not take: operators' commands and forgotten hosts.
     untold: VecDeque<(usize, ShardCommand)>,
     /// When the present pause ends, on the monotonic clock: a stepped wall clock changes nothing.
@@ -181,8 +167,7 @@ impl Driver {
         let mut running = Running {
             d: self,
             rng,
-            work: VecDeque::new(),
-            rows: 0,
+            work: Queue::default(),
             untold: VecDeque::new(),
             pause_ends,
             released_at_start: false,
@@ -201,7 +186,7 @@ impl Driver {
         let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
         loop {
             if writing.is_none()
-                && let Some(batch) = running.next_batch()
+                && let Some(batch) = running.work.next_batch()
             {
                 let seed = rand::RngExt::random(&mut running.rng);
                 writing = Some(tokio::spawn(writer.clone().write(batch, seed)));
@@ -217,11 +202,11 @@ impl Driver {
                         Err(e) => return Err(StoreError::Open(format!("the writer died: {e}"))),
                     }
                 }
-                notice = notices.recv(), if running.has_room() => match notice {
+                notice = notices.recv(), if running.work.has_room() => match notice {
                     Some(notice) => running.hear(notice),
                     None => break,
                 },
-                Some(command) = commands.recv(), if running.has_room() => {
+                Some(command) = commands.recv(), if running.work.has_room() => {
                     running.obey(command).await;
                 }
                 _ = tick.tick() => running.tick(),
@@ -235,7 +220,7 @@ impl Driver {
             if let Some(writing) = writing {
                 writing.await.map_err(|_| StoreError::Unknown)??;
             }
-            while let Some(batch) = running.next_batch() {
+            while let Some(batch) = running.work.next_batch() {
                 writer.clone().write(batch, 0).await?;
             }
             Ok(())
@@ -260,10 +245,6 @@ impl Driver {
 }
 
 impl Running {
-    fn has_room(&self) -> bool {
-        self.work.len() < WORK_MAX && self.rows < ROWS_MAX
-    }
-
     fn hear(&mut self, notice: Notice) {
         match notice {
             Notice::Facts(facts) => self.facts(*facts),
@@ -293,7 +274,7 @@ impl Running {
         if facts.new || known.is_none_or(|k| k.row != row) {
             // Only a new host's cell is taken over: later facts may be older than a removal and an import.
             self.d.view.upsert(&row, facts.new.then_some(facts.live));
-            self.save(row);
+            self.work.save(row);
         }
     }
 
@@ -302,19 +283,8 @@ impl Running {
         if known.row.address != Some(address) {
             let row = HostRow { address: Some(address), ..known.row };
             self.d.view.upsert(&row, None);
-            self.save(row);
+            self.work.save(row);
         }
-    }
-
-    fn save(&mut self, row: HostRow) {
-        self.rows += 1;
-        if let Some(Work::Rows(rows)) = self.work.back_mut()
-            && rows.len() < READ_LEN_MAX
-        {
-            rows.push(row);
-            return;
-        }
-        self.work.push_back(Work::Rows(vec![row]));
     }
 
     fn turn(&mut self, turn: &Transition) {
@@ -335,9 +305,9 @@ impl Running {
         match decision.event {
             Some(event) => {
                 log::info!("{} {}", event.kind, line(&decision.row, &event));
-                self.work.push_back(Work::Event(Box::new(event)));
+                self.work.push(Work::Event(Box::new(event)));
             }
-            None if changed => self.save(decision.row),
+            None if changed => self.work.save(decision.row),
             None => {}
         }
     }
@@ -362,7 +332,7 @@ impl Running {
         };
         log::warn!("{kind}: {reason}");
         let event = self.d.policy.own_event(kind, reason, self.d.clock.wall(), &mut self.rng);
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
         self.release_all();
     }
 
@@ -371,7 +341,7 @@ impl Running {
         if self.d.policy.holding().is_some() {
             return;
         }
-        self.work.push_back(Work::Release);
+        self.work.push(Work::Release);
     }
 
     fn forget(&mut self, row: &HostRow, why: &str) {
@@ -379,7 +349,7 @@ impl Running {
         log::info!("{} {}", event.kind, line(row, &event));
         self.d.view.remove(row.id);
         self.tell_shard(self.shard_of(row.id), ShardCommand::Remove(row.id));
-        self.work.push_back(Work::Forget(row.id, Box::new(event)));
+        self.work.push(Work::Forget(row.id, Box::new(event)));
     }
 
     fn freeze(&mut self, known: &HostRow, margin: Option<Duration>) {
@@ -392,7 +362,7 @@ impl Running {
         log::info!("{} {}", event.kind, line(&row, &event));
         self.tell_shard(self.shard_of(row.id), ShardCommand::Freeze(row.id, margin));
         self.d.view.upsert(row, None);
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
     }
 
     fn shard_of(&self, host: HostId) -> usize {
@@ -435,13 +405,13 @@ impl Running {
         self.pause_ends = None;
         self.d.policy.set_pause(None);
         self.d.status.set_pause(None);
-        self.work.push_back(Work::Put(PAUSE_KEY, None));
+        self.work.push(Work::Put(PAUSE_KEY, None));
         let reason = format!("the pause ended: {why}");
         let wall = self.d.clock.wall();
         let kind = EventKind::ControllerResumed;
         let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
         log::info!("{kind}: {reason}");
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
         self.release_all();
     }
 
@@ -477,7 +447,7 @@ impl Running {
 
     fn answer_when_written<T: Send + 'static>(&mut self, to: oneshot::Sender<T>, with: T) {
         let (done, written) = oneshot::channel();
-        self.work.push_back(Work::Done(done));
+        self.work.push(Work::Done(done));
         tokio::spawn(async move {
             if written.await.is_ok() {
                 drop(to.send(with));
@@ -499,7 +469,7 @@ impl Running {
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
             self.d.view.upsert(&row, Some(live));
             by_shard[shard].push(known_of(&row, &self.d.domains, &self.d.knobs, wall, live));
-            self.save(row);
+            self.work.save(row);
             report.added += 1;
         }
         for (shard, known) in by_shard.into_iter().enumerate().filter(|(_, k)| !k.is_empty()) {
@@ -517,7 +487,7 @@ impl Running {
         };
         self.pause_ends = Some(self.d.monotonic_end(&pause));
         let text = serde_json::to_string(&pause).ok();
-        self.work.push_back(Work::Put(PAUSE_KEY, text));
+        self.work.push(Work::Put(PAUSE_KEY, text));
         let reason = format!("all actions are held until {}: {}", pause.until_ms, pause.reason);
         self.d.status.set_pause(Some(pause.clone()));
         self.d.policy.set_pause(Some(pause));
@@ -525,7 +495,7 @@ impl Running {
         let wall = self.d.clock.wall();
         let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
         log::info!("{kind}: {reason}");
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
     }
 
     async fn redrive(&mut self, what: Redrive) -> Result<RedriveReport, ControlError> {
@@ -578,42 +548,6 @@ impl Running {
         }
         Ok(report)
     }
-
-    /// Takes what can be written in one go: a run of rows and events, or one thing of another kind.
-    fn next_batch(&mut self) -> Option<Batch> {
-        let (mut rows, mut events) = (Vec::new(), Vec::new());
-        let mut told = BTreeSet::new();
-        while let Some(next) = self.work.pop_front() {
-            match next {
-                Work::Event(event) if events.len() < RECORD_LEN_MAX => {
-                    told.extend(event.host);
-                    events.push(*event);
-                }
-                // Rows are written before events: those that are newer than an event must wait.
-                Work::Rows(more)
-                    if rows.len() + more.len() <= READ_LEN_MAX
-                        && !more.iter().any(|row| told.contains(&row.id)) =>
-                {
-                    self.rows -= more.len();
-                    rows.extend(more);
-                }
-                other => {
-                    if rows.is_empty() && events.is_empty() {
-                        return Some(Batch::Other(other));
-                    }
-                    self.work.push_front(other);
-                    break;
-                }
-            }
-        }
-        (!rows.is_empty() || !events.is_empty()).then_some(Batch::Record(rows, events))
-    }
-}
-
-/// What is written in one go.
-enum Batch {
-    Record(Vec<HostRow>, Vec<NewEvent>),
-    Other(Work),
 }
 
 /// Writes one batch, however long it takes.
