@@ -1,6 +1,7 @@
 //! Routes about hosts: list, one, why, import, forget, freeze.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -102,7 +103,13 @@ pub(super) async fn list(
             token
         }
     };
-    let (hosts, next) = api.view.list(&filter, token.slot, limit);
+    // A part of a name is looked for in every name: no task must wait for that.
+    let view = Arc::clone(&api.view);
+    let look = tokio::task::spawn_blocking(move || view.list(&filter, token.slot, limit));
+    let (hosts, next) = look.await.map_err(|e| {
+        let detail = format!("looking through the hosts broke off: {e}");
+        Problem::of_status(StatusCode::INTERNAL_SERVER_ERROR, &detail)
+    })?;
     let now = api.clock.now();
     Ok(Json(HostsPage {
         hosts: hosts.iter().map(|h| HostJson::new(h, now)).collect(),

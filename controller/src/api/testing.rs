@@ -252,7 +252,14 @@ impl Store for TestStore {
     fn controller(&self) -> ControllerId {
         ControllerId(7)
     }
-    async fn hosts(&self) -> Result<Vec<HostRow>, StoreError> {
+    async fn hosts(&self, _: Option<HostId>, _: usize) -> Result<Vec<HostRow>, StoreError> {
+        unused()
+    }
+    async fn record(
+        &self,
+        _: Arc<[HostRow]>,
+        _: Arc<[NewEvent]>,
+    ) -> Result<Vec<Appended>, StoreError> {
         unused()
     }
     async fn save_hosts(&self, _: Vec<HostRow>) -> Result<(), StoreError> {

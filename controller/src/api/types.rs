@@ -107,7 +107,7 @@ pub struct FreezeJson {
 impl HostJson {
     /// A host as of `now`.
     pub fn new(host: &HostView, now: Instant) -> Self {
-        let row = &*host.row;
+        let row = &host.row;
         let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let last = host.live.last_arrival;
         Self {

@@ -4,6 +4,7 @@
 //! → API → "ready". Stop is the other way round: the API stops taking, shards stop telling, the policy
 //! writes what it decided, attempts under way end, the store is closed.
 
+mod memory;
 mod running;
 mod secrets;
 mod surroundings;
@@ -40,7 +41,7 @@ use crate::shard::core::{Identity, ShardCore};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Retention, Store, StoreError};
+use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
 use crate::view::View;
 use running::{Pulse, Running};
 pub use secrets::SecretError;
@@ -173,7 +174,32 @@ impl App {
         })?;
 
         let view = Arc::new(View::default());
-        let labels = (&config.domain_labels, &config.knobs);
+        let knobs = Arc::new(config.knobs.clone());
+        let mut shards = Vec::new();
+        let mut mailboxes = Vec::new();
+        let mut cores = Vec::new();
+        for shard in 0..count {
+            let metrics = Arc::new(ShardMetrics::default());
+            let identity = Identity {
+                shard,
+                controller: store.controller(),
+                epoch,
+                keyring: Keyring::clone(&keyring),
+                interval: config.detector.interval,
+                cadence: config.detector.ack_every,
+                knobs: Arc::clone(&knobs),
+                domains: config.domain_labels.clone(),
+                live: Arc::clone(view.live()),
+                seed: rng.random(),
+            };
+            let settings = Settings::new(&config.detector);
+            cores.push(ShardCore::new(identity, settings, Arc::clone(&metrics), clock.now()));
+            let (handle, mailbox) = ShardHandle::new(metrics)
+                .map_err(|source| AppError::System { what: "make a shard's mailbox", source })?;
+            shards.push(handle);
+            mailboxes.push(mailbox);
+        }
+        let labels = (&config.domain_labels, &*knobs);
         let known = load_registry(&*store, &view, labels, &*clock, count).await?;
         let pause = Driver::load_pause(&*store).await?;
 
@@ -188,38 +214,13 @@ impl App {
             Arc::clone(&delivery_metrics),
         )?);
 
-        let settings = Settings::new(&config.detector);
-        let knobs = Arc::new(config.knobs.clone());
         let (notices, notices_in) = mpsc::channel(driver::NOTICES_MAX);
-        let mut shards = Vec::new();
-        let mut mailboxes = Vec::new();
-        for _ in 0..count {
-            let (handle, mailbox) = ShardHandle::new(Arc::new(ShardMetrics::default()))
-                .map_err(|source| AppError::System { what: "make a shard's mailbox", source })?;
-            shards.push(handle);
-            mailboxes.push(mailbox);
-        }
         let recording = start_recording(plan, &clock, &shards[0].metrics)?;
         let mut threads = Vec::new();
-        for (shard, (mailbox, known)) in (0u16..).zip(mailboxes.into_iter().zip(known)) {
+        let parts = mailboxes.into_iter().zip(cores).zip(known);
+        for (shard, ((mailbox, mut core), known)) in (0u16..).zip(parts) {
             let probes = bind_probes(&listen)?;
-            let identity = Identity {
-                shard,
-                controller: store.controller(),
-                epoch,
-                keyring: Keyring::clone(&keyring),
-                interval: config.detector.interval,
-                cadence: config.detector.ack_every,
-                knobs: Arc::clone(&knobs),
-                domains: config.domain_labels.clone(),
-                live: Arc::clone(view.live()),
-                seed: rng.random(),
-            };
             let metrics = Arc::clone(&shards[usize::from(shard)].metrics);
-            let mut core = ShardCore::new(identity, settings, Arc::clone(&metrics), clock.now());
-            for host in known {
-                core.register(host, clock.now());
-            }
             if let Some((recorder, _)) = &recording {
                 core.record_to(recorder.clone());
             }
@@ -234,7 +235,7 @@ impl App {
                 notices: notices.clone(),
                 metrics,
             };
-            threads.push(spawn_shard(shard, worker)?);
+            threads.push(spawn_shard(shard, worker, known)?);
         }
         drop(notices);
         // Ends by itself when the shards are gone; stopping waits for it with them.
@@ -493,21 +494,41 @@ fn listen_tcp(address: SocketAddr) -> Result<TcpListener, AppError> {
     bind().map_err(|source| AppError::Listen { protocol: "TCP", address, source })
 }
 
-/// Shows the registry to readers; answers what each shard needs to know.
+/// What a shard needs to know of its hosts, in pieces.
+type KnownHosts = Vec<Vec<Known>>;
+
+/// Hosts in such a piece: as many as make the allocator hand the memory back when they are registered.
+const KNOWN_LEN: usize = 4_096;
+
+/// Shows the registry to readers; answers what each shard needs to know. Row by row: at no time are more
+/// than two pages of them in memory.
 async fn load_registry(
     store: &dyn Store,
     view: &View,
     (domains, knobs): (&DomainLabels, &AllKnobs),
     clock: &dyn Clock,
     count: u16,
-) -> Result<Vec<Vec<Known>>, AppError> {
-    let mut known: Vec<Vec<Known>> = (0..count).map(|_| Vec::new()).collect();
+) -> Result<Vec<KnownHosts>, AppError> {
+    let mut known: Vec<KnownHosts> = vec![Vec::new(); usize::from(count)];
     let wall = clock.wall();
-    for row in store.hosts().await? {
-        let shard = shard_of(row.id, count);
-        let live = view.live().take(shard);
-        known[usize::from(shard)].push(known_of(&row, domains, knobs, wall, live));
-        view.upsert(row, Some(live));
+    let mut page = store.hosts(None, READ_LEN_MAX).await?;
+    while let Some(last) = page.last() {
+        // The next page is read while this one is taken.
+        let next = store.hosts(Some(last.id), READ_LEN_MAX);
+        let take = async {
+            for row in &page {
+                let shard = shard_of(row.id, count);
+                let live = view.live().take(shard);
+                view.upsert(row, Some(live));
+                let pieces = &mut known[usize::from(shard)];
+                if pieces.last().is_none_or(|piece| piece.len() == KNOWN_LEN) {
+                    pieces.push(Vec::with_capacity(KNOWN_LEN));
+                }
+                let host = known_of(row, domains, knobs, wall, live);
+                pieces.last_mut().expect("made just now").push(host);
+            }
+        };
+        page = tokio::join!(next, take).0?;
     }
     Ok(known)
 }
@@ -524,10 +545,28 @@ fn start_recording(
         .map_err(|source| AppError::Record { path, source })
 }
 
-fn spawn_shard(shard: u16, worker: Worker) -> Result<std::thread::JoinHandle<()>, AppError> {
+/// Starts a shard's thread. It registers its hosts before it reads its first datagram, and gives them
+/// their deadlines from then on: however long the registry took to load, none was spent.
+fn spawn_shard(
+    shard: u16,
+    mut worker: Worker,
+    known: KnownHosts,
+) -> Result<std::thread::JoinHandle<()>, AppError> {
+    let run = move || {
+        let mut refused = 0;
+        for piece in known {
+            let now = worker.clock.now();
+            let registered = piece.into_iter().map(|host| worker.core.register(host, now));
+            refused += registered.filter(|done| !done).count();
+        }
+        if refused > 0 {
+            log::error!("shard {shard} is full: {refused} known hosts are not watched");
+        }
+        worker.run();
+    };
     std::thread::Builder::new()
         .name(format!("shard-{shard}"))
-        .spawn(move || worker.run())
+        .spawn(run)
         .map_err(|source| AppError::System { what: "start a shard's thread", source })
 }
 
@@ -594,6 +633,7 @@ async fn prune(store: Arc<SqliteStore>, retention: Retention, clock: Arc<dyn Clo
     let mut tick = tokio::time::interval(PRUNE_EVERY);
     loop {
         tick.tick().await;
+        tokio::task::spawn_blocking(memory::give_back);
         // A bounded amount per call: go on until there is nothing more.
         loop {
             match store.prune(retention, clock.wall()).await {

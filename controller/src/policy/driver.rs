@@ -5,10 +5,11 @@
 //! delivery is woken. What is to be written waits in one queue, in order, and is written in batches; a
 //! store that can't write is tried again with growing waits and nothing is skipped.
 //!
-//! Bounds: [`WORK_MAX`] things wait here; beyond that no news is taken, the channel before it fills,
-//! and shards merge news per host. So memory is bounded by the number of hosts whatever the disk does.
+//! Bounds: [`queue::WORK_MAX`] things with [`queue::ROWS_MAX`] rows wait here; beyond that no news is taken,
+//! the channel before it fills, and shards merge news per host. So memory is bounded by the number of
+//! hosts whatever the disk does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,11 +19,12 @@ use heartwatch_common::backoff::Backoff;
 use heartwatch_common::daemon::Throttle;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, Wall};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::placement::{Candidate, Ranking};
+use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
+use super::queue::{self, Queue};
 use super::{Policy, new_row, order_of};
 use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
 use crate::delivery::DeliveryHandle;
@@ -34,13 +36,11 @@ use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::{
-    BATCH_LEN_MAX, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
-    Store, StoreError,
+    Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX, Store,
+    StoreError,
 };
-use crate::view::{LiveId, View};
+use crate::view::{Live, LiveId, View};
 
-/// Things that wait to be written.
-pub const WORK_MAX: usize = 10_000;
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
 /// Commands that wait for the driver.
@@ -68,18 +68,9 @@ pub enum Command {
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
 }
 
-/// Something to be written, in order.
-#[derive(Debug)]
-enum Work {
-    Event(Box<NewEvent>),
-    Rows(Vec<HostRow>),
-    Forget(HostId, Box<NewEvent>),
-    /// Judge all that is held again.
-    Release,
-    Put(&'static str, Option<String>),
-    /// All before this is written: say so.
-    Done(oneshot::Sender<()>),
-}
+/// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
+type Work = queue::Work<oneshot::Sender<()>>;
+type Batch = queue::Batch<oneshot::Sender<()>>;
 
 /// What others may see of the driver.
 #[derive(Debug, Default)]
@@ -143,7 +134,7 @@ pub struct Driver {
 struct Running {
     d: Driver,
     rng: StdRng,
-    work: VecDeque<Work>,
+    work: Queue<oneshot::Sender<()>>,
     /// What a shard's full queue did not take: operators' commands and forgotten hosts.
     untold: VecDeque<(usize, ShardCommand)>,
     /// When the present pause ends, on the monotonic clock: a stepped wall clock changes nothing.
@@ -176,7 +167,7 @@ impl Driver {
         let mut running = Running {
             d: self,
             rng,
-            work: VecDeque::new(),
+            work: Queue::default(),
             untold: VecDeque::new(),
             pause_ends,
             released_at_start: false,
@@ -194,8 +185,9 @@ impl Driver {
         };
         let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
         loop {
-            if writing.is_none() && !running.work.is_empty() {
-                let batch = running.next_batch();
+            if writing.is_none()
+                && let Some(batch) = running.work.next_batch()
+            {
                 let seed = rand::RngExt::random(&mut running.rng);
                 writing = Some(tokio::spawn(writer.clone().write(batch, seed)));
             }
@@ -210,11 +202,11 @@ impl Driver {
                         Err(e) => return Err(StoreError::Open(format!("the writer died: {e}"))),
                     }
                 }
-                notice = notices.recv(), if running.work.len() < WORK_MAX => match notice {
+                notice = notices.recv(), if running.work.has_room() => match notice {
                     Some(notice) => running.hear(notice),
                     None => break,
                 },
-                Some(command) = commands.recv(), if running.work.len() < WORK_MAX => {
+                Some(command) = commands.recv(), if running.work.has_room() => {
                     running.obey(command).await;
                 }
                 _ = tick.tick() => running.tick(),
@@ -228,8 +220,7 @@ impl Driver {
             if let Some(writing) = writing {
                 writing.await.map_err(|_| StoreError::Unknown)??;
             }
-            while !running.work.is_empty() {
-                let batch = running.next_batch();
+            while let Some(batch) = running.work.next_batch() {
                 writer.clone().write(batch, 0).await?;
             }
             Ok(())
@@ -266,7 +257,7 @@ impl Running {
     fn facts(&mut self, facts: Facts) {
         let known = self.d.view.get(facts.host);
         let mut row = match &known {
-            Some(host) => HostRow::clone(&host.row),
+            Some(host) => host.row.clone(),
             None if facts.new => new_row(facts.host, self.d.clock.wall()),
             // Its removal has overtaken this.
             None => return,
@@ -280,30 +271,20 @@ impl Running {
         if !facts.new {
             row.generation = row.generation.max(facts.generation);
         }
-        if facts.new || known.is_none_or(|k| *k.row != row) {
+        if facts.new || known.is_none_or(|k| k.row != row) {
             // Only a new host's cell is taken over: later facts may be older than a removal and an import.
-            self.d.view.upsert(row.clone(), facts.new.then_some(facts.live));
-            self.save(row);
+            self.d.view.upsert(&row, facts.new.then_some(facts.live));
+            self.work.save(row);
         }
     }
 
     fn moved(&mut self, host: HostId, address: SocketAddr) {
         let Some(known) = self.d.view.get(host) else { return };
         if known.row.address != Some(address) {
-            let row = HostRow { address: Some(address), ..HostRow::clone(&known.row) };
-            self.d.view.upsert(row.clone(), None);
-            self.save(row);
+            let row = HostRow { address: Some(address), ..known.row };
+            self.d.view.upsert(&row, None);
+            self.work.save(row);
         }
-    }
-
-    fn save(&mut self, row: HostRow) {
-        if let Some(Work::Rows(rows)) = self.work.back_mut()
-            && rows.len() < READ_LEN_MAX
-        {
-            rows.push(row);
-            return;
-        }
-        self.work.push_back(Work::Rows(vec![row]));
     }
 
     fn turn(&mut self, turn: &Transition) {
@@ -313,25 +294,20 @@ impl Running {
             let why = format!("{} for longer than forget_after", known.row.state);
             return self.forget(&known.row, &why);
         }
-        let view = Arc::clone(&self.d.view);
-        let row = Arc::clone(&known.row);
-        let decision = self.d.policy.take(
-            &known.row,
-            turn,
-            at,
-            |same| candidates(&view, &row, same),
-            &mut self.rng,
-        );
-        let changed = decision.row != *known.row;
+        let (view, row) = (&self.d.view, &known.row);
+        let seed = self.rng.random();
+        let candidates = |same: &[String]| candidates(view, row, same, seed);
+        let decision = self.d.policy.take(row, turn, at, candidates, &mut self.rng);
+        let changed = decision.row != *row;
         if changed {
-            self.d.view.upsert(decision.row.clone(), None);
+            self.d.view.upsert(&decision.row, None);
         }
         match decision.event {
             Some(event) => {
                 log::info!("{} {}", event.kind, line(&decision.row, &event));
-                self.work.push_back(Work::Event(Box::new(event)));
+                self.work.push(Work::Event(Box::new(event)));
             }
-            None if changed => self.save(decision.row),
+            None if changed => self.work.save(decision.row),
             None => {}
         }
     }
@@ -356,7 +332,7 @@ impl Running {
         };
         log::warn!("{kind}: {reason}");
         let event = self.d.policy.own_event(kind, reason, self.d.clock.wall(), &mut self.rng);
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
         self.release_all();
     }
 
@@ -365,7 +341,7 @@ impl Running {
         if self.d.policy.holding().is_some() {
             return;
         }
-        self.work.push_back(Work::Release);
+        self.work.push(Work::Release);
     }
 
     fn forget(&mut self, row: &HostRow, why: &str) {
@@ -373,7 +349,7 @@ impl Running {
         log::info!("{} {}", event.kind, line(row, &event));
         self.d.view.remove(row.id);
         self.tell_shard(self.shard_of(row.id), ShardCommand::Remove(row.id));
-        self.work.push_back(Work::Forget(row.id, Box::new(event)));
+        self.work.push(Work::Forget(row.id, Box::new(event)));
     }
 
     fn freeze(&mut self, known: &HostRow, margin: Option<Duration>) {
@@ -386,7 +362,7 @@ impl Running {
         log::info!("{} {}", event.kind, line(&row, &event));
         self.tell_shard(self.shard_of(row.id), ShardCommand::Freeze(row.id, margin));
         self.d.view.upsert(row, None);
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
     }
 
     fn shard_of(&self, host: HostId) -> usize {
@@ -429,13 +405,13 @@ impl Running {
         self.pause_ends = None;
         self.d.policy.set_pause(None);
         self.d.status.set_pause(None);
-        self.work.push_back(Work::Put(PAUSE_KEY, None));
+        self.work.push(Work::Put(PAUSE_KEY, None));
         let reason = format!("the pause ended: {why}");
         let wall = self.d.clock.wall();
         let kind = EventKind::ControllerResumed;
         let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
         log::info!("{kind}: {reason}");
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
         self.release_all();
     }
 
@@ -471,7 +447,7 @@ impl Running {
 
     fn answer_when_written<T: Send + 'static>(&mut self, to: oneshot::Sender<T>, with: T) {
         let (done, written) = oneshot::channel();
-        self.work.push_back(Work::Done(done));
+        self.work.push(Work::Done(done));
         tokio::spawn(async move {
             if written.await.is_ok() {
                 drop(to.send(with));
@@ -484,16 +460,16 @@ impl Running {
         let mut by_shard: Vec<Vec<Known>> = vec![Vec::new(); self.d.shards.len()];
         let wall = self.d.clock.wall();
         for host in hosts {
-            if self.d.view.get(host.id).is_some() {
+            if self.d.view.contains(host.id) {
                 report.known += 1;
                 continue;
             }
             let shard = self.shard_of(host.id);
             let live = self.d.view.live().take(shard as u16);
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
-            self.d.view.upsert(row.clone(), Some(live));
+            self.d.view.upsert(&row, Some(live));
             by_shard[shard].push(known_of(&row, &self.d.domains, &self.d.knobs, wall, live));
-            self.save(row);
+            self.work.save(row);
             report.added += 1;
         }
         for (shard, known) in by_shard.into_iter().enumerate().filter(|(_, k)| !k.is_empty()) {
@@ -511,7 +487,7 @@ impl Running {
         };
         self.pause_ends = Some(self.d.monotonic_end(&pause));
         let text = serde_json::to_string(&pause).ok();
-        self.work.push_back(Work::Put(PAUSE_KEY, text));
+        self.work.push(Work::Put(PAUSE_KEY, text));
         let reason = format!("all actions are held until {}: {}", pause.until_ms, pause.reason);
         self.d.status.set_pause(Some(pause.clone()));
         self.d.policy.set_pause(Some(pause));
@@ -519,7 +495,7 @@ impl Running {
         let wall = self.d.clock.wall();
         let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
         log::info!("{kind}: {reason}");
-        self.work.push_back(Work::Event(Box::new(event)));
+        self.work.push(Work::Event(Box::new(event)));
     }
 
     async fn redrive(&mut self, what: Redrive) -> Result<RedriveReport, ControlError> {
@@ -554,7 +530,7 @@ impl Running {
             let host = row.host.and_then(|h| self.d.view.get(h));
             let still = match row.host {
                 None => Ok(()),
-                Some(_) => Policy::rejudge(host.as_ref().map(|h| &*h.row), row.kind, row.incident),
+                Some(_) => Policy::rejudge(host.as_ref().map(|h| &h.row), row.kind, row.incident),
             };
             match still {
                 Ok(()) => match store.redrive(row.id, at).await? {
@@ -572,20 +548,6 @@ impl Running {
         }
         Ok(report)
     }
-
-    /// Takes what can be written in one go: a run of events, or one thing of another kind.
-    fn next_batch(&mut self) -> Vec<Work> {
-        let mut batch = Vec::new();
-        while let Some(next) = self.work.pop_front() {
-            let event = matches!(next, Work::Event(_));
-            batch.push(next);
-            let more = matches!(self.work.front(), Some(Work::Event(_)));
-            if !event || !more || batch.len() >= BATCH_LEN_MAX {
-                break;
-            }
-        }
-        batch
-    }
 }
 
 /// Writes one batch, however long it takes.
@@ -601,39 +563,49 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write(self, batch: Vec<Work>, seed: u64) -> Result<(), StoreError> {
-        let mut events = Vec::new();
-        for work in batch {
-            match work {
-                Work::Event(event) => events.push(*event),
-                other => self.other(other, seed).await?,
-            }
-        }
-        if events.is_empty() {
-            return Ok(());
-        }
-        let mut appended = self.insist(seed, || self.store.append(events.clone())).await?;
-        if appended.is_none() && events.len() > 1 {
-            // One of them is refused: the others must not go with it.
-            let mut each = Vec::new();
-            for event in &events {
-                let alone = self.insist(seed, || self.store.append(vec![event.clone()])).await?;
-                each.extend(alone.unwrap_or_default());
-            }
-            appended = Some(each);
-        }
-        for one in appended.unwrap_or_default() {
+    async fn write(self, batch: Batch, seed: u64) -> Result<(), StoreError> {
+        let (rows, events) = match batch {
+            Batch::Other(work) => return self.other(work, seed).await,
+            Batch::Record(rows, events) => (rows, events),
+        };
+        // An event brings its host's newest row along.
+        let brought: BTreeSet<HostId> =
+            events.iter().filter_map(|e| e.row.as_ref()).map(|row| row.id).collect();
+        let alone: Arc<[HostRow]> =
+            rows.iter().filter(|row| !brought.contains(&row.id)).cloned().collect();
+        let events: Arc<[NewEvent]> = events.into();
+        let record = || self.store.record(Arc::clone(&alone), Arc::clone(&events));
+        let appended = match self.insist(seed, record).await? {
+            Some(appended) => appended,
+            None => self.one_by_one(rows, &events, seed).await?,
+        };
+        for one in appended {
             self.delivery.settled(one.settled);
             self.delivery.wake(one.deliveries);
         }
         Ok(())
     }
 
+    /// One of them was refused: the others must not go with it.
+    async fn one_by_one(
+        &self,
+        rows: Vec<HostRow>,
+        events: &[NewEvent],
+        seed: u64,
+    ) -> Result<Vec<Appended>, StoreError> {
+        for row in rows {
+            self.insist(seed, || self.store.save_hosts(vec![row.clone()])).await?;
+        }
+        let mut each = Vec::new();
+        for event in events {
+            let alone = self.insist(seed, || self.store.append(vec![event.clone()])).await?;
+            each.extend(alone.unwrap_or_default());
+        }
+        Ok(each)
+    }
+
     async fn other(&self, work: Work, seed: u64) -> Result<(), StoreError> {
         match work {
-            Work::Rows(rows) => {
-                self.insist(seed, || self.store.save_hosts(rows.clone())).await?;
-            }
             Work::Forget(host, event) => {
                 self.insist(seed, || self.store.forget(host, (*event).clone())).await?;
             }
@@ -647,7 +619,7 @@ impl Writer {
                 }
             }
             Work::Done(done) => drop(done.send(())),
-            Work::Event(_) => {}
+            Work::Event(_) | Work::Rows(_) => {}
         }
         Ok(())
     }
@@ -655,7 +627,7 @@ impl Writer {
     /// Judges what is held of a host against how it stands now, not when it was held.
     async fn release(&self, host: HostId, seed: u64) -> Result<(), StoreError> {
         let known = self.view.get(host);
-        let row = known.as_ref().map(|h| &*h.row);
+        let row = known.as_ref().map(|h| &h.row);
         let kind = order_of(row);
         let incident = row.and_then(|r| r.incident);
         let verdict = Policy::rejudge(row, kind, incident);
@@ -708,10 +680,12 @@ impl Writer {
 }
 
 /// Least loaded hosts that could take over.
-fn candidates(view: &View, failed: &HostRow, same: &[String]) -> Vec<Candidate> {
-    let mut ranking = Ranking::new(failed, same);
-    view.for_each(|h| ranking.consider(&h.row, h.live.load));
-    ranking.finish()
+fn candidates(view: &View, failed: &HostRow, same: &[String], seed: u64) -> Vec<Candidate> {
+    let mut ranking = Ranking::default();
+    let consider = |id, live: Live| ranking.consider(id, live.load);
+    view.pool(failed, same, LOOKED_AT_MAX, seed, consider);
+    let found = ranking.finish();
+    found.filter_map(|(id, load)| Some(Candidate::new(view.get(id)?.row, load))).collect()
 }
 
 /// What a shard needs to know of a registered host.

@@ -12,6 +12,7 @@
 
 pub mod driver;
 pub mod placement;
+pub mod queue;
 pub mod rules;
 pub mod tally;
 

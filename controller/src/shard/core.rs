@@ -406,7 +406,7 @@ impl ShardCore {
         now: Instant,
         out: &mut Vec<Send>,
     ) {
-        if !self.pace.take(now) {
+        if !self.notices.takes_strangers() || !self.pace.take(now) {
             return self.metrics.reject(Reject::UnknownHost);
         }
         let Message::Hello(hello) = &admitted.datagram.message else {

@@ -4,7 +4,7 @@
 //! its newest facts, and its last few turns. The policy compares every turn with what it recorded
 //! before, so a turn that was merged away loses nothing but its own line in the journal.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use heartwatch_common::id::{Boot, Generation, HostId};
@@ -12,6 +12,9 @@ use heartwatch_common::id::{Boot, Generation, HostId};
 use crate::detector::host::{Transition, Turn};
 use crate::view::LiveId;
 
+/// Hosts with news that waits beyond which no new host is registered: who says hello for the first time
+/// says it again. So a hello storm waits with the agents and not in our memory.
+pub const STRANGERS_MAX: usize = 20_000;
 /// Turns of one host kept while they wait; newer ones replace the newest.
 const TURNS_MAX: usize = 4;
 
@@ -67,14 +70,15 @@ pub enum Notice {
 struct Waiting {
     facts: Option<Box<Facts>>,
     moved: Option<SocketAddr>,
-    turns: VecDeque<Transition>,
+    /// Oldest first. A million hosts may wait here with one turn each: there is room for no more.
+    turns: Vec<Transition>,
 }
 
 /// News that waits.
 #[derive(Debug, Default)]
 pub struct Notices {
     order: VecDeque<HostId>,
-    queued: BTreeSet<HostId>,
+    /// Of every host in `order`, and of no other.
     hosts: BTreeMap<HostId, Waiting>,
     blind: Option<(u16, bool)>,
     merged: u64,
@@ -92,10 +96,10 @@ impl Notices {
                 return;
             }
         };
-        if self.queued.insert(host) {
+        let waiting = self.hosts.entry(host).or_insert_with(|| {
             self.order.push_back(host);
-        }
-        let waiting = self.hosts.entry(host).or_default();
+            Waiting::default()
+        });
         match notice {
             Notice::Facts(mut facts) => {
                 facts.new |= waiting.facts.as_ref().is_some_and(|f| f.new);
@@ -106,12 +110,13 @@ impl Notices {
                     self.merged += 1;
                     if matches!(turn.turn, Turn::Duplicate { .. }) {
                         // That it is one rides on the newest turn; what that one says must not be lost.
-                        waiting.turns.back_mut().into_iter().for_each(|t| t.duplicate = true);
+                        waiting.turns.last_mut().into_iter().for_each(|t| t.duplicate = true);
                         return;
                     }
-                    waiting.turns.pop_back();
+                    waiting.turns.pop();
                 }
-                waiting.turns.push_back(turn);
+                waiting.turns.reserve_exact(1);
+                waiting.turns.push(turn);
             }
             Notice::Moved { address, .. } => waiting.moved = Some(address),
             Notice::Blind { .. } => {}
@@ -120,7 +125,7 @@ impl Notices {
 
     /// Drops what waits about a host: it is no longer known.
     pub fn forget(&mut self, host: HostId) {
-        self.hosts.remove(&host);
+        self.hosts.entry(host).and_modify(|waiting| *waiting = Waiting::default());
     }
 
     /// Takes the next piece of news: a shard's blindness first, then host by host, facts before turns.
@@ -134,17 +139,21 @@ impl Notices {
                 if let Some(facts) = waiting.facts.take() {
                     return Some(Notice::Facts(facts));
                 }
-                if let Some(turn) = waiting.turns.pop_front() {
-                    return Some(Notice::Turn(turn));
+                if !waiting.turns.is_empty() {
+                    return Some(Notice::Turn(waiting.turns.remove(0)));
                 }
                 if let Some(address) = waiting.moved.take() {
                     return Some(Notice::Moved { host, address });
                 }
             }
             self.order.pop_front();
-            self.queued.remove(&host);
             self.hosts.remove(&host);
         }
+    }
+
+    /// Whether news of hosts that were unknown until now may be added.
+    pub fn takes_strangers(&self) -> bool {
+        self.order.len() < STRANGERS_MAX
     }
 
     /// Hosts with news that waits.
@@ -181,6 +190,35 @@ mod tests {
             duplicate: false,
             evidence: Evidence::default(),
         })
+    }
+
+    #[test]
+    fn a_host_that_is_forgotten_and_returns_waits_once() {
+        let mut notices = Notices::default();
+        notices.push(turn(1, 1));
+        notices.forget(HostId([1; 16]));
+        notices.push(turn(2, 2));
+        notices.push(turn(1, 3));
+        let at = |n: Option<Notice>| match n {
+            Some(Notice::Turn(t)) => t.at.0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((notices.len(), at(notices.pop()), at(notices.pop())), (2, 3, 2));
+        assert!(notices.pop().is_none() && notices.is_empty());
+    }
+
+    #[test]
+    fn strangers_wait_outside_while_much_is_waiting() {
+        let mut notices = Notices::default();
+        for n in 0..STRANGERS_MAX as u128 {
+            assert!(notices.takes_strangers());
+            let address = "192.0.2.1:9".parse().unwrap();
+            notices.push(Notice::Moved { host: HostId(n.to_be_bytes()), address });
+        }
+        assert!(!notices.takes_strangers());
+        notices.pop();
+        notices.pop();
+        assert!(notices.takes_strangers());
     }
 
     #[test]

@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,6 +36,8 @@ pub mod sqlite;
 
 /// Most events in one append.
 pub const BATCH_LEN_MAX: usize = 100;
+/// Most events in one [`Store::record`].
+pub const RECORD_LEN_MAX: usize = 1_000;
 /// Most rows that one read returns.
 pub const READ_LEN_MAX: usize = 1_000;
 
@@ -416,8 +419,9 @@ pub trait Store: Send + Sync {
     /// This controller's lasting identity.
     fn controller(&self) -> ControllerId;
 
-    /// Every host of the registry.
-    async fn hosts(&self) -> Result<Vec<HostRow>, StoreError>;
+    /// Hosts of the registry above an id, in the order of their ids, at most `limit` (bounded by
+    /// [`READ_LEN_MAX`]).
+    async fn hosts(&self, after: Option<HostId>, limit: usize) -> Result<Vec<HostRow>, StoreError>;
 
     /// Saves rows that changed without an event (address, labels, registration). At most
     /// [`READ_LEN_MAX`] at a time.
@@ -426,6 +430,15 @@ pub trait Store: Send + Sync {
     /// Journals events with their deliveries, in one transaction; answers in the same order. At most
     /// [`BATCH_LEN_MAX`]. On error nothing was journaled, but for [`StoreError::Unknown`].
     async fn append(&self, events: Vec<NewEvent>) -> Result<Vec<Appended>, StoreError>;
+
+    /// Both in one transaction: saves rows as [`save_hosts`](Store::save_hosts) does, then journals events
+    /// as [`append`](Store::append) does, at most [`RECORD_LEN_MAX`]. For many small changes, each commit
+    /// of which would cost more than its writes.
+    async fn record(
+        &self,
+        rows: Arc<[HostRow]>,
+        events: Arc<[NewEvent]>,
+    ) -> Result<Vec<Appended>, StoreError>;
 
     /// Removes a host, settles its deliveries; its token counter stays for ever. The event (if any) is
     /// appended in the same transaction. `false` if it was not there.

@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use heartwatch_common::id::{ControllerId, HostId};
 use heartwatch_common::time::Wall;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 pub use backup::restore;
@@ -47,8 +48,9 @@ pub use files::{DB_FILE, EPOCH_FILE, LOCK_FILE};
 pub use writer::{COMMANDS_LEN_MAX, GROUP_LEN_MAX, READERS_MAX, SqliteStore};
 
 use super::{
-    Appended, AttemptRow, Backlog, Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, Due,
-    EventRow, Finish, HostRow, NewEvent, READ_LEN_MAX, Retention, StoreError, Token,
+    Appended, AttemptRow, BATCH_LEN_MAX, Backlog, Begin, Cursor, DeliveryFilter, DeliveryId,
+    DeliveryRow, Due, EventRow, Finish, HostRow, NewEvent, READ_LEN_MAX, RECORD_LEN_MAX, Retention,
+    StoreError, Token,
 };
 
 /// Attempts of one delivery that are kept, the newest.
@@ -139,9 +141,12 @@ impl Db {
     ) -> Result<Self, StoreError> {
         c.execute_batch(
             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; \
-             PRAGMA cache_size = -16000; PRAGMA journal_size_limit = 67108864;",
+             PRAGMA cache_size = -8000; PRAGMA wal_autocheckpoint = 8000; \
+             PRAGMA journal_size_limit = 67108864;",
         )?;
         c.set_prepared_statement_cache_capacity(64);
+        // Otherwise a statement is planned anew whenever a value is bound that might choose another plan.
+        c.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         schema::migrate(&c)?;
         c.execute(
             "INSERT INTO meta VALUES ('controller', ?1) ON CONFLICT DO NOTHING",
@@ -166,9 +171,30 @@ impl Db {
         self.epoch
     }
 
-    /// See [`Store::hosts`](super::Store::hosts).
+    /// Every host of the registry.
     pub fn hosts(&self) -> Result<Vec<HostRow>, StoreError> {
         read::hosts(&self.c)
+    }
+
+    /// See [`Store::hosts`](super::Store::hosts).
+    pub fn hosts_after(
+        &self,
+        after: Option<HostId>,
+        limit: usize,
+    ) -> Result<Vec<HostRow>, StoreError> {
+        read::hosts_after(&self.c, after, limit)
+    }
+
+    /// See [`Store::record`](super::Store::record).
+    pub fn record(
+        &self,
+        rows: &[HostRow],
+        events: &[NewEvent],
+    ) -> Result<Vec<Appended>, StoreError> {
+        self.atomically(|c| {
+            journal::save_hosts(c, rows)?;
+            journal::append(c, self.epoch, events, RECORD_LEN_MAX)
+        })
     }
 
     /// See [`Store::save_hosts`](super::Store::save_hosts).
@@ -178,7 +204,7 @@ impl Db {
 
     /// See [`Store::append`](super::Store::append).
     pub fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, StoreError> {
-        self.atomically(|c| journal::append(c, self.epoch, events))
+        self.atomically(|c| journal::append(c, self.epoch, events, BATCH_LEN_MAX))
     }
 
     /// See [`Store::forget`](super::Store::forget).

@@ -20,7 +20,7 @@ use heartwatch_controller::detector::host::{Transition, Turn};
 use heartwatch_controller::event::{EventKind, State};
 use heartwatch_controller::metrics::{ShardMetrics, get};
 use heartwatch_controller::policy::driver::known_of;
-use heartwatch_controller::policy::placement::Ranking;
+use heartwatch_controller::policy::placement::{Candidate, Ranking, fits};
 use heartwatch_controller::policy::{Author, Policy, new_row, order_of};
 use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
 use heartwatch_controller::shard::notices::Notice;
@@ -563,11 +563,11 @@ impl World {
         let Some(row) = c.rows.get(&turn.host).cloned() else { return };
         let rows = &c.rows;
         let candidates = |same: &[String]| {
-            let mut ranking = Ranking::new(&row, same);
-            rows.values().for_each(|r| {
-                ranking.consider(r, Some(heartwatch_common::load::LoadSample::UNKNOWN));
-            });
-            ranking.finish()
+            let load = heartwatch_common::load::LoadSample::UNKNOWN;
+            let mut ranking = Ranking::default();
+            let others = rows.values().filter(|r| fits(r, &row, same));
+            others.for_each(|r| ranking.consider(r.id, Some(load)));
+            ranking.finish().map(|(id, load)| Candidate::new(rows[&id].clone(), load)).collect()
         };
         let decision = c.policy.take(&row, turn, wall, candidates, &mut c.rng);
         if turn.state == State::Alive {

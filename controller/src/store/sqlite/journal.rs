@@ -12,8 +12,8 @@ use super::rows::{self, DUE};
 use super::{TOKEN_MAX, int, uint};
 use crate::event::{EventId, EventKind, IncidentId, payload};
 use crate::store::{
-    Appended, Audience, BATCH_LEN_MAX, Cursor, DeliveryId, DeliveryState, HostRow, NewDelivery,
-    NewEvent, READ_LEN_MAX, Settle, StoreError, Token,
+    Appended, Audience, Cursor, DeliveryId, DeliveryState, HostRow, NewDelivery, NewEvent,
+    READ_LEN_MAX, Settle, StoreError, Token,
 };
 
 pub(super) fn save_hosts(c: &Connection, rows: &[HostRow]) -> Result<(), StoreError> {
@@ -55,10 +55,11 @@ pub(super) fn append(
     c: &Connection,
     epoch: u64,
     events: &[NewEvent],
+    most: usize,
 ) -> Result<Vec<Appended>, StoreError> {
-    if events.len() > BATCH_LEN_MAX {
+    if events.len() > most {
         let n = events.len();
-        return Err(StoreError::Invalid(format!("{n} events at once: at most {BATCH_LEN_MAX}")));
+        return Err(StoreError::Invalid(format!("{n} events at once: at most {most}")));
     }
     events.iter().map(|event| append_one(c, epoch, event)).collect()
 }

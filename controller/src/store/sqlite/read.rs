@@ -28,6 +28,17 @@ pub(super) fn hosts(c: &Connection) -> Result<Vec<HostRow>, StoreError> {
     all(c, &format!("SELECT {HOST} FROM hosts ORDER BY id"), [], rows::host_row)
 }
 
+pub(super) fn hosts_after(
+    c: &Connection,
+    after: Option<HostId>,
+    n: usize,
+) -> Result<Vec<HostRow>, StoreError> {
+    // Blobs order by their bytes, and the empty one comes before all of them.
+    let after = after.map_or(Vec::new(), |id| id.0.to_vec());
+    let sql = format!("SELECT {HOST} FROM hosts WHERE id > ?1 ORDER BY id LIMIT ?2");
+    all(c, &sql, params![after, limit(n)], rows::host_row)
+}
+
 pub(super) fn pending(
     c: &Connection,
     receiver: &str,

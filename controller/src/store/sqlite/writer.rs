@@ -166,7 +166,7 @@ fn reader(path: &Path) -> Result<Connection, StoreError> {
     let c = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     // A checkpoint may hold readers up for a moment, never for long.
     c.busy_timeout(Duration::from_secs(5))?;
-    c.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -4000;")?;
+    c.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -1000;")?;
     Ok(c)
 }
 
@@ -225,8 +225,16 @@ impl Store for SqliteStore {
         self.controller
     }
 
-    async fn hosts(&self) -> Result<Vec<HostRow>, StoreError> {
-        self.read(read::hosts).await
+    async fn hosts(&self, after: Option<HostId>, limit: usize) -> Result<Vec<HostRow>, StoreError> {
+        self.read(move |c| read::hosts_after(c, after, limit)).await
+    }
+
+    async fn record(
+        &self,
+        rows: Arc<[HostRow]>,
+        events: Arc<[NewEvent]>,
+    ) -> Result<Vec<Appended>, StoreError> {
+        self.write(move |db| db.record(&rows, &events)).await
     }
 
     async fn save_hosts(&self, rows: Vec<HostRow>) -> Result<(), StoreError> {

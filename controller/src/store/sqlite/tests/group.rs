@@ -123,7 +123,7 @@ async fn reads_and_backups_go_on_beside_writes() {
         tokio::join!(store.backup(&to), store.append(vec![event(2, EventKind::HostDown, &["a"])]));
     backup.unwrap();
     appended.unwrap();
-    assert_eq!(store.hosts().await.unwrap(), [row(1)]);
+    assert_eq!(store.hosts(None, 9).await.unwrap(), [row(1)]);
     assert_eq!(store.pending("a", None, 10).await.unwrap().len(), 2);
     assert_eq!(store.held_hosts().await.unwrap(), [host(1)]);
     assert_eq!(store.events_of(host(1), 1).await.unwrap()[0].cursor, Cursor(2));

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::store::sqlite::{ATTEMPTS_LEN_MAX, RENEWALS_MAX, TOKEN_BELIEVED_MAX};
-use crate::store::{BATCH_LEN_MAX, Backlog, Cursor, READ_LEN_MAX, Retention, Token};
+use crate::store::{
+    BATCH_LEN_MAX, Backlog, Cursor, READ_LEN_MAX, RECORD_LEN_MAX, Retention, Token,
+};
 
 const RETRY: FinishVerdict = FinishVerdict::Retry { wait: Duration::from_secs(1) };
 
@@ -23,6 +25,33 @@ fn appending_again_changes_nothing_and_answers_the_same() {
     assert_eq!(db.append(&[down.clone(), down]).unwrap(), [first[0].clone(), first[0].clone()]);
     assert_eq!(db.hosts().unwrap()[0].name, "renamed");
     assert_eq!(db.head().unwrap(), Cursor(2));
+}
+
+#[test]
+fn rows_and_events_are_recorded_together_or_not_at_all() {
+    let db = db();
+    let good = event(1, EventKind::HostDown, &["a"]);
+    let appended = db.record(&[row(1), row(2)], std::slice::from_ref(&good)).unwrap();
+    assert_eq!(appended, db.append(&[good]).unwrap());
+    let many = vec![event(9, EventKind::HostDown, &[]); RECORD_LEN_MAX + 1];
+    assert!(matches!(db.record(&[row(3)], &many), Err(StoreError::Invalid(_))));
+    assert_eq!(db.hosts().unwrap(), [row(1), row(2)]);
+}
+
+#[test]
+fn the_registry_is_read_page_by_page() {
+    let db = db();
+    let rows: Vec<HostRow> = (0..=9).map(row).collect();
+    db.save_hosts(&rows).unwrap();
+    let (mut read, mut after) = (Vec::new(), None);
+    loop {
+        let page = db.hosts_after(after, 4).unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        read.extend(page);
+    }
+    assert_eq!(read, db.hosts().unwrap());
+    assert_eq!(read.len(), 10);
 }
 
 #[test]
