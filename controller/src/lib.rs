@@ -43,6 +43,7 @@ pub mod delivery;
 pub mod detector;
 pub mod event;
 pub mod ingest;
+pub mod intervals;
 pub mod metrics;
 pub mod policy;
 pub mod replay;

@@ -4,6 +4,7 @@
 //! → API → "ready". Stop is the other way round: the API stops taking, shards stop telling, the policy
 //! writes what it decided, attempts under way end, the store is closed.
 
+mod pacing;
 mod running;
 mod secrets;
 mod surroundings;
@@ -32,6 +33,7 @@ use crate::detector::host::Known;
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
+use crate::intervals::Assigned;
 use crate::metrics::{DoubtMetrics, ShardMetrics};
 use crate::policy::driver::{self, Driver, DriverStatus, known_of};
 use crate::policy::{Author, Policy};
@@ -42,6 +44,7 @@ use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Retention, Store, StoreError};
 use crate::view::{LiveCell, View};
+use pacing::Pacing;
 use running::{Pulse, Running};
 pub use secrets::SecretError;
 use surroundings::Surroundings;
@@ -199,6 +202,8 @@ impl App {
             shards.push(handle);
             mailboxes.push(mailbox);
         }
+        let assigned =
+            Arc::new(Assigned::fixed(config.detector.interval, config.detector.ack_every));
         let recording = start_recording(plan, &clock, &shards[0].metrics)?;
         let mut threads = Vec::new();
         for (shard, (mailbox, known)) in (0u16..).zip(mailboxes.into_iter().zip(known)) {
@@ -208,8 +213,7 @@ impl App {
                 controller: store.controller(),
                 epoch,
                 keyring: Keyring::clone(&keyring),
-                interval: config.detector.interval,
-                cadence: config.detector.ack_every,
+                assigned: Arc::clone(&assigned),
                 knobs: Arc::clone(&knobs),
                 domains: config.domain_labels.clone(),
                 seed: rng.random(),
@@ -270,6 +274,7 @@ impl App {
             restart_grace: config.detector.restart_grace,
             clock: Arc::clone(&clock),
         };
+        let intervals = pacing::Shown::default();
         let running = Running {
             name: config.name.clone(),
             epoch,
@@ -286,6 +291,7 @@ impl App {
             pulse: Arc::clone(&pulse),
             own_doubts,
             knobs: Arc::clone(&knobs),
+            intervals: pacing::Shown::clone(&intervals),
         };
         let api = serve_api(
             &config,
@@ -296,11 +302,19 @@ impl App {
             api_listener,
             stopped.clone(),
         )?;
-        let background = vec![
+        let pacing = config.intervals.clone().map(|rules| Pacing {
+            rules,
+            shards: shards.clone(),
+            assigned,
+            shown: intervals,
+            clock: Arc::clone(&clock),
+        });
+        let mut background = vec![
             tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
             tokio::spawn(surroundings.watch()),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
+        background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));
         let addresses = Addresses { listen, api: api_addr };
         write_runtime_file(&config.state_dir, &addresses)?;
         warn_of_small_buffers(&shards);

@@ -86,6 +86,8 @@ pub(crate) struct Host {
     pub(crate) group: GroupId,
     /// Index of its knobs.
     pub(crate) knobs: u8,
+    /// Its class of intervals.
+    pub(crate) class: u8,
     /// Where an operator keeps its margin.
     pub(crate) frozen: Option<Duration>,
     /// Inter-arrival mean and mean deviation, microseconds; 0 = none yet.

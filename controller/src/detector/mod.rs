@@ -39,6 +39,7 @@ use heartwatch_common::wire::{Leave, RoundTrip, Stamp};
 use crate::control::{ExcuseWhy, HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
 use crate::event::{Cause, State};
 use crate::ingest::admit::Seen;
+use crate::intervals::CLASSES_MAX;
 use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
@@ -180,6 +181,8 @@ pub struct Detector {
     groups: HashMap<u64, GroupId>,
     /// Margins by [`Profile::knobs`]; never empty.
     knobs: Vec<Turned>,
+    /// Hosts that may beat at any moment, by [`Profile::class`].
+    classes: [u64; CLASSES_MAX],
     look_at: Instant,
     /// Addresses of the controller's own machine.
     local: Vec<IpAddr>,
@@ -213,6 +216,7 @@ impl Detector {
             siblings: Siblings::default(),
             groups: HashMap::new(),
             knobs: Turned::all(knobs, now),
+            classes: [0; CLASSES_MAX],
             look_at: now,
             local: Vec::new(),
             holds: false,
@@ -232,6 +236,7 @@ impl Detector {
         self.count(slot, |alive, one| alive - one);
         let h = self.host_mut(slot);
         (h.group, h.knobs) = (group, knobs);
+        h.class = profile.class.min((CLASSES_MAX - 1) as u8);
         self.count(slot, |alive, one| alive + one);
     }
 
@@ -262,16 +267,24 @@ impl Detector {
         }
     }
 
-    /// Counts a host in or out of those alive under its knobs.
+    /// Counts a host in or out of those alive under its knobs, and of those of its class that may beat.
     fn count(&mut self, slot: u32, change: impl Fn(u64, u64) -> u64) {
         let h = self.hosts[slot as usize].as_ref().expect("slot is live: the index owns it");
         let alive = &mut self.knobs[usize::from(h.knobs)].alive;
         *alive = change(*alive, u64::from(h.state == State::Alive));
+        let may_beat = matches!(h.state, State::Alive | State::Suspect | State::Down);
+        let class = &mut self.classes[usize::from(h.class)];
+        *class = change(*class, u64::from(may_beat));
     }
 
     /// The slot of a host.
     pub fn slot(&self, id: HostId) -> Option<u32> {
         self.index.get(&id).copied()
+    }
+
+    /// How many hosts of each class may beat at any moment: they are alive, suspect or down.
+    pub fn classes(&self) -> &[u64; CLASSES_MAX] {
+        &self.classes
     }
 
     /// How many hosts are tracked.
@@ -423,6 +436,7 @@ impl Detector {
             learned: Learned::default(),
             group: GroupId(0),
             knobs: 0,
+            class: 0,
             frozen: known.frozen,
             mean_us: 0,
             deviation_us: 0,
@@ -969,14 +983,18 @@ impl Detector {
     pub fn check(&self) {
         self.rows.check();
         let mut alive = vec![0; self.knobs.len()];
+        let mut classes = [0; CLASSES_MAX];
         for (id, slot) in self.index.iter() {
             let host = self.host(*slot);
             assert_eq!(host.id, *id);
             alive[usize::from(host.knobs)] += u64::from(host.state == State::Alive);
+            let may_beat = matches!(host.state, State::Alive | State::Suspect | State::Down);
+            classes[usize::from(host.class)] += u64::from(may_beat);
             let probed = self.confirm.get(*slot).is_some();
             assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);
         }
         assert!(alive.iter().eq(self.knobs.iter().map(|k| &k.alive)));
+        assert_eq!(classes, self.classes);
         assert_eq!(self.hosts.iter().flatten().count(), self.index.len());
     }
 }

@@ -31,6 +31,7 @@ use crate::detector::peers::DomainLabels;
 use crate::detector::{Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
+use crate::intervals::Assigned;
 use crate::metrics::{Reject, ShardMetrics, add, inc, set};
 use crate::replay::record::Recorder;
 use crate::shard::notices::{Facts, Notice, Notices};
@@ -96,10 +97,8 @@ pub struct Identity {
     pub epoch: Epoch,
     /// Fleet secrets.
     pub keyring: Keyring,
-    /// Interval assigned by acks; zero leaves agents their own.
-    pub interval: Duration,
-    /// Beats between two acks that an agent asks for.
-    pub cadence: u16,
+    /// Interval assigned by acks, and beats between two acks, by class.
+    pub assigned: Arc<Assigned>,
     /// Who waits how long, and who learns together.
     pub knobs: Arc<AllKnobs>,
     /// Which labels make a failure domain.
@@ -243,7 +242,9 @@ impl ShardCore {
         {
             let hello = self.detector.record(slot).hello_wanted;
             inc(&self.metrics.acks);
-            out.push(self.ack(&admitted, if hello { FLAG_SAY_HELLO } else { 0 }, from, via));
+            let class = self.detector.record(slot).class;
+            let flags = if hello { FLAG_SAY_HELLO } else { 0 };
+            out.push(self.ack(&admitted, class, flags, from, via));
         }
     }
 
@@ -360,7 +361,7 @@ impl ShardCore {
         let Message::Hello(hello) = &admitted.datagram.message else {
             self.metrics.reject(Reject::UnknownHost);
             if !matches!(admitted.datagram.message, Message::ProbeReply(_)) {
-                out.push(self.ack(admitted, FLAG_SAY_HELLO | FLAG_CHALLENGE, from, via));
+                out.push(self.ack(admitted, 0, FLAG_SAY_HELLO | FLAG_CHALLENGE, from, via));
             }
             return;
         };
@@ -416,7 +417,8 @@ impl ShardCore {
                 h.challenged_until = now + gap * 2 + Duration::from_secs(5);
                 let is_hello = matches!(admitted.datagram.message, Message::Hello(_));
                 let hello = if h.hello_wanted || is_hello { FLAG_SAY_HELLO } else { 0 };
-                out.push(self.ack(admitted, FLAG_CHALLENGE | hello, from, via));
+                let class = h.class;
+                out.push(self.ack(admitted, class, FLAG_CHALLENGE | hello, from, via));
             }
             Challenge::Nonce => {
                 h.nonce_next = now + NONCE_CHALLENGE_EVERY;
@@ -491,16 +493,25 @@ impl ShardCore {
         }
     }
 
-    fn ack(&self, admitted: &Admitted<'_>, flags: u8, to: SocketAddr, via: Via) -> Send {
+    /// An ack for a host of that class.
+    fn ack(
+        &self,
+        admitted: &Admitted<'_>,
+        class: u8,
+        flags: u8,
+        to: SocketAddr,
+        via: Via,
+    ) -> Send {
         let stamp: &Stamp = &admitted.stamp;
+        let (interval, cadence) = self.identity.assigned.get(class);
         let ack = Ack {
             boot: stamp.boot,
             seq: stamp.seq,
             echoed_sent: stamp.sent,
-            interval: self.identity.interval,
+            interval,
             epoch: self.identity.epoch,
             controller: self.identity.controller,
-            cadence: self.identity.cadence,
+            cadence,
             lease: Duration::ZERO,
         };
         let mut bytes = ack.encode(&Header { flags, ..admitted.datagram.header });
@@ -598,6 +609,9 @@ impl ShardCore {
         set(&self.metrics.probing, self.detector.probing() as u64);
         set(&self.metrics.unreachable_hosts, self.detector.unreachable_len() as u64);
         set(&self.metrics.outbox_len, self.notices.len() as u64);
+        for (gauge, n) in self.metrics.class_hosts.iter().zip(self.detector.classes()) {
+            set(gauge, *n);
+        }
     }
 
     /// A sealed probe for a host, and the beat socket by which that host is reached.

@@ -6,6 +6,7 @@ use heartwatch_common::wire::{Beat, Leave, LeaveReason, RoundTrip, encode_hello}
 
 use crate::detector::confirm::ProbePlan;
 use crate::detector::timeout::Patience;
+use crate::intervals::Assigned;
 use crate::metrics::get;
 
 mod via;
@@ -39,8 +40,7 @@ impl World {
             controller: ControllerId(1),
             epoch: EPOCH,
             keyring: Keyring::new(vec![secret()]).unwrap(),
-            interval: Duration::ZERO,
-            cadence: 10,
+            assigned: Arc::new(Assigned::fixed(Duration::ZERO, 10)),
             domains: DomainLabels::new(vec!["zone".to_owned()]),
             knobs: Arc::new(AllKnobs::plain(Patience {
                 cost_s: 1e5,
