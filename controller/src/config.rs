@@ -15,6 +15,7 @@ use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::event::EventKind;
 use crate::intervals::Rules;
+use crate::intervals::watched::Watch;
 
 mod intervals;
 mod knobs;
@@ -284,6 +285,8 @@ pub struct Config {
     pub knobs: AllKnobs,
     /// See [`RawIntervals`]; `None`: there is no budget.
     pub intervals: Option<Rules>,
+    /// See [`RawIntervals::watch_factor`].
+    pub watch: Watch,
     /// See [`RawDetector::domain_labels`].
     pub domain_labels: DomainLabels,
     /// See [`RawRetention`].
@@ -391,6 +394,7 @@ impl RawConfig {
             detector: self.detector.check()?,
             knobs: AllKnobs { classes, ..self.detector.check_knobs()? },
             intervals,
+            watch: self.check_watch()?,
             domain_labels: self.detector.check_domain_labels()?,
             retention: self.retention.check()?,
             receivers,
@@ -580,10 +584,9 @@ mod tests {
             ("[intervals]\nbudget = \"5/s\"\nmin = \"9s\"\nmax = \"3s\"", "intervals.min"),
             ("[intervals]\nbudget = \"5/s\"\nchange_max = 1.0", "intervals.change_max"),
             ("[intervals]\nbudget = \"5/s\"\n[detector]\ninterval = \"2s\"", "detector.interval"),
-            (
-                "[[intervals.classes]]\nname = \"x\"\nmatch = {a = \"b\"}",
-                "set intervals.budget",
-            ),
+            ("[intervals]\nwatch_factor = 0.5", "intervals.watch_factor"),
+            ("[intervals]\nwatch_for = \"1s\"", "intervals.watch_for"),
+            ("[[intervals.classes]]\nname = \"x\"\nmatch = {a = \"b\"}", "set intervals.budget"),
             (
                 "[intervals]\nbudget = \"5/s\"\n[[intervals.classes]]\nname = \"x\"\nmatch = {}",
                 "(x).match",

@@ -188,9 +188,11 @@ fn intervals(f: &mut Families, s: &Snapshot<'_>) {
     let each = |read: fn(&ClassStatus) -> f64| {
         i.classes.iter().map(move |c| (vec![("class", c.class.clone())], read(c)))
     };
-    f.gauges("assigned_interval_seconds", "Interval that acks assign, by class.", each(|c| {
-        c.interval_ms / 1e3
-    }));
+    f.gauges(
+        "assigned_interval_seconds",
+        "Interval that acks assign, by class.",
+        each(|c| c.interval_ms / 1e3),
+    );
     let help = "Hosts that are alive, suspect or down, by class of intervals.";
     f.gauges("interval_class_hosts", help, each(|c| c.hosts as f64));
 }

@@ -19,8 +19,8 @@ use crate::control::{
     Redrive, RedriveReport, Status,
 };
 use crate::detector::doubt::DoubtReason;
-use crate::intervals::{ClassStatus, IntervalsStatus};
 use crate::event::{EventId, EventKind, IncidentId, State};
+use crate::intervals::{ClassStatus, IntervalsStatus};
 use crate::store::*;
 use crate::view::View;
 

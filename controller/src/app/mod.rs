@@ -202,8 +202,8 @@ impl App {
             shards.push(handle);
             mailboxes.push(mailbox);
         }
-        let assigned =
-            Arc::new(Assigned::fixed(config.detector.interval, config.detector.ack_every));
+        let assigned = Assigned::fixed(config.detector.interval, config.detector.ack_every);
+        let assigned = Arc::new(assigned.watching(config.watch));
         let recording = start_recording(plan, &clock, &shards[0].metrics)?;
         let mut threads = Vec::new();
         for (shard, (mailbox, known)) in (0u16..).zip(mailboxes.into_iter().zip(known)) {

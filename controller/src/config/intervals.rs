@@ -9,6 +9,7 @@ use heartwatch_common::config::{ConfigError, Span, bounded};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{HOUR, RawConfig, ms, secs};
+use crate::intervals::watched::Watch;
 use crate::intervals::{CLASSES_MAX, Class, Rules};
 
 /// Beats per second, as they are written: `"50000/s"`.
@@ -58,6 +59,12 @@ pub struct RawIntervals {
     pub max: Span,
     /// Most that an interval grows or shrinks by in a minute, 1.05 to 10.0. Default: 2.0.
     pub change_max: f64,
+    /// A host that came back from a suspicion beats this many times as often for `watch_for`, 1.0 to 10.0;
+    /// 1.0 asks nobody to. It holds wherever the controller assigns intervals, with a budget or by
+    /// `detector.interval`; at most one host in 32 is asked at a time. Default: 4.0.
+    pub watch_factor: f64,
+    /// How long after its last suspicion, 1m to 1h. Default: 10m.
+    pub watch_for: Span,
     /// Other rules for some hosts; at most 15, and the first that matches holds. Default: none.
     pub classes: Vec<RawClass>,
 }
@@ -69,6 +76,8 @@ impl Default for RawIntervals {
             min: secs(1),
             max: secs(30),
             change_max: 2.0,
+            watch_factor: 4.0,
+            watch_for: secs(600),
             classes: Vec::new(),
         }
     }
@@ -100,6 +109,15 @@ const fn one() -> f64 {
 }
 
 impl RawConfig {
+    pub(super) fn check_watch(&self) -> Result<Watch, ConfigError> {
+        let raw = &self.intervals;
+        if !(1.0..=10.0).contains(&raw.watch_factor) {
+            return Err(ConfigError::value("intervals.watch_factor", "1.0 to 10.0 are allowed"));
+        }
+        let span = bounded("intervals.watch_for", raw.watch_for, secs(60).0, secs(HOUR).0)?;
+        Ok(Watch { factor: raw.watch_factor, span })
+    }
+
     /// `None`: there is no budget.
     pub(super) fn check_intervals(&self) -> Result<Option<Rules>, ConfigError> {
         let raw = &self.intervals;
@@ -146,7 +164,8 @@ impl RawConfig {
         for (i, c) in raw.classes.iter().enumerate() {
             let at = format!("intervals.classes[{i}] ({})", c.name);
             if c.labels.is_empty() {
-                let message = "at least one label is needed; the [intervals] table is for all hosts";
+                let message =
+                    "at least one label is needed; the [intervals] table is for all hosts";
                 return value(&format!("{at}.match"), message.to_owned());
             }
             let usable = (1..=63).contains(&c.name.len());

@@ -16,8 +16,7 @@
 //! Acks carry the result ([`Assigned`]: one relaxed load of an array by the host's class), and agents take
 //! it within their own bounds. The detector needs no notice: each beat announces the gap to the next.
 //!
-//! Asking hosts that came back from a suspicion to beat faster for a while is left out on purpose: it was
-//! measured (`controller/docs/adr/0010-a-budget-of-beats.md`) and helps too little.
+//! Hosts that came back from a suspicion are asked to beat faster for a while: [`watched`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,8 +25,11 @@ use std::time::Duration;
 use heartwatch_common::time::Instant;
 use serde::{Deserialize, Serialize};
 
+use watched::Watch;
+
 #[cfg(test)]
 mod tests;
+pub mod watched;
 
 /// Most classes, that of hosts that no rule is for among them: it is number 0.
 pub const CLASSES_MAX: usize = 16;
@@ -223,15 +225,27 @@ pub struct Assigned {
     packed: [AtomicU64; CLASSES_MAX],
     /// Cadence that is configured.
     ack_every: u16,
+    watch: Watch,
 }
 
 impl Assigned {
     /// The same for all; an interval of zero leaves agents their own. `ack_every` is the most beats
     /// between two acks.
     pub fn fixed(interval: Duration, ack_every: u16) -> Self {
-        let assigned = Self { packed: Default::default(), ack_every };
+        let packed = Default::default();
+        let assigned = Self { packed, ack_every, watch: Watch::NONE };
         (0..CLASSES_MAX).for_each(|class| assigned.put(class, interval, ack_every));
         assigned
+    }
+
+    /// The same, and hosts that came back from a suspicion are asked to beat faster.
+    pub fn watching(self, watch: Watch) -> Self {
+        Self { watch, ..self }
+    }
+
+    /// How much faster, and for how long.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     fn put(&self, class: usize, interval: Duration, cadence: u16) {

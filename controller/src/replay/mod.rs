@@ -182,8 +182,7 @@ fn run(
     options: &Options,
     progress: &mut dyn FnMut(u64),
 ) -> (Vec<Outcome>, Vec<(usize, usize, u32)>) {
-    let knobs =
-        AllKnobs {
+    let knobs = AllKnobs {
         default: setting.knobs,
         overrides: Vec::new(),
         group_labels: Vec::new(),

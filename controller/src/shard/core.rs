@@ -32,6 +32,7 @@ use crate::detector::{Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
 use crate::intervals::Assigned;
+use crate::intervals::watched::Watched;
 use crate::metrics::{Reject, ShardMetrics, add, inc, set};
 use crate::replay::record::Recorder;
 use crate::shard::notices::{Facts, Notice, Notices};
@@ -114,6 +115,7 @@ pub struct ShardCore {
     detector: Detector,
     settings: Settings,
     nonces: BTreeMap<u32, ([u8; 16], Instant)>,
+    watched: Watched,
     nonce_count: u64,
     /// When nonces past their life are next thrown away.
     sweep_at: Instant,
@@ -139,6 +141,7 @@ impl ShardCore {
             identity,
             settings,
             nonces: BTreeMap::new(),
+            watched: Watched::default(),
             nonce_count: 0,
             sweep_at: now,
             pace: Bucket::new(CHALLENGE_RATE_MAX, CHALLENGE_RATE_MAX / 10, now),
@@ -175,6 +178,7 @@ impl ShardCore {
     pub fn remove(&mut self, host: HostId) -> bool {
         if let Some(slot) = self.detector.slot(host) {
             self.nonces.remove(&slot);
+            self.watched.forget(slot);
         }
         self.notices.forget(host);
         self.detector.remove(host)
@@ -236,19 +240,22 @@ impl ShardCore {
                 return self.challenge(slot, &admitted, how, from, via, now, out);
             }
         };
-        self.proof(slot, &admitted, from, via, arrival, rebase, now);
-        let wants = admitted.datagram.header.flags & FLAG_ACK_WANTED != 0;
+        let came_back = self.proof(slot, &admitted, from, via, arrival, rebase, now);
+        // A host that came back is told at once to beat faster, if it said so by a beat of its own.
+        let wants = came_back || admitted.datagram.header.flags & FLAG_ACK_WANTED != 0;
         if wants && !matches!(admitted.datagram.message, Message::ProbeReply(_) | Message::Leave(_))
         {
             let hello = self.detector.record(slot).hello_wanted;
             inc(&self.metrics.acks);
             let class = self.detector.record(slot).class;
             let flags = if hello { FLAG_SAY_HELLO } else { 0 };
-            out.push(self.ack(&admitted, class, flags, from, via));
+            let watched = self.watched.is_watched(slot, now);
+            out.push(self.ack(&admitted, (class, watched), flags, from, via));
         }
     }
 
-    /// A proof of life, fresh beyond doubt.
+    /// A proof of life, fresh beyond doubt. Answers whether it ended a suspicion of a host that is watched
+    /// from now on.
     #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
     fn proof(
         &mut self,
@@ -259,7 +266,7 @@ impl ShardCore {
         arrival: Instant,
         rebase: bool,
         now: Instant,
-    ) {
+    ) -> bool {
         let (late_ms, load) = match &admitted.datagram.message {
             Message::Beat(beat) => (beat.late_ms, Some(&beat.load)),
             Message::Hello(hello) => (hello.late_ms, None),
@@ -271,6 +278,7 @@ impl ShardCore {
         let proof = Proof { stamp, arrival, from, late_ms, load, asked, rebase };
         let mut turns = std::mem::take(&mut self.turns);
         let m = Arc::clone(&self.metrics);
+        let mut came_back = false;
         if let Message::Leave(leave) = &admitted.datagram.message {
             inc(&m.leaves);
             self.detector.leave(slot, leave, &proof, now, &mut turns);
@@ -285,6 +293,11 @@ impl ShardCore {
             }
             inc(&m.beats);
             add(&m.beats_lost, u64::from(observed.lost));
+            if observed.mistake.is_some() {
+                let watch = self.identity.assigned.watch();
+                self.watched.came_back(slot, self.detector.len(), watch, now);
+                came_back = self.watched.is_watched(slot, now);
+            }
             match observed.mistake {
                 Some(State::Suspect) => inc(&m.mistakes),
                 Some(_) => {
@@ -318,6 +331,7 @@ impl ShardCore {
             self.notices.push(Notice::Turn(turn));
         }
         self.turns = turns;
+        came_back
     }
 
     /// Takes what a fresh hello says.
@@ -361,7 +375,13 @@ impl ShardCore {
         let Message::Hello(hello) = &admitted.datagram.message else {
             self.metrics.reject(Reject::UnknownHost);
             if !matches!(admitted.datagram.message, Message::ProbeReply(_)) {
-                out.push(self.ack(admitted, 0, FLAG_SAY_HELLO | FLAG_CHALLENGE, from, via));
+                out.push(self.ack(
+                    admitted,
+                    (0, false),
+                    FLAG_SAY_HELLO | FLAG_CHALLENGE,
+                    from,
+                    via,
+                ));
             }
             return;
         };
@@ -418,7 +438,7 @@ impl ShardCore {
                 let is_hello = matches!(admitted.datagram.message, Message::Hello(_));
                 let hello = if h.hello_wanted || is_hello { FLAG_SAY_HELLO } else { 0 };
                 let class = h.class;
-                out.push(self.ack(admitted, class, FLAG_CHALLENGE | hello, from, via));
+                out.push(self.ack(admitted, (class, false), FLAG_CHALLENGE | hello, from, via));
             }
             Challenge::Nonce => {
                 h.nonce_next = now + NONCE_CHALLENGE_EVERY;
@@ -493,17 +513,19 @@ impl ShardCore {
         }
     }
 
-    /// An ack for a host of that class.
+    /// An ack for a host of that class, watched or not.
     fn ack(
         &self,
         admitted: &Admitted<'_>,
-        class: u8,
+        (class, watched): (u8, bool),
         flags: u8,
         to: SocketAddr,
         via: Via,
     ) -> Send {
         let stamp: &Stamp = &admitted.stamp;
-        let (interval, cadence) = self.identity.assigned.get(class);
+        let assigned = &self.identity.assigned;
+        let (interval, cadence) = assigned.get(class);
+        let interval = if watched { assigned.watch().hasten(interval) } else { interval };
         let ack = Ack {
             boot: stamp.boot,
             seq: stamp.seq,

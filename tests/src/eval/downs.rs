@@ -372,7 +372,8 @@ impl World {
                 // Whoever does not hurry sends each `factor`-th of its planned beats.
                 let next = self.beats[h].checked_sub(1).map_or(0, |present| {
                     let factor = self.haste.factor;
-                    let step = if now < self.hasty_until[h] { 1 } else { factor - present % factor };
+                    let step =
+                        if now < self.hasty_until[h] { 1 } else { factor - present % factor };
                     present + step
                 });
                 let planned = self.planned(slot, next);
@@ -645,7 +646,8 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_run() {
-        let run = || format!("{:?}", false_downs(10, 1.0, Loss::Bursts(0.05), Haste::NONE, 9, |_| {}));
+        let run =
+            || format!("{:?}", false_downs(10, 1.0, Loss::Bursts(0.05), Haste::NONE, 9, |_| {}));
         assert_eq!(run(), run());
     }
 }
