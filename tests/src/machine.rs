@@ -73,9 +73,8 @@ pub fn thread_time() -> Duration {
 
 /// CPU time that this process has used.
 pub fn own_time() -> Duration {
-    let part = |t: nix::sys::time::TimeVal| {
-        Duration::new(t.tv_sec() as u64, t.tv_usec() as u32 * 1_000)
-    };
+    let part =
+        |t: nix::sys::time::TimeVal| Duration::new(t.tv_sec() as u64, t.tv_usec() as u32 * 1_000);
     let usage = getrusage(UsageWho::RUSAGE_SELF);
     usage.map(|u| part(u.user_time()) + part(u.system_time())).unwrap_or_default()
 }

@@ -144,6 +144,11 @@ impl Rows {
             .min()
     }
 
+    /// Bytes that the links hold.
+    pub fn bytes(&self) -> usize {
+        self.links.capacity() * size_of::<Link>()
+    }
+
     /// Checks the invariants; for tests.
     ///
     /// # Panics

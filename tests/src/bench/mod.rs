@@ -16,6 +16,7 @@ mod ingest;
 mod million;
 mod sink;
 pub mod stage;
+mod structures;
 
 /// Hosts of most measurements.
 pub const MILLION: usize = 1_000_000;
@@ -125,6 +126,11 @@ pub const BENCHES: &[Bench] = &[
         name: "million",
         what: "a million hosts, one beat a second, generator and controller on the same cores",
         run: million::run,
+    },
+    Bench {
+        name: "structures",
+        what: "LRU rows against a scan, a heap and a timing wheel, on the same beats",
+        run: structures::run,
     },
 ];
 

@@ -70,11 +70,7 @@ fn millis(d: Duration) -> u32 {
 }
 
 impl Engine {
-    pub(super) fn new(
-        setup: MassSetup,
-        shuffle: Shuffle,
-        counts: Arc<Counts>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(setup: MassSetup, shuffle: Shuffle, counts: Arc<Counts>) -> io::Result<Self> {
         let post = Post::open(setup.controller, setup.sockets, setup.shards, setup.segments)?;
         let key = |n| Member::new(setup.secret.host_key(mass_id(n), Generation(0)));
         let mut engine = Self {

@@ -208,13 +208,7 @@ impl Member {
     /// The stamp of its next datagram.
     pub(super) fn stamp(&mut self, sent: Instant, gap: Duration) -> Stamp {
         self.seq = self.seq.saturating_add(1);
-        Stamp {
-            boot: Boot(self.boot),
-            seq: Seq(self.seq),
-            sent,
-            gap,
-            epoch: Epoch(self.epoch),
-        }
+        Stamp { boot: Boot(self.boot), seq: Seq(self.seq), sent, gap, epoch: Epoch(self.epoch) }
     }
 
     /// Books a hello that is sent now under the newest number; answers when it is repeated.
