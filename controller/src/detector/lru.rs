@@ -2,7 +2,7 @@
 //!
 //! With one timeout for all, a single LRU list is ordered by deadline. With a timeout per host, and gaps
 //! that differ from beat to beat, it is not. So there is one list per *row*; a row stands for a waiting
-//! time R from a geometric grid. A slot is filed at the tail of the largest row with R ≤ its remaining
+//! time R from a grid of powers. A slot is filed at the tail of the largest row with R ≤ its remaining
 //! time and stamped with the filing time; so every row is ordered by filing time whatever the deadlines
 //! do, and its head need not be looked at before `filed + R`. Whoever looks decides anew: expire, or file
 //! again by what remains.
@@ -20,10 +20,12 @@ use std::time::Duration;
 
 use heartwatch_common::time::Instant;
 
-/// Number of rows. Row 0 waits for nothing; row i ≥ 1 for `ROW_BASE · 1.25^(i−1)`.
-const ROWS: usize = 64;
-/// Waiting time of row 1, nanoseconds.
-const ROW_BASE_NS: u64 = 5_000_000;
+/// Row 0 waits for nothing; the others are log-linear: of every power of two from 2^[`FIRST`] nanoseconds
+/// (4 ms) to 2^[`LAST`] (over an hour) there are eight, so that a row waits for at least 8/9 of what it is
+/// asked for. With five to four a host whose margin is short was looked at twice a gap instead of once.
+const ROWS: usize = 1 + 8 * (LAST - FIRST) as usize;
+const FIRST: u32 = 22;
+const LAST: u32 = 42;
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,8 @@ const UNFILED: Link = Link { prev: NONE, next: NONE, filed: Instant(0), row: ROW
 #[derive(Clone, Copy, Debug)]
 struct Row {
     wait: Duration,
+    /// When its head is looked at; [`Instant::FAR`] if it is empty.
+    due: Instant,
     head: u32,
     tail: u32,
 }
@@ -49,29 +53,45 @@ struct Row {
 pub struct Rows {
     rows: [Row; ROWS],
     links: Vec<Link>,
+    /// The row in which something was due last: the search goes on there. Starting at row 0 for every slot
+    /// cost more than all the rest of a sweep.
+    looking: usize,
 }
 
 impl Default for Rows {
     fn default() -> Self {
-        let mut wait = ROW_BASE_NS;
-        let rows = std::array::from_fn(|i| {
-            if i == 0 {
-                return Row { wait: Duration::ZERO, head: NONE, tail: NONE };
-            }
-            let row = Row { wait: Duration::from_nanos(wait), head: NONE, tail: NONE };
-            wait += wait / 4;
-            row
+        let rows = std::array::from_fn(|row| {
+            let wait = Duration::from_nanos(wait_ns(row));
+            Row { wait, due: Instant::FAR, head: NONE, tail: NONE }
         });
-        Self { rows, links: Vec::new() }
+        Self { rows, links: Vec::new(), looking: 0 }
     }
 }
 
-impl Rows {
-    /// The largest row whose waiting time is at most `remaining`.
-    fn row_for(&self, remaining: Duration) -> usize {
-        self.rows.partition_point(|r| r.wait <= remaining).saturating_sub(1)
+/// Waiting time of a row.
+const fn wait_ns(row: usize) -> u64 {
+    match row {
+        0 => 0,
+        _ => (8 + (row as u64 - 1) % 8) << (FIRST as u64 - 3 + (row as u64 - 1) / 8),
     }
+}
 
+/// The largest row whose waiting time is at most `remaining`: a few shifts, where a search among the rows
+/// took as long as all the rest of filing.
+fn row_for(remaining: Duration) -> usize {
+    let ns = u64::try_from(remaining.as_nanos()).unwrap_or(u64::MAX);
+    if ns >> FIRST == 0 {
+        return 0;
+    }
+    let power = 63 - ns.leading_zeros();
+    if power >= LAST {
+        return ROWS - 1;
+    }
+    let eighth = (ns >> (power - 3)) & 7;
+    1 + (power - FIRST) as usize * 8 + eighth as usize
+}
+
+impl Rows {
     /// Files a slot to be looked at no later than `deadline`, and takes it out of its row first.
     pub fn file(&mut self, slot: u32, deadline: Instant, now: Instant) {
         self.unfile(slot);
@@ -79,7 +99,7 @@ impl Rows {
         if at >= self.links.len() {
             self.links.resize(at + 1, UNFILED);
         }
-        let row = self.row_for(deadline.since(now));
+        let row = row_for(deadline.since(now));
         let tail = self.rows[row].tail;
         debug_assert!(
             tail == NONE || self.links[tail as usize].filed <= now,
@@ -88,6 +108,7 @@ impl Rows {
         self.links[at] = Link { prev: tail, next: NONE, filed: now, row: row as u8 };
         if tail == NONE {
             self.rows[row].head = slot;
+            self.rows[row].due = now + self.rows[row].wait;
         } else {
             self.links[tail as usize].next = slot;
         }
@@ -112,6 +133,10 @@ impl Rows {
         let Some(row) = self.rows.get_mut(usize::from(link.row)) else { return };
         if link.prev == NONE {
             row.head = link.next;
+            row.due = match self.links.get(link.next as usize) {
+                Some(next) => next.filed + row.wait,
+                None => Instant::FAR,
+            };
         } else {
             self.links[link.prev as usize].next = link.next;
         }
@@ -127,21 +152,22 @@ impl Rows {
     /// Takes out one slot that is due at `at`, if there is one. File what is not over yet again only
     /// when no more is due: row 0 waits for nothing, so it would be due at once.
     pub fn pop_due(&mut self, at: Instant) -> Option<u32> {
-        let links = &self.links;
-        let due = self.rows.iter().find_map(|row| {
-            let link = links.get(row.head as usize)?;
-            (link.filed + row.wait <= at).then_some(row.head)
-        })?;
-        self.unfile(due);
-        Some(due)
+        for step in 0..ROWS {
+            let looking = (self.looking + step) % ROWS;
+            let row = &self.rows[looking];
+            if row.due <= at && row.head != NONE {
+                let due = row.head;
+                self.looking = looking;
+                self.unfile(due);
+                return Some(due);
+            }
+        }
+        None
     }
 
     /// When the next look is due; `None` if nothing is filed.
     pub fn next_due(&self) -> Option<Instant> {
-        self.rows
-            .iter()
-            .filter_map(|row| Some(self.links.get(row.head as usize)?.filed + row.wait))
-            .min()
+        self.rows.iter().filter(|row| row.head != NONE).map(|row| row.due).min()
     }
 
     /// Bytes that the links hold.
@@ -165,6 +191,8 @@ impl Rows {
                 (prev, filed, at) = (at, link.filed, link.next);
             }
             assert_eq!(row.tail, prev);
+            let head = self.links.get(row.head as usize);
+            assert_eq!(row.due, head.map_or(Instant::FAR, |l| l.filed + row.wait));
         }
         for (slot, link) in self.links.iter().enumerate() {
             assert_eq!(usize::from(link.row) < ROWS, seen[slot], "slot {slot} is lost");
@@ -183,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_never_looked_at_after_its_deadline_nor_long_before_half_of_it() {
+    fn a_slot_is_never_looked_at_after_its_deadline_nor_long_before_it() {
         for remaining in [0, 1, 5, 7, 100, 1_300, 30_000, 3_600_000, 90_000_000] {
             let mut rows = Rows::default();
             rows.file(3, ms(1_000 + remaining), ms(1_000));
             let due = rows.next_due().unwrap();
             assert!(due <= ms(1_000 + remaining));
             if (10..3_600_000).contains(&remaining) {
-                assert!(due.since(ms(1_000)) * 3 >= Duration::from_millis(remaining) * 2);
+                assert!(due.since(ms(1_000)) * 9 >= Duration::from_millis(remaining) * 8);
             }
         }
     }
@@ -204,6 +232,20 @@ mod tests {
         assert_eq!(rows.next_due(), due);
         rows.hasten(0, ms(510), ms(500));
         assert!(rows.next_due().unwrap() <= ms(510));
+    }
+
+    #[test]
+    fn the_row_for_a_time_is_the_largest_that_waits_no_longer() {
+        let waits: Vec<u64> = (0..ROWS).map(wait_ns).collect();
+        assert!(waits.is_sorted() && waits[1] == 1 << FIRST);
+        let near = |ns: u64| [ns.saturating_sub(1), ns, ns + 1];
+        for ns in
+            waits.iter().copied().flat_map(near).chain([u64::MAX, 1 << LAST, 3_600_000_000_000])
+        {
+            let wanted = waits.partition_point(|w| *w <= ns) - 1;
+            assert_eq!(row_for(Duration::from_nanos(ns)), wanted, "{ns}");
+        }
+        assert!(waits[1..].windows(2).all(|w| w[1] * 8 <= w[0] * 9));
     }
 
     proptest! {

@@ -12,8 +12,10 @@ use serde_json::{Map, Value, json};
 use crate::machine;
 
 mod bare;
+mod dispatcher;
 mod ingest;
 mod million;
+pub mod plot;
 mod sink;
 pub mod stage;
 mod structures;
@@ -131,6 +133,11 @@ pub const BENCHES: &[Bench] = &[
         name: "structures",
         what: "LRU rows against a scan, a heap and a timing wheel, on the same beats",
         run: structures::run,
+    },
+    Bench {
+        name: "dispatcher",
+        what: "one thread that receives and hands on, against steering by the kernel",
+        run: dispatcher::run,
     },
 ];
 

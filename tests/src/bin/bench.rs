@@ -1,9 +1,11 @@
 //! `cargo xtask bench NAME|all [--json] [--quick]`: measures, and ends with one JSON line for each.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use heartwatch_tests::bench::plot::pictures;
 use heartwatch_tests::bench::{BENCHES, Bench, Context, machine_line};
 use heartwatch_tests::world::now;
 
@@ -11,7 +13,7 @@ use heartwatch_tests::world::now;
 #[derive(Parser)]
 #[command(name = "heartwatch-bench")]
 struct Args {
-    /// Which, or `all`; without one they are listed.
+    /// Which, or `all`, or `plot` to draw what was measured; without one they are listed.
     names: Vec<String>,
     /// Fewer runs, and shorter ones.
     #[arg(long)]
@@ -62,8 +64,32 @@ fn measure(args: &Args) -> Result<bool> {
     Ok(good)
 }
 
+/// Draws what was measured: `controller/docs/bench.jsonl`, the last JSON line of each benchmark, as pictures
+/// beside it.
+fn plot() -> Result<()> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../controller/docs");
+    let file = docs.join("bench.jsonl");
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("cannot read the JSON lines in {}", file.display()))?;
+    for (name, svg) in pictures(&text)? {
+        let to = docs.join(name);
+        std::fs::write(&to, svg).with_context(|| format!("cannot write {}", to.display()))?;
+        println!("controller/docs/{name}");
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.names == ["plot"] {
+        return match plot() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("bench: {e:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if args.names.is_empty() {
         BENCHES.iter().for_each(|b| println!("{:<10} {}", b.name, b.what));
         return ExitCode::SUCCESS;

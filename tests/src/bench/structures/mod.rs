@@ -130,7 +130,8 @@ fn measure(make: Make, hosts: usize, beats_min: u64) -> Cost {
     // A tenth falls silent at the same moment.
     stream.silence_a_tenth();
     let mut pause_ns = 0f64;
-    for _ in 0..6 * sweeps_a_second {
+    // The longest timeout is a little over three seconds.
+    for _ in 0..4 * sweeps_a_second {
         let (n, beat, sweep) = step(&mut *kept, &mut stream, &mut out);
         let beyond = beat - n as f64 * beat_ns / beats as f64;
         pause_ns = pause_ns.max(sweep).max(beyond);
