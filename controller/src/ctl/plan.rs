@@ -297,7 +297,7 @@ impl std::str::FromStr for Share {
 
 /// A length of time of at least a second, such as a mean time between failures.
 pub(super) fn at_least_a_second(text: &str) -> Result<Span, String> {
-    let span: Span = text.parse().map_err(|e| format!("{e}"))?;
+    let span: Span = text.parse().map_err(|e: <Span as std::str::FromStr>::Err| e.to_string())?;
     if span.0 < Duration::from_secs(1) {
         return Err("at least 1s is needed".to_owned());
     }
