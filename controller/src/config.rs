@@ -14,9 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::event::EventKind;
+use crate::intervals::Rules;
+use crate::intervals::watched::Watch;
 
+mod intervals;
 mod knobs;
 
+pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
 
 const fn ms(n: u64) -> Span {
@@ -52,6 +56,8 @@ pub struct RawConfig {
     pub log_level: String,
     /// When a host is suspect, and when it is down.
     pub detector: RawDetector,
+    /// How often hosts beat.
+    pub intervals: RawIntervals,
     /// How long things are kept.
     pub retention: RawRetention,
     /// Who is told, by name.
@@ -72,6 +78,7 @@ impl Default for RawConfig {
             shards: 0,
             log_level: "info".to_owned(),
             detector: RawDetector::default(),
+            intervals: RawIntervals::default(),
             retention: RawRetention::default(),
             receivers: BTreeMap::new(),
             rules: Vec::new(),
@@ -276,6 +283,10 @@ pub struct Config {
     pub detector: DetectorConfig,
     /// See [`RawDetector::overrides`] and the settings of margins beside it.
     pub knobs: AllKnobs,
+    /// See [`RawIntervals`]; `None`: there is no budget.
+    pub intervals: Option<Rules>,
+    /// See [`RawIntervals::watch_factor`].
+    pub watch: Watch,
     /// See [`RawDetector::domain_labels`].
     pub domain_labels: DomainLabels,
     /// See [`RawRetention`].
@@ -365,6 +376,9 @@ impl RawConfig {
         for (i, raw) in self.rules.iter().enumerate() {
             rules.push(raw.check(i, &receivers)?);
         }
+        let intervals = self.check_intervals()?;
+        let behind_default = intervals.iter().flat_map(|rules| rules.classes.iter().skip(1));
+        let classes = behind_default.map(|class| class.labels.clone()).collect();
         let in_state = |file: &Option<PathBuf>, name: &str| {
             file.clone().unwrap_or_else(|| self.state_dir.join(name))
         };
@@ -378,7 +392,9 @@ impl RawConfig {
             shards: self.shards,
             log_level,
             detector: self.detector.check()?,
-            knobs: self.detector.check_knobs()?,
+            knobs: AllKnobs { classes, ..self.detector.check_knobs()? },
+            intervals,
+            watch: self.check_watch()?,
             domain_labels: self.detector.check_domain_labels()?,
             retention: self.retention.check()?,
             receivers,
@@ -563,6 +579,23 @@ mod tests {
                 "(x).timeout_max",
             ),
             ("[detector]\ninterval = \"2m\"", "detector.interval"),
+            ("[intervals]\nbudget = \"5\"", "50000/s"),
+            ("[intervals]\nbudget = \"5/s\"\nmax = \"31s\"", "intervals.max"),
+            ("[intervals]\nbudget = \"5/s\"\nmin = \"9s\"\nmax = \"3s\"", "intervals.min"),
+            ("[intervals]\nbudget = \"5/s\"\nchange_max = 1.0", "intervals.change_max"),
+            ("[intervals]\nbudget = \"5/s\"\n[detector]\ninterval = \"2s\"", "detector.interval"),
+            ("[intervals]\nwatch_factor = 0.5", "intervals.watch_factor"),
+            ("[intervals]\nwatch_for = \"1s\"", "intervals.watch_for"),
+            ("[[intervals.classes]]\nname = \"x\"\nmatch = {a = \"b\"}", "set intervals.budget"),
+            (
+                "[intervals]\nbudget = \"5/s\"\n[[intervals.classes]]\nname = \"x\"\nmatch = {}",
+                "(x).match",
+            ),
+            (
+                "[intervals]\nbudget = \"5/s\"\n[[intervals.classes]]\nname = \"x\"\n\
+                 match = {a = \"b\"}\nweight = 0.0",
+                "(x).weight",
+            ),
             ("listen = []", "listen"),
             ("log_level = \"loud\"", "log_level"),
             ("nmae = \"x\"", "nmae"),

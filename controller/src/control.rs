@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::detector::doubt::DoubtReason;
 use crate::event::State;
+use crate::intervals::IntervalsStatus;
 use crate::store::{DeliveryId, StoreError};
 
 /// Most hosts in one import.
@@ -183,6 +184,9 @@ pub struct Status {
     pub deliveries: BTreeMap<String, BTreeMap<String, u64>>,
     /// Events that wait in memory for the store.
     pub events_waiting: u64,
+    /// Assigned intervals, if there is a budget of beats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intervals: Option<IntervalsStatus>,
 }
 
 /// One bin of the overdue histogram.

@@ -10,7 +10,8 @@
 //! Read in this order: [`event`] (the words), [`ingest::admit`] (what counts), [`detector`] (who is
 //! overdue), [`shard`] (one thread that owns its hosts), [`policy`] (what it means and who is told),
 //! [`store`] (what survives), [`delivery`] (getting it there), [`view`] and [`api`] (seeing it), [`app`]
-//! (wiring); [`replay`] runs recordings through the detector. *Values decide, shells act*: `detector`,
+//! (wiring); [`replay`] runs recordings through the detector, [`intervals`] says how often hosts beat,
+//! [`plan`] what all that costs and promises. *Values decide, shells act*: `detector`,
 //! `policy` (but for its `driver`), `ingest::admit`, `shard` (but for its `worker`) and
 //! `delivery::schedule` open nothing, read no clock and draw no ambient randomness; the simulator drives
 //! the same values in virtual time.
@@ -43,8 +44,10 @@ pub mod delivery;
 pub mod detector;
 pub mod event;
 pub mod ingest;
+pub mod intervals;
 mod memory;
 pub mod metrics;
+pub mod plan;
 pub mod policy;
 pub mod replay;
 pub mod shard;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use heartwatch_common::time::Instant;
 
 use crate::detector::doubt::DoubtReason;
+use crate::intervals::CLASSES_MAX;
 
 /// Why a datagram counted for nothing. The peer's fault or the network's; never a state change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +127,8 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct $name {
             $($(#[$fdoc])* pub $field: AtomicU64,)*
+            /// Gauge: hosts that are alive, suspect or down, by class of intervals.
+            pub class_hosts: [AtomicU64; CLASSES_MAX],
             /// Datagrams rejected, by reason.
             pub rejects: [AtomicU64; Reject::ALL.len()],
             /// Detection times (crash at a uniformly random moment is not known here: from the last

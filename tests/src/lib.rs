@@ -2,10 +2,12 @@
 //! both share. End-to-end tests are in `tests/tests/e2e_*.rs`, each named after the behaviour it proves.
 
 pub mod bench;
+pub mod chart;
 pub mod eval;
 pub mod fleet;
 pub mod fuzzing;
 pub mod invariants;
+pub mod machine;
 pub mod sim;
 pub mod vectors;
 pub mod world;

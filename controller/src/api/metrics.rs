@@ -20,6 +20,7 @@ use super::extract::Params;
 use super::problem::Problem;
 use crate::control::{DoubtReason, Status};
 use crate::event::State as HostState;
+use crate::intervals::ClassStatus;
 use crate::metrics::{DETECTION_BUCKETS, Reject, ShardMetrics, get};
 use crate::store::Backlog;
 
@@ -164,6 +165,7 @@ impl Families {
 fn families(s: &Snapshot<'_>) -> Vec<MetricFamily> {
     let mut f = Families::default();
     controller(&mut f, s);
+    intervals(&mut f, s);
     shard_counters(&mut f, s.shards);
     shard_gauges(&mut f, s.shards);
     detection(&mut f, s.shards);
@@ -173,6 +175,26 @@ fn families(s: &Snapshot<'_>) -> Vec<MetricFamily> {
 
 fn flag(on: bool) -> f64 {
     f64::from(u8::from(on))
+}
+
+fn intervals(f: &mut Families, s: &Snapshot<'_>) {
+    let Some(i) = &s.status.intervals else { return };
+    let help = "Beats per second that the fleet may send (intervals.budget).";
+    f.gauge("beats_budget_per_second", help, i.budget_per_s);
+    let help = "Beats per second by the assigned intervals, if every known host beats.";
+    f.gauge("beats_planned_per_second", help, i.planned_per_s);
+    let help = "1 while even the longest intervals are more beats than the budget.";
+    f.gauge("beats_budget_exceeded", help, flag(i.exceeded));
+    let each = |read: fn(&ClassStatus) -> f64| {
+        i.classes.iter().map(move |c| (vec![("class", c.class.clone())], read(c)))
+    };
+    f.gauges(
+        "assigned_interval_seconds",
+        "Interval that acks assign, by class.",
+        each(|c| c.interval_ms / 1e3),
+    );
+    let help = "Hosts that are alive, suspect or down, by class of intervals.";
+    f.gauges("interval_class_hosts", help, each(|c| c.hosts as f64));
 }
 
 fn controller(f: &mut Families, s: &Snapshot<'_>) {

@@ -20,6 +20,7 @@ use crate::control::{
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
+use crate::intervals::{ClassStatus, IntervalsStatus};
 use crate::store::*;
 use crate::view::View;
 
@@ -39,6 +40,18 @@ pub(crate) fn status() -> Status {
         pause: None,
         deliveries: BTreeMap::new(),
         events_waiting: 0,
+        intervals: Some(IntervalsStatus {
+            budget_per_s: 1_000.0,
+            planned_per_s: 750.0,
+            aimed_per_s: 900.0,
+            exceeded: false,
+            classes: vec![ClassStatus {
+                class: "default".to_owned(),
+                hosts: 1_800,
+                interval_ms: 2_400.0,
+                aim_ms: 2_000.0,
+            }],
+        }),
     }
 }
 

@@ -5,6 +5,7 @@
 //! writes what it decided, attempts under way end, the store is closed.
 
 mod memory;
+mod pacing;
 mod running;
 mod secrets;
 mod surroundings;
@@ -33,6 +34,7 @@ use crate::detector::host::Known;
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
+use crate::intervals::Assigned;
 use crate::metrics::{DoubtMetrics, ShardMetrics};
 use crate::policy::driver::{self, Driver, DriverStatus, known_of};
 use crate::policy::{Author, Policy};
@@ -43,6 +45,7 @@ use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
 use crate::view::View;
+use pacing::Pacing;
 use running::{Pulse, Running};
 pub use secrets::SecretError;
 use surroundings::Surroundings;
@@ -175,6 +178,8 @@ impl App {
 
         let view = Arc::new(View::default());
         let knobs = Arc::new(config.knobs.clone());
+        let assigned = Assigned::fixed(config.detector.interval, config.detector.ack_every);
+        let assigned = Arc::new(assigned.watching(config.watch));
         let mut shards = Vec::new();
         let mut mailboxes = Vec::new();
         let mut cores = Vec::new();
@@ -185,8 +190,7 @@ impl App {
                 controller: store.controller(),
                 epoch,
                 keyring: Keyring::clone(&keyring),
-                interval: config.detector.interval,
-                cadence: config.detector.ack_every,
+                assigned: Arc::clone(&assigned),
                 knobs: Arc::clone(&knobs),
                 domains: config.domain_labels.clone(),
                 live: Arc::clone(view.live()),
@@ -272,6 +276,7 @@ impl App {
             restart_grace: config.detector.restart_grace,
             clock: Arc::clone(&clock),
         };
+        let intervals = pacing::Shown::default();
         let running = Running {
             name: config.name.clone(),
             epoch,
@@ -288,6 +293,7 @@ impl App {
             pulse: Arc::clone(&pulse),
             own_doubts,
             knobs: Arc::clone(&knobs),
+            intervals: pacing::Shown::clone(&intervals),
         };
         let api = serve_api(
             &config,
@@ -298,11 +304,19 @@ impl App {
             api_listener,
             stopped.clone(),
         )?;
-        let background = vec![
+        let pacing = config.intervals.clone().map(|rules| Pacing {
+            rules,
+            shards: shards.clone(),
+            assigned,
+            shown: intervals,
+            clock: Arc::clone(&clock),
+        });
+        let mut background = vec![
             tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
             tokio::spawn(surroundings.watch()),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
+        background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));
         let addresses = Addresses { listen, api: api_addr };
         write_runtime_file(&config.state_dir, &addresses)?;
         warn_of_small_buffers(&shards);

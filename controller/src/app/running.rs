@@ -10,6 +10,7 @@ use heartwatch_common::id::{Epoch, HostId};
 use heartwatch_common::time::{Clock, Instant, Wall};
 use tokio::sync::{mpsc, oneshot};
 
+use super::pacing::Shown;
 use crate::control::{
     Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HostWhy, ImportHost, ImportReport,
     PAUSE_MAX, Pause, Redrive, RedriveReport, ShardStatus, Status,
@@ -88,6 +89,8 @@ pub(super) struct Running {
     pub(super) own_doubts: Arc<DoubtMetrics>,
     /// Who waits how long, and who learns together.
     pub(super) knobs: Arc<AllKnobs>,
+    /// What intervals are assigned.
+    pub(super) intervals: Shown,
 }
 
 impl Running {
@@ -156,6 +159,7 @@ impl Control for Running {
             pause: self.driver.pause(),
             deliveries,
             events_waiting: self.driver.waiting(),
+            intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 

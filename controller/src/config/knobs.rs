@@ -97,6 +97,7 @@ impl RawDetector {
             let message = "at most 8 labels are allowed, such as [\"pool\"]";
             return Err(ConfigError::value("detector.group_labels", message));
         }
-        Ok(AllKnobs { default, overrides, group_labels: labels.clone() })
+        let group_labels = labels.clone();
+        Ok(AllKnobs { default, overrides, group_labels, classes: Vec::new() })
     }
 }

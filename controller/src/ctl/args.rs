@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use heartwatch_common::config::Span;
 use heartwatch_common::id::HostId;
 
+use super::plan::Share;
 use crate::event::State;
 use crate::store::DeliveryState;
 
@@ -35,7 +36,7 @@ pub(super) struct Global {
     /// Prints the API's JSON instead of a table.
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// The controller's config file, for key, restore and replay
+    /// The controller's config file, for key, restore, replay and plan
     /// [default: /etc/heartwatch/controller.toml if it exists].
     #[arg(long, global = true)]
     pub(super) config: Option<PathBuf>,
@@ -112,6 +113,9 @@ pub(super) enum Command {
     /// Tells what settings would have done to recorded beats: detection times against mistakes.
     #[command(after_help = REPLAY_HELP)]
     Replay(Replay),
+    /// Tells what a fleet costs (datagrams, bits, cores, memory) and what the present config promises it
+    /// (detection times, false suspects and downs, availability).
+    Plan(Plan),
     /// Makes fleet secrets.
     Secret {
         #[command(subcommand)]
@@ -156,6 +160,50 @@ pub(super) struct Replay {
     /// [default: 1h, or a tenth of it if that is less].
     #[arg(long)]
     pub(super) skip: Option<Span>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Plan {
+    /// How many hosts.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) hosts: u64,
+    /// Time between two beats, 10ms to 1h [default: what the config assigns].
+    #[arg(long)]
+    pub(super) interval: Option<Span>,
+    /// Wanted time from a crash to `down`, of 99 in 100: answers the longest interval that keeps it, or
+    /// says whether --interval does.
+    #[arg(long)]
+    pub(super) detect: Option<Span>,
+    /// Share of datagrams lost on the way, in each direction, such as 0.01 or 1%.
+    #[arg(long, default_value = "0.01%")]
+    pub(super) loss: Share,
+    /// They are lost in bursts of this mean length [default: each by itself].
+    #[arg(long)]
+    pub(super) burst: Option<Span>,
+    /// And no burst is longer than this.
+    #[arg(long)]
+    pub(super) burst_longest: Option<Span>,
+    /// How much later than usual all but one datagram in 10,000 come.
+    #[arg(long, default_value = "5ms")]
+    pub(super) delay_spread: Span,
+    /// Round trip between controller and hosts.
+    #[arg(long, default_value = "1ms")]
+    pub(super) round_trip: Span,
+    /// Mean time between failures of one host, at least 1s.
+    #[arg(long, default_value = "365d", value_parser = super::plan::at_least_a_second)]
+    pub(super) mtbf: Span,
+    /// Time from `down` until the host's work runs elsewhere.
+    #[arg(long, default_value = "30s")]
+    pub(super) failover: Span,
+    /// The longest time for which the controller may not read its sockets.
+    #[arg(long, default_value = "100ms")]
+    pub(super) stall: Span,
+    /// Datagrams go over IPv6.
+    #[arg(long)]
+    pub(super) ipv6: bool,
+    /// Prints how each figure is computed, and whose formula it is.
+    #[arg(long)]
+    pub(super) explain: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,9 @@
 //! `heartwatchctl`, the operator's command line, and the API client underneath it.
 //!
-//! Most commands ask the controller's API; `key`, `secret`, `restore` and `replay` work on this machine's
-//! files alone. Tables are for people and may change; `--json` prints what the API says. Exit codes: 0 done,
-//! 64 usage, 78 a config or secret file cannot be used, 1 the rest ("no such host" among it).
+//! Most commands ask the controller's API; `key`, `secret`, `restore`, `replay` and `plan` work on this
+//! machine's files alone. Tables are for people and may change; `--json` prints what the API says. Exit
+//! codes: 0 done, 64 usage, 78 a config or secret file cannot be used, 1 the rest ("no such host" among
+//! it).
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -16,6 +17,7 @@ pub mod client;
 mod import;
 mod local;
 mod margin;
+mod plan;
 mod remote;
 mod replay;
 mod show;
@@ -111,6 +113,7 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), CtlError> {
             local::restore(&cli.global, file, state_dir.as_deref(), out)
         }
         Command::Replay(args) => replay::run(&cli.global, args, out),
+        Command::Plan(args) => plan::run(&cli.global, args, out),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

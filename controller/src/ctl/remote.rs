@@ -72,7 +72,8 @@ pub(super) async fn execute(
         Command::Restore { .. }
         | Command::Key { .. }
         | Command::Secret { .. }
-        | Command::Replay(_) => Err(CtlError::Usage("this command asks no controller".to_owned())),
+        | Command::Replay(_)
+        | Command::Plan(_) => Err(CtlError::Usage("this command asks no controller".to_owned())),
     }
 }
 

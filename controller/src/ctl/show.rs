@@ -4,10 +4,11 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-use super::text::{Table, between, clean, details, human_ms, percent, ppm, shorten};
+use super::text::{Table, between, clean, details, human_f64, human_ms, percent, ppm, shorten};
 use crate::api::types::{DeliveriesPage, EventJson, HostJson, HostsPage, StatusJson};
 use crate::control::Doubt;
 use crate::event::Cause;
+use crate::intervals::IntervalsStatus;
 use heartwatch_common::time::Wall;
 
 /// What an event's line leaves to `why`.
@@ -185,12 +186,42 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
             writeln!(out, "  - {}", doubt(d, s.now_ms))?;
         }
     }
+    if let Some(assigned) = &status.intervals {
+        writeln!(out)?;
+        intervals(out, assigned)?;
+    }
     if !status.shards.is_empty() {
         writeln!(out)?;
         shards(out, s)?;
     }
     writeln!(out)?;
     receivers(out, s)
+}
+
+/// What intervals are assigned, and why.
+fn intervals(out: &mut dyn Write, i: &IntervalsStatus) -> io::Result<()> {
+    writeln!(
+        out,
+        "Beats: {:.0} a second planned of {:.0} allowed (intervals.budget).",
+        i.planned_per_s, i.budget_per_s
+    )?;
+    if i.exceeded {
+        writeln!(
+            out,
+            "Even the longest intervals exceed the budget: raise intervals.budget or intervals.max."
+        )?;
+    }
+    let mut table = Table::new(&["CLASS", "HOSTS", "INTERVAL", "MOVES TO"], &[1, 2, 3]);
+    for class in &i.classes {
+        let moves = (class.interval_ms - class.aim_ms).abs() >= 1.0;
+        table.row([
+            class.class.clone(),
+            class.hosts.to_string(),
+            human_f64(class.interval_ms),
+            if moves { human_f64(class.aim_ms) } else { "-".to_owned() },
+        ]);
+    }
+    table.write(out)
 }
 
 fn shards(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {

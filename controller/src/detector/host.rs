@@ -140,6 +140,8 @@ pub(crate) struct Host {
     pub(crate) state: State,
     /// Index of its knobs.
     pub(crate) knobs: u8,
+    /// Its class of intervals.
+    pub(crate) class: u8,
     pub(crate) group: GroupId,
     /// Which of the shard's sockets its last proof of life came in by.
     pub(crate) listen: u8,
@@ -213,6 +215,7 @@ impl Host {
             flags: 0,
             state: known.state,
             knobs: 0,
+            class: 0,
             group: GroupId(0),
             listen: 0,
             round_trip: RoundTrip::UNKNOWN,

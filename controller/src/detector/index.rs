@@ -4,7 +4,7 @@
 //! Here a bucket is one line of sixteen words of four bytes: the slot, and ten bits of the hash, which
 //! tell nearly all other hosts of the bucket apart. The id itself stands in the host's record, which is
 //! needed anyway. An open-addressing table of (id, slot) pairs, or of slots with control bytes apart,
-//! touches two or more; see ADR 10 for the figures.
+//! touches two or more; see ADR 11 for the figures.
 //!
 //! The line can be fetched ahead ([`Index::prefetch`]), and the slot guessed from it without touching a
 //! record ([`Index::candidate`]).

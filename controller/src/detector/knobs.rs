@@ -7,6 +7,7 @@ use heartwatch_common::time::Instant;
 
 use super::timeout::Patience;
 use super::timeout::target::Target;
+use crate::intervals::CLASSES_MAX;
 
 /// What an operator decides about margins.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +38,8 @@ pub struct AllKnobs {
     pub overrides: Vec<Override>,
     /// Labels by which hosts learn together.
     pub group_labels: Vec<String>,
+    /// Labels of the classes of intervals behind the default one; see [`crate::intervals`].
+    pub classes: Vec<BTreeMap<String, String>>,
 }
 
 /// Most overrides.
@@ -49,13 +52,15 @@ pub struct Profile {
     pub knobs: u8,
     /// Names its group; 0: it has none of the labels.
     pub group: u64,
+    /// Its class of intervals; below [`CLASSES_MAX`].
+    pub class: u8,
 }
 
 impl AllKnobs {
     /// The same for all hosts, learning together.
     pub fn plain(patience: Patience) -> Self {
         let default = Knobs { patience, mistakes_per_host_day: None };
-        Self { default, overrides: Vec::new(), group_labels: Vec::new() }
+        Self { default, overrides: Vec::new(), group_labels: Vec::new(), classes: Vec::new() }
     }
 
     /// The labels that make a host's group, for people; empty: it has none of them.
@@ -67,8 +72,9 @@ impl AllKnobs {
 
     /// What these labels make of a host.
     pub fn profile(&self, labels: &BTreeMap<String, String>) -> Profile {
-        let applies = |o: &Override| o.labels.iter().all(|(k, v)| labels.get(k) == Some(v));
-        let found = self.overrides.iter().take(OVERRIDES_MAX).position(applies);
+        let has = |of: &BTreeMap<String, String>| of.iter().all(|(k, v)| labels.get(k) == Some(v));
+        let found = self.overrides.iter().take(OVERRIDES_MAX).position(|o| has(&o.labels));
+        let class = self.classes.iter().take(CLASSES_MAX - 1).position(has);
         let mut hasher = std::hash::DefaultHasher::new();
         let mut grouped = false;
         for label in &self.group_labels {
@@ -78,6 +84,7 @@ impl AllKnobs {
         Profile {
             knobs: found.map_or(0, |i| i as u8 + 1),
             group: if grouped { hasher.finish() | 1 } else { 0 },
+            class: class.map_or(0, |i| i as u8 + 1),
         }
     }
 }
@@ -150,12 +157,16 @@ mod tests {
                 one("sea", &[("site", "sea")]),
             ],
             group_labels: vec!["site".to_owned(), "pool".to_owned()],
+            classes: vec![labels(&[("pool", "web")]), labels(&[("site", "sea")])],
         };
         let profile = |of| all.profile(&labels(of));
         assert_eq!(profile(&[]), Profile::default());
         assert_eq!(profile(&[("pool", "web")]).knobs, 0);
         assert_eq!(profile(&[("pool", "db"), ("site", "sea")]).knobs, 1);
         assert_eq!(profile(&[("site", "sea")]).knobs, 3);
+        assert_eq!(profile(&[("pool", "db")]).class, 0);
+        assert_eq!(profile(&[("site", "sea"), ("pool", "web")]).class, 1);
+        assert_eq!(profile(&[("site", "sea")]).class, 2);
         let groups = [
             profile(&[("pool", "web")]).group,
             profile(&[("site", "web")]).group,

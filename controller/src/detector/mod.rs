@@ -44,6 +44,7 @@ use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{Leave, Stamp};
 
 use crate::event::{Cause, State};
+use crate::intervals::CLASSES_MAX;
 use crate::view::LiveTable;
 use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
@@ -195,6 +196,8 @@ pub struct Detector {
     groups: HashMap<u64, GroupId>,
     /// Margins by [`Profile::knobs`]; never empty.
     knobs: Vec<Turned>,
+    /// Hosts that may beat at any moment, by [`Profile::class`].
+    classes: [u64; CLASSES_MAX],
     look_at: Instant,
     /// Addresses of the controller's own machine.
     local: Vec<IpAddr>,
@@ -231,6 +234,7 @@ impl Detector {
             siblings: Siblings::default(),
             groups: HashMap::new(),
             knobs: Turned::all(knobs, now),
+            classes: [0; CLASSES_MAX],
             look_at: now,
             local: Vec::new(),
             holds: false,
@@ -247,6 +251,11 @@ impl Detector {
     /// Publishes live figures there from now on; hosts registered before must be none.
     pub fn publish_to(&mut self, live: Arc<LiveTable>) {
         self.live = live;
+    }
+
+    /// How many hosts of each class may beat at any moment: they are alive, suspect or down.
+    pub fn classes(&self) -> &[u64; CLASSES_MAX] {
+        &self.classes
     }
 
     /// How many hosts are tracked.
@@ -755,15 +764,19 @@ impl Detector {
     pub fn check(&self) {
         self.rows.check();
         let mut alive = vec![0; self.knobs.len()];
+        let mut classes = [0; CLASSES_MAX];
         for slot in self.index.slots() {
             let host = self.host(slot);
             let id = host.id;
             assert_eq!(self.slot(id), Some(slot));
             alive[usize::from(host.knobs)] += u64::from(host.state == State::Alive);
+            let may_beat = matches!(host.state, State::Alive | State::Suspect | State::Down);
+            classes[usize::from(host.class)] += u64::from(may_beat);
             let probed = self.confirm.get(slot).is_some();
             assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);
         }
         assert!(alive.iter().eq(self.knobs.iter().map(|k| &k.alive)));
+        assert_eq!(classes, self.classes);
         assert_eq!(
             (0..self.hosts.len() as u32).filter(|s| self.hosts.get(*s).is_some()).count(),
             self.index.len()

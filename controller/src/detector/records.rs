@@ -12,6 +12,7 @@ use super::timeout::{GroupId, Patience};
 use super::{DUPLICATE_WINDOW, Detector, HOSTS_MAX, SUSPECT_TOLERANCE};
 use crate::event::State;
 use crate::ingest::admit::{Newest, Past};
+use crate::intervals::CLASSES_MAX;
 
 /// How many datagrams ahead the lines of the index are fetched, then the records, then the live cells.
 /// Each needs what the one before brought; a trip to memory takes about as long as three datagrams.
@@ -35,6 +36,7 @@ impl Detector {
         self.count(slot, |alive, one| alive - one);
         let h = self.host_mut(slot);
         (h.group, h.knobs) = (group, knobs);
+        h.class = profile.class.min((CLASSES_MAX - 1) as u8);
         self.count(slot, |alive, one| alive + one);
         self.hasten(slot);
     }
@@ -61,11 +63,14 @@ impl Detector {
         self.hasten(slot);
     }
 
-    /// Counts a host in or out of those alive under its knobs.
+    /// Counts a host in or out of those alive under its knobs, and of those of its class that may beat.
     pub(super) fn count(&mut self, slot: u32, change: impl Fn(u64, u64) -> u64) {
         let h = self.hosts.get(slot).expect("slot is live: the index owns it");
         let alive = &mut self.knobs[usize::from(h.knobs)].alive;
         *alive = change(*alive, u64::from(h.state == State::Alive));
+        let may_beat = matches!(h.state, State::Alive | State::Suspect | State::Down);
+        let class = &mut self.classes[usize::from(h.class)];
+        *class = change(*class, u64::from(may_beat));
     }
 
     /// The slot of a host.

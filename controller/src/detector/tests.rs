@@ -397,6 +397,7 @@ fn a_wished_rate_of_mistakes_moves_the_cost() {
         default: Knobs { patience, mistakes_per_host_day: Some(1.0) },
         overrides: Vec::new(),
         group_labels: Vec::new(),
+        classes: Vec::new(),
     };
     let detector = Detector::new(settings(), &knobs, 1, ms(0));
     let mut w = World { detector, seqs: BTreeMap::new() };

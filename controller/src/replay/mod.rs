@@ -181,8 +181,12 @@ fn run(
     options: &Options,
     progress: &mut dyn FnMut(u64),
 ) -> (Vec<Outcome>, Vec<(usize, usize, u32)>) {
-    let knobs =
-        AllKnobs { default: setting.knobs, overrides: Vec::new(), group_labels: Vec::new() };
+    let knobs = AllKnobs {
+        default: setting.knobs,
+        overrides: Vec::new(),
+        group_labels: Vec::new(),
+        classes: Vec::new(),
+    };
     let start = Instant::from_micros(START_US) - Duration::from_secs(1);
     let mut detector = Detector::new(setting.settings, &knobs, options.seed, start);
     let mut walks = Vec::new();

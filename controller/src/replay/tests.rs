@@ -283,7 +283,12 @@ fn a_recording_makes_the_suspicions_that_were_made_live() {
     }
     beats.sort_by_key(|(at, host, k, sent)| (at.unwrap_or(*sent), *host, *k));
 
-    let knobs = AllKnobs { default: setting.knobs, overrides: vec![], group_labels: vec![] };
+    let knobs = AllKnobs {
+        default: setting.knobs,
+        overrides: vec![],
+        group_labels: vec![],
+        classes: vec![],
+    };
     let base = 50_000_000;
     let start = Instant::from_micros(base);
     let mut live = Detector::new(setting.settings, &knobs, ALL.seed, start);

@@ -31,6 +31,8 @@ use crate::detector::peers::DomainLabels;
 use crate::detector::{Ahead, Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
+use crate::intervals::Assigned;
+use crate::intervals::watched::Watched;
 use crate::metrics::{Reject, ShardMetrics, add, bump, inc, set};
 use crate::replay::record::Recorder;
 use crate::shard::notices::{Facts, Notice, Notices};
@@ -96,10 +98,8 @@ pub struct Identity {
     pub epoch: Epoch,
     /// Fleet secrets.
     pub keyring: Keyring,
-    /// Interval assigned by acks; zero leaves agents their own.
-    pub interval: Duration,
-    /// Beats between two acks that an agent asks for.
-    pub cadence: u16,
+    /// Interval assigned by acks, and beats between two acks, by class.
+    pub assigned: Arc<Assigned>,
     /// Who waits how long, and who learns together.
     pub knobs: Arc<AllKnobs>,
     /// Which labels make a failure domain.
@@ -117,6 +117,7 @@ pub struct ShardCore {
     detector: Detector,
     settings: Settings,
     nonces: BTreeMap<u32, ([u8; 16], Instant)>,
+    watched: Watched,
     nonce_count: u64,
     /// When nonces past their life are next thrown away.
     sweep_at: Instant,
@@ -145,6 +146,7 @@ impl ShardCore {
             identity,
             settings,
             nonces: BTreeMap::new(),
+            watched: Watched::default(),
             nonce_count: 0,
             sweep_at: now,
             pace: Bucket::new(CHALLENGE_RATE_MAX, CHALLENGE_RATE_MAX / 10, now),
@@ -182,6 +184,7 @@ impl ShardCore {
     pub fn remove(&mut self, host: HostId) -> bool {
         if let Some(slot) = self.detector.slot(host) {
             self.nonces.remove(&slot);
+            self.watched.forget(slot);
         }
         self.notices.forget(host);
         self.detector.remove(host)
@@ -288,17 +291,22 @@ impl ShardCore {
                 return self.challenge(slot, &admitted, how, from, via, now, out);
             }
         };
-        self.proof(slot, &admitted, from, via, arrival, rebase, now);
-        let wants = admitted.datagram.header.flags & FLAG_ACK_WANTED != 0;
+        let came_back = self.proof(slot, &admitted, from, via, arrival, rebase, now);
+        // A host that came back is told at once to beat faster, if it said so by a beat of its own.
+        let wants = came_back || admitted.datagram.header.flags & FLAG_ACK_WANTED != 0;
         if wants && !matches!(admitted.datagram.message, Message::ProbeReply(_) | Message::Leave(_))
         {
-            let hello = self.detector.record(slot).is(HELLO_WANTED);
+            let h = self.detector.record(slot);
+            let (class, hello) = (h.class, h.is(HELLO_WANTED));
             bump(&self.metrics.acks, 1);
-            out.push(self.ack(&admitted, if hello { FLAG_SAY_HELLO } else { 0 }, from, via));
+            let flags = if hello { FLAG_SAY_HELLO } else { 0 };
+            let watched = self.watched.is_watched(slot, now);
+            out.push(self.ack(&admitted, (class, watched), flags, from, via));
         }
     }
 
-    /// A proof of life, fresh beyond doubt.
+    /// A proof of life, fresh beyond doubt. Answers whether it ended a suspicion of a host that is watched
+    /// from now on.
     #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
     fn proof(
         &mut self,
@@ -309,7 +317,7 @@ impl ShardCore {
         arrival: Instant,
         rebase: bool,
         now: Instant,
-    ) {
+    ) -> bool {
         let (late_ms, load) = match &admitted.datagram.message {
             Message::Beat(beat) => (beat.late_ms, Some(&beat.load)),
             Message::Hello(hello) => (hello.late_ms, None),
@@ -321,6 +329,7 @@ impl ShardCore {
         let proof = Proof { stamp, arrival, from, late_ms, load, asked, rebase };
         let mut turns = std::mem::take(&mut self.turns);
         let m = &*self.metrics;
+        let mut came_back = false;
         if let Message::Leave(leave) = &admitted.datagram.message {
             inc(&m.leaves);
             self.detector.leave(slot, leave, &proof, now, &mut turns);
@@ -335,6 +344,11 @@ impl ShardCore {
             }
             bump(&m.beats, 1);
             bump(&m.beats_lost, u64::from(observed.lost));
+            if observed.mistake.is_some() {
+                let watch = self.identity.assigned.watch();
+                self.watched.came_back(slot, self.detector.len(), watch, now);
+                came_back = self.watched.is_watched(slot, now);
+            }
             match observed.mistake {
                 Some(State::Suspect) => inc(&m.mistakes),
                 Some(_) => {
@@ -369,6 +383,7 @@ impl ShardCore {
             self.notices.push(Notice::Turn(turn));
         }
         self.turns = turns;
+        came_back
     }
 
     /// Takes what a fresh hello says.
@@ -412,7 +427,13 @@ impl ShardCore {
         let Message::Hello(hello) = &admitted.datagram.message else {
             self.metrics.reject(Reject::UnknownHost);
             if !matches!(admitted.datagram.message, Message::ProbeReply(_)) {
-                out.push(self.ack(admitted, FLAG_SAY_HELLO | FLAG_CHALLENGE, from, via));
+                out.push(self.ack(
+                    admitted,
+                    (0, false),
+                    FLAG_SAY_HELLO | FLAG_CHALLENGE,
+                    from,
+                    via,
+                ));
             }
             return;
         };
@@ -468,7 +489,8 @@ impl ShardCore {
                 h.challenged_until = now + gap * 2 + Duration::from_secs(5);
                 let is_hello = matches!(admitted.datagram.message, Message::Hello(_));
                 let hello = if h.is(HELLO_WANTED) || is_hello { FLAG_SAY_HELLO } else { 0 };
-                out.push(self.ack(admitted, FLAG_CHALLENGE | hello, from, via));
+                let class = h.class;
+                out.push(self.ack(admitted, (class, false), FLAG_CHALLENGE | hello, from, via));
             }
             Challenge::Nonce => {
                 h.nonce_next = now + NONCE_CHALLENGE_EVERY;
@@ -543,16 +565,27 @@ impl ShardCore {
         }
     }
 
-    fn ack(&self, admitted: &Admitted<'_>, flags: u8, to: SocketAddr, via: Via) -> Send {
+    /// An ack for a host of that class, watched or not.
+    fn ack(
+        &self,
+        admitted: &Admitted<'_>,
+        (class, watched): (u8, bool),
+        flags: u8,
+        to: SocketAddr,
+        via: Via,
+    ) -> Send {
         let stamp: &Stamp = &admitted.stamp;
+        let assigned = &self.identity.assigned;
+        let (interval, cadence) = assigned.get(class);
+        let interval = if watched { assigned.watch().hasten(interval) } else { interval };
         let ack = Ack {
             boot: stamp.boot,
             seq: stamp.seq,
             echoed_sent: stamp.sent,
-            interval: self.identity.interval,
+            interval,
             epoch: self.identity.epoch,
             controller: self.identity.controller,
-            cadence: self.identity.cadence,
+            cadence,
             lease: Duration::ZERO,
         };
         let mut bytes = ack.encode(&Header { flags, ..admitted.datagram.header });
@@ -650,6 +683,9 @@ impl ShardCore {
         set(&self.metrics.probing, self.detector.probing() as u64);
         set(&self.metrics.unreachable_hosts, self.detector.unreachable_len() as u64);
         set(&self.metrics.outbox_len, self.notices.len() as u64);
+        for (gauge, n) in self.metrics.class_hosts.iter().zip(self.detector.classes()) {
+            set(gauge, *n);
+        }
     }
 
     /// A sealed probe for a host, and the beat socket by which that host is reached.

@@ -434,6 +434,7 @@ mod tests {
     use crate::config::RawConfig;
     use crate::detector::Settings;
     use crate::ingest::socket::Role;
+    use crate::intervals::Assigned;
     use crate::shard::core::Identity;
 
     fn worker() -> Worker {
@@ -446,8 +447,7 @@ mod tests {
             controller: ControllerId(1),
             epoch: Epoch(1),
             keyring: Keyring::new(vec![FleetSecret::new(KeyId(1), [9; 32])]).unwrap(),
-            interval: Duration::ZERO,
-            cadence: 10,
+            assigned: Arc::new(Assigned::fixed(Duration::ZERO, 10)),
             knobs: Arc::new(config.knobs),
             domains: config.domain_labels,
             live: Arc::default(),

@@ -22,7 +22,8 @@ use nix::time::{ClockId, clock_gettime};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
-use serde_json::{Value, json};
+
+use super::{Context as BenchContext, Figures, median};
 
 /// Datagrams of one receive, as in the product.
 const BATCH: usize = 128;
@@ -37,12 +38,6 @@ const SECOND_NS: u64 = 1_000_000_000;
 pub fn cpu_ns() -> Result<u64> {
     let t = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("cannot read the CPU clock")?;
     Ok(t.tv_sec() as u64 * SECOND_NS + t.tv_nsec() as u64)
-}
-
-/// The middle of some measurements; 0 of none.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// CPU time, nanoseconds.
@@ -178,7 +173,11 @@ fn bare(records: &mut [[u64; 8]], order: &[u32]) -> Result<f64> {
 }
 
 /// Sizes, and how the figures call them.
-const SIZES: [(usize, &str); 3] = [(10_000, "10k"), (1_000_000, "1m"), (4_000_000, "4m")];
+const SIZES: [(usize, [&str; 4]); 3] = [
+    (10_000, ["ns_10k", "limit_10k", "ratio_10k", "judge_ns_10k"]),
+    (1_000_000, ["ns_1m", "limit_1m", "ratio_1m", "judge_ns_1m"]),
+    (4_000_000, ["ns_4m", "limit_4m", "ratio_4m", "judge_ns_4m"]),
+];
 
 /// Beats of `hosts` hosts, many times over: what a profiler or an instruction counter looks at.
 pub fn beats(hosts: usize, rounds: u32) -> Result<()> {
@@ -192,12 +191,12 @@ pub fn beats(hosts: usize, rounds: u32) -> Result<()> {
     Ok(())
 }
 
-/// Runs the benchmark: median of `runs` rounds at each size.
-pub fn run(quick: bool) -> Result<Value> {
-    let runs = if quick { 5 } else { 11 };
-    let mut line = json!({ "bench": "observe", "runs": runs });
+/// Measures: the median of some rounds at each size.
+pub(super) fn run(context: &BenchContext) -> Result<Figures> {
+    let runs = if context.quick { 5 } else { 11 };
+    let mut values = Vec::new();
     println!("     hosts    ns/beat   limit ns   ratio   judging ns/beat");
-    for (hosts, name) in SIZES {
+    for (hosts, names) in SIZES {
         let mut beating = Beating::new(hosts, WARM_UP, 7)?;
         let mut records = vec![[0u64; 8]; hosts];
         bare(&mut records, &beating.order)?;
@@ -218,10 +217,7 @@ pub fn run(quick: bool) -> Result<Value> {
         let (ours, judging, limit) = (median(ours), median(judging), median(limit));
         let ratio = ours / limit;
         println!("{hosts:>10} {ours:>10.1} {limit:>10.1} {ratio:>7.2} {judging:>10.1}");
-        line[format!("judge_ns_{name}")] = json!((judging * 10.0).round() / 10.0);
-        line[format!("ns_{name}")] = json!((ours * 10.0).round() / 10.0);
-        line[format!("limit_{name}")] = json!((limit * 10.0).round() / 10.0);
-        line[format!("ratio_{name}")] = json!((ours / limit * 100.0).round() / 100.0);
+        values.extend(names.into_iter().zip([ours, limit, ratio, judging]));
     }
-    Ok(line)
+    Ok(Figures { values, runs })
 }

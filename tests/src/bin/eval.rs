@@ -11,7 +11,9 @@ use heartwatch_tests::eval::contest::{
     self, AKKA_DEFAULT, Line, Point, Setting, contestants, oracle, oracle_margins,
 };
 use heartwatch_tests::eval::curve::draw;
-use heartwatch_tests::eval::downs::{Loss, detection_times, false_downs};
+use heartwatch_tests::eval::downs::{
+    Haste, Loss, detection_after_return, detection_times, false_downs,
+};
 use heartwatch_tests::eval::families::read_traces;
 use heartwatch_tests::eval::fleet::{Fleet, Size};
 use heartwatch_tests::eval::verdict::{Curve, Verdict, tables};
@@ -44,6 +46,9 @@ struct Cli {
     /// called down, and time how soon dead ones are.
     #[arg(long, value_name = "HOST_DAYS")]
     downs: Option<f64>,
+    /// With --downs: hosts that have come back from a suspicion beat so many times faster for ten minutes.
+    #[arg(long, default_value_t = 1, value_name = "FACTOR")]
+    haste: u32,
     /// Write the trade-off curves there, as SVG.
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
@@ -64,7 +69,11 @@ fn main() -> ExitCode {
             eprintln!("heartwatch-eval: --downs takes 0.1 to 1000000 host-days");
             return ExitCode::from(64);
         }
-        downs(host_days, cli.seed);
+        if !(1..=16).contains(&cli.haste) {
+            eprintln!("heartwatch-eval: --haste takes 1 to 16");
+            return ExitCode::from(64);
+        }
+        downs(host_days, cli.haste, cli.seed);
         return ExitCode::SUCCESS;
     }
     let size = Size {
@@ -100,7 +109,8 @@ fn main() -> ExitCode {
 }
 
 /// Prints how often living hosts were called down, and how soon dead ones were; one JSON line each.
-fn downs(host_days: f64, seed: u64) {
+fn downs(host_days: f64, factor: u32, seed: u64) {
+    let haste = Haste { factor, span: Duration::from_secs(600) };
     let ways = [("independent 1 %", Loss::Independent(0.01)), ("bursts 5 %", Loss::Bursts(0.05))];
     let hosts = 100;
     let results = std::thread::scope(|scope| {
@@ -111,7 +121,7 @@ fn downs(host_days: f64, seed: u64) {
                         eprint!("{name}: {:.0} %   \r", done * 100.0);
                     }
                 };
-                (name, false_downs(hosts, host_days, loss, seed, tell))
+                (name, false_downs(hosts, host_days, loss, haste, seed, tell))
             })
         });
         runs.map(|run| run.join().expect("a run does not panic"))
@@ -123,6 +133,20 @@ fn downs(host_days: f64, seed: u64) {
                 "eval": "false_downs", "loss": name, "host_days": d.host_days,
                 "false_suspicions": d.false_suspicions, "false_downs": d.false_downs,
                 "expected_false_downs_in_1e6_host_days": d.per_million_host_days,
+            })
+        );
+    }
+    for (name, loss) in ways {
+        let (suspect, down) = detection_after_return(800, loss, haste, seed);
+        let at = |times: &[f64], q: f64| {
+            times.get(((times.len() as f64 - 1.0) * q).round() as usize).copied()
+        };
+        println!(
+            "{}",
+            serde_json::json!({
+                "eval": "crash_after_return", "loss": name, "haste": factor, "crashes": down.len(),
+                "suspect_p50_s": at(&suspect, 0.5), "suspect_p99_s": at(&suspect, 0.99),
+                "down_p50_s": at(&down, 0.5), "down_p99_s": at(&down, 0.99),
             })
         );
     }

@@ -186,6 +186,20 @@ enum Happening {
     Answer(u32, bool, [u8; 16]),
 }
 
+/// Hosts that have come back from a suspicion are asked to beat faster for a while.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Haste {
+    /// By this much; 1: they are not asked.
+    pub factor: u32,
+    /// For how long.
+    pub span: Duration,
+}
+
+impl Haste {
+    /// Nobody is asked to.
+    pub const NONE: Self = Self { factor: 1, span: Duration::ZERO };
+}
+
 /// A fleet and its detector.
 #[derive(Clone)]
 struct World {
@@ -197,6 +211,9 @@ struct World {
     seqs: Vec<u32>,
     /// Dead hosts send nothing.
     dead_from: Vec<Instant>,
+    haste: Haste,
+    /// Hosts beat faster until then.
+    hasty_until: Vec<Instant>,
     happenings: BinaryHeap<Reverse<(Instant, Happening)>>,
     now: Instant,
     received: u64,
@@ -220,7 +237,7 @@ fn id(slot: u32) -> HostId {
 }
 
 impl World {
-    fn new(hosts: u32, loss: Loss, seed: u64) -> Self {
+    fn new(hosts: u32, loss: Loss, haste: Haste, seed: u64) -> Self {
         let config = RawConfig::default().check().expect("the defaults are good");
         let settings = Settings::new(&config.detector);
         let mut detector = Detector::new(settings, &config.knobs, mix(seed), ORIGIN);
@@ -249,10 +266,14 @@ impl World {
         Self {
             detector,
             ways: each(1).map(|seed| Way::new(loss, seed)).collect(),
-            plans: each(2).map(|seed| Plan::new(1.0, JITTER, seed)).collect(),
+            plans: each(2)
+                .map(|seed| Plan::new(1.0 / f64::from(haste.factor), JITTER, seed))
+                .collect(),
             beats: vec![0; hosts as usize],
             seqs: vec![0; hosts as usize],
             dead_from: vec![Instant::FAR; hosts as usize],
+            haste,
+            hasty_until: vec![Instant(0); hosts as usize],
             happenings,
             now: ORIGIN,
             received: 0,
@@ -347,7 +368,14 @@ impl World {
                     return;
                 }
                 let h = slot as usize;
-                let planned = self.planned(slot, self.beats[h]);
+                // Whoever does not hurry sends each `factor`-th of its planned beats.
+                let next = self.beats[h].checked_sub(1).map_or(0, |present| {
+                    let factor = self.haste.factor;
+                    let step =
+                        if now < self.hasty_until[h] { 1 } else { factor - present % factor };
+                    present + step
+                });
+                let planned = self.planned(slot, next);
                 if self.beats[h] > 0 {
                     self.seqs[h] += 1;
                     let gap_us = planned.since(now).as_micros() as u32;
@@ -356,7 +384,7 @@ impl World {
                         self.at(now + delay, Happening::Beat(slot, self.seqs[h], gap_us.max(1)));
                     }
                 }
-                self.beats[h] += 1;
+                self.beats[h] = next + 1;
                 self.at(planned, Happening::Send(slot));
             }
             Happening::Beat(slot, seq, gap_us) => {
@@ -406,6 +434,11 @@ impl World {
         self.detector.observe(slot, &proof, &mut turns);
         if turns.iter().any(|t| matches!(t.turn, Turn::Recovered { .. })) {
             news.push(News::Back(slot));
+            // Asked by an ack, which may be lost.
+            let now = self.now;
+            if self.haste.factor > 1 && self.ways[slot as usize].passes(now) {
+                self.hasty_until[slot as usize] = now + self.haste.span;
+            }
         }
     }
 
@@ -451,10 +484,11 @@ pub fn false_downs(
     hosts: u32,
     host_days: f64,
     loss: Loss,
+    haste: Haste,
     seed: u64,
     mut progress: impl FnMut(f64),
 ) -> Downs {
-    let mut world = World::new(hosts, loss, seed);
+    let mut world = World::new(hosts, loss, haste, seed);
     let counted = Duration::from_secs_f64(host_days * 86_400.0 / f64::from(hosts));
     let (from, until) = (ORIGIN + FIRST_HOUR, ORIGIN + FIRST_HOUR + counted);
     let mut downs = Downs { host_days, ..Downs::default() };
@@ -486,7 +520,7 @@ pub fn false_downs(
 /// Seconds from a crash to `down` on a clean way, sorted: after `learn`, every host crashes at a moment of
 /// its own within an hour.
 pub fn detection_times(hosts: u32, learn: Duration, seed: u64) -> Vec<f64> {
-    let mut world = World::new(hosts, Loss::None, seed);
+    let mut world = World::new(hosts, Loss::None, Haste::NONE, seed);
     let mut news = Vec::new();
     while world.step(ORIGIN + learn, &mut news) {}
     let mut rng = Draws::new(mix(seed));
@@ -505,6 +539,46 @@ pub fn detection_times(hosts: u32, learn: Duration, seed: u64) -> Vec<f64> {
     }
     times.sort_by(f64::total_cmp);
     times
+}
+
+/// Seconds from a crash to the suspicion and to `down`, each sorted, of hosts that crash within ten
+/// minutes after they came back from a suspicion: the ones of which a failure might be guessed.
+pub fn detection_after_return(
+    hosts: u32,
+    loss: Loss,
+    haste: Haste,
+    seed: u64,
+) -> (Vec<f64>, Vec<f64>) {
+    let mut world = World::new(hosts, loss, haste, seed);
+    let mut rng = Draws::new(mix(seed));
+    let mut news = Vec::new();
+    let (mut suspected, mut down) = (vec![None; hosts as usize], vec![None; hosts as usize]);
+    while world.step(ORIGIN + FIRST_HOUR * 24, &mut news) {
+        let now = world.now;
+        for one in news.drain(..) {
+            match one {
+                News::Back(slot) => {
+                    suspected[slot as usize] = None;
+                    let dead_from = &mut world.dead_from[slot as usize];
+                    // One in four dies, so that there are peers to be asked to the end.
+                    if now >= ORIGIN + FIRST_HOUR && *dead_from == Instant::FAR && slot % 4 == 0 {
+                        *dead_from = later(now, 600.0 * rng.unit());
+                    }
+                }
+                News::Suspect(slot) => suspected[slot as usize] = Some(now),
+                News::Down(slot) => down[slot as usize] = Some(now),
+            }
+        }
+    }
+    // A suspicion may have begun before the crash: then the crash is known at once.
+    let times = |of: &[Option<Instant>]| {
+        let dead = of.iter().zip(&world.dead_from).filter(|(_, dead)| **dead < world.now);
+        let mut times: Vec<f64> =
+            dead.filter_map(|(at, dead)| at.map(|at| at.since(*dead).as_secs_f64())).collect();
+        times.sort_by(f64::total_cmp);
+        times
+    };
+    (times(&suspected), times(&down))
 }
 
 #[cfg(test)]
@@ -551,7 +625,7 @@ mod tests {
 
     #[test]
     fn nobody_is_suspected_on_a_clean_way_and_the_dead_are_found_in_seconds() {
-        let downs = false_downs(20, 2.0, Loss::None, 1, |_| {});
+        let downs = false_downs(20, 2.0, Loss::None, Haste::NONE, 1, |_| {});
         assert_eq!((downs.false_suspicions, downs.false_downs), (0, 0));
         let times = detection_times(40, Duration::from_secs(6 * 3_600), 1);
         assert_eq!(times.len(), 10);
@@ -564,14 +638,15 @@ mod tests {
     #[test]
     fn lossy_ways_cost_suspicions_but_no_downs() {
         for loss in [Loss::Independent(0.01), Loss::Bursts(0.05)] {
-            let downs = false_downs(40, 40.0, loss, 3, |_| {});
+            let downs = false_downs(40, 40.0, loss, Haste::NONE, 3, |_| {});
             assert!(downs.false_suspicions > 0 && downs.false_downs == 0, "{loss:?}: {downs:?}");
         }
     }
 
     #[test]
     fn the_same_seed_gives_the_same_run() {
-        let run = || format!("{:?}", false_downs(10, 1.0, Loss::Bursts(0.05), 9, |_| {}));
+        let run =
+            || format!("{:?}", false_downs(10, 1.0, Loss::Bursts(0.05), Haste::NONE, 9, |_| {}));
         assert_eq!(run(), run());
     }
 }

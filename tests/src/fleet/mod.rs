@@ -1,6 +1,7 @@
-//! A few hundred hosts in one process: the agent's own protocol value behind one real socket.
+//! Many hosts in one process. [`Fleet`] is a few hundred, each of them the agent's own protocol value, behind
+//! one real socket; [`Mass`] is up to millions, whose protocol is a compact copy of it.
 //!
-//! All hosts share one socket, so a host that dies leaves nothing that could answer for it: its
+//! All hosts of a [`Fleet`] share one socket, so a host that dies leaves nothing that could answer for it: its
 //! controller finds it `silent`, as after a power cut. Hosts are named by number, and each start of one
 //! is a new boot.
 
@@ -21,6 +22,15 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::world::host_id;
+pub use mass::{Act, Counts, HOSTS_MAX, Mass, MassSetup, count};
+pub use mix::{mass_id, mass_number};
+
+mod engine;
+mod mass;
+mod member;
+mod mix;
+mod post;
+mod wheel;
 
 /// The thread looks at its commands at least this often.
 const NAP_MAX: Duration = Duration::from_millis(20);

@@ -18,6 +18,7 @@ use heartwatch_controller::detector::Settings;
 use heartwatch_controller::detector::doubt::Waking;
 use heartwatch_controller::detector::host::{Transition, Turn};
 use heartwatch_controller::event::{EventKind, State};
+use heartwatch_controller::intervals::Assigned;
 use heartwatch_controller::metrics::{ShardMetrics, get};
 use heartwatch_controller::policy::driver::known_of;
 use heartwatch_controller::policy::placement::{Candidate, Ranking, fits};
@@ -183,8 +184,7 @@ impl SimController {
             controller: ControllerId(1),
             epoch: self.epoch,
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
-            interval: Duration::ZERO,
-            cadence: 10,
+            assigned: Arc::new(Assigned::fixed(Duration::ZERO, 10)),
             knobs: Arc::new(knobs.clone()),
             domains: domains.clone(),
             live: Arc::default(),

@@ -13,6 +13,7 @@
 
 mod controller;
 mod fault;
+pub mod growth;
 mod host;
 mod net;
 mod peers;

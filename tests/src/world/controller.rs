@@ -95,6 +95,12 @@ impl<'w> ControllerSetup<'w> {
         self
     }
 
+    /// All that stands at the top of the config, instead of two shards and a talkative log.
+    pub fn only_top(mut self, lines: &str) -> Self {
+        self.top = format!("{lines}\n");
+        self
+    }
+
     /// A line for the top of the config, such as `log_level = "warn"`.
     pub fn top(mut self, line: &str) -> Self {
         self.top.push_str(line);
@@ -391,7 +397,8 @@ pub struct Api {
 }
 
 impl Api {
-    fn new(base: &str, token_file: &Path) -> Result<Self> {
+    /// An API at `http://ADDRESS`.
+    pub fn new(base: &str, token_file: &Path) -> Result<Self> {
         let token = std::fs::read_to_string(token_file)
             .with_context(|| format!("cannot read {}", token_file.display()))?;
         // An error means that it is installed already.
@@ -443,12 +450,17 @@ impl Api {
 
     /// Every host, through all pages.
     pub async fn hosts(&self) -> Result<Vec<Value>> {
+        self.hosts_where("").await
+    }
+
+    /// Every host that a filter such as `state=down&` leaves, through all pages.
+    pub async fn hosts_where(&self, filter: &str) -> Result<Vec<Value>> {
         let mut hosts = Vec::new();
         let mut page: Option<String> = None;
         loop {
             let path = match &page {
-                Some(page) => format!("/v1/hosts?limit=1000&page={page}"),
-                None => "/v1/hosts?limit=1000".to_owned(),
+                Some(page) => format!("/v1/hosts?{filter}limit=1000&page={page}"),
+                None => format!("/v1/hosts?{filter}limit=1000"),
             };
             let answer = self.get(&path).await?;
             let list = answer["hosts"].as_array().context("`hosts` is a list")?;

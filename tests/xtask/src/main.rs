@@ -11,7 +11,7 @@ mod stages;
 mod tidy;
 
 /// Every verb with what it does; `tidy` checks that the README names no other.
-const VERBS: [(&str, &str); 11] = [
+const VERBS: [(&str, &str); 13] = [
     ("check", "formatting, lints, docs, tidy; writes nothing"),
     ("fix", "formats, and applies what clippy can fix by itself"),
     ("tidy", "the house rules that no compiler checks"),
@@ -21,6 +21,11 @@ const VERBS: [(&str, &str); 11] = [
     ("mutants", "plants known bugs one by one; the simulator must notice each: [PART OF A NAME]…"),
     ("e2e", "end-to-end tests with the real binaries; an argument is a filter on test names"),
     ("fuzz", "throws bad bytes at the decoder and admission: [--seconds N] [--coverage]"),
+    (
+        "fleet",
+        "up to millions of hosts in one process, which die on demand: --hosts N --kill 10%; --help",
+    ),
+    ("bench", "measures this build on this machine: NAME|all [--json] [--quick]"),
     ("demo", "the story in a minute: five agents, a crash, a failover; --keep leaves it running"),
     ("ci", "the same as test"),
 ];
@@ -41,6 +46,8 @@ fn main() -> ExitCode {
         "mutants" => mutants::run(rest),
         "e2e" => stages::e2e(rest),
         "fuzz" => stages::fuzz(rest),
+        "fleet" => stages::measured("heartwatch-fleet", rest),
+        "bench" => stages::measured("heartwatch-bench", rest),
         "demo" => stages::demo(rest),
         "help" | "--help" | "-h" => {
             usage();

@@ -271,14 +271,24 @@ fn fuzz_with_coverage(args: &[String]) -> Result<(), String> {
     )
 }
 
-/// The story in a minute, with release binaries.
-pub(crate) fn demo(args: &[String]) -> Result<(), String> {
+/// Builds the product and one more program for release, and runs that one.
+fn released(program: &str, args: &[String]) -> Result<(), String> {
     machine::need_c_compiler()?;
     println!("building (the first time takes some minutes)…");
-    let bins = ["heartwatch-agent", "heartwatch-controller", "heartwatchctl", "heartwatch-demo"];
+    let bins = ["heartwatch-agent", "heartwatch-controller", "heartwatchctl", program];
     let mut build = cargo();
     build.args(["build", "--release", "--workspace"]);
     build.args(bins.iter().flat_map(|bin| ["--bin", bin]));
     attached(&mut build)?;
-    attached(Command::new(build_dir("release").join("heartwatch-demo")).args(args))
+    attached(Command::new(build_dir("release").join(program)).args(args).current_dir(root()))
+}
+
+/// The story in a minute, with release binaries.
+pub(crate) fn demo(args: &[String]) -> Result<(), String> {
+    released("heartwatch-demo", args)
+}
+
+/// The fleet generator or the measurements, with release binaries.
+pub(crate) fn measured(program: &str, args: &[String]) -> Result<(), String> {
+    released(program, args)
 }

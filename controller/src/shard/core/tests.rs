@@ -6,8 +6,11 @@ use heartwatch_common::wire::{Beat, Leave, LeaveReason, RoundTrip, encode_hello}
 
 use crate::detector::confirm::ProbePlan;
 use crate::detector::timeout::Patience;
+use crate::intervals::Assigned;
+use crate::intervals::watched::Watch;
 use crate::metrics::get;
 
+mod intervals;
 mod via;
 
 const HOST: HostId = HostId([4; 16]);
@@ -29,25 +32,29 @@ struct World {
     core: ShardCore,
     key: HostKey,
     metrics: Arc<ShardMetrics>,
+    assigned: Arc<Assigned>,
 }
 
 impl World {
     fn new() -> Self {
         let metrics = Arc::new(ShardMetrics::default());
+        let watch = Watch { factor: 4.0, span: Duration::from_secs(600) };
+        let assigned = Arc::new(Assigned::fixed(Duration::ZERO, 10).watching(watch));
+        let plain = AllKnobs::plain(Patience {
+            cost_s: 1e5,
+            min: Duration::from_millis(500),
+            max: Duration::from_secs(30),
+        });
+        let zone_a = [("zone".to_owned(), "a".to_owned())].into();
         let identity = Identity {
             shard: 0,
             controller: ControllerId(1),
             epoch: EPOCH,
             keyring: Keyring::new(vec![secret()]).unwrap(),
-            interval: Duration::ZERO,
-            cadence: 10,
+            assigned: Arc::clone(&assigned),
             domains: DomainLabels::new(vec!["zone".to_owned()]),
-            knobs: Arc::new(AllKnobs::plain(Patience {
-                cost_s: 1e5,
-                min: Duration::from_millis(500),
-                max: Duration::from_secs(30),
-            })),
             live: Arc::default(),
+            knobs: Arc::new(AllKnobs { classes: vec![zone_a], ..plain }),
             seed: 1,
         };
         let settings = Settings {
@@ -65,7 +72,7 @@ impl World {
             forget_after: Duration::from_secs(3_600),
         };
         let core = ShardCore::new(identity, settings, Arc::clone(&metrics), ms(0));
-        Self { core, key: secret().host_key(HOST, Generation(0)), metrics }
+        Self { core, key: secret().host_key(HOST, Generation(0)), metrics, assigned }
     }
 
     /// A world in which the host is alive under boot 5, last heard with seq 10 at 1 s.

@@ -1,0 +1,44 @@
+//! What acks assign.
+
+use super::*;
+
+fn interval_of(acks: &[Message<'static>]) -> Option<(Duration, u16)> {
+    match acks {
+        [Message::Ack(ack)] => Some((ack.interval, ack.cadence)),
+        [] => None,
+        other => panic!("expected an ack, got {other:?}"),
+    }
+}
+
+#[test]
+fn an_ack_assigns_the_interval_of_the_hosts_class() {
+    let mut w = World::new();
+    w.assigned.set(0, Duration::from_secs(9));
+    w.assigned.set(1, Duration::from_secs(20));
+    let stranger = interval_of(&w.give(&w.beat(5, 1, 0, Epoch(0)), 10));
+    assert_eq!(stranger, Some((Duration::from_secs(9), 6)), "its labels are not known yet");
+    let hello = interval_of(&w.give(&w.hello(5, 2, 0), 300));
+    assert_eq!(hello, Some((Duration::from_secs(20), 3)), "`zone=a` is class 1");
+    w.give(&w.beat(5, 3, 400, EPOCH), 400);
+    w.core.judge(ms(400), ms(400), ms(400), &mut Vec::new());
+    assert_eq!(get(&w.metrics.class_hosts[0]), 0);
+    assert_eq!(get(&w.metrics.class_hosts[1]), 1);
+    w.assigned.set(1, Duration::from_secs(21));
+    let beat = interval_of(&w.give(&w.beat(5, 4, 1_400, EPOCH), 1_400));
+    assert_eq!(beat.map(|(interval, _)| interval), Some(Duration::from_secs(21)));
+}
+
+#[test]
+fn a_host_that_came_back_from_a_suspicion_is_asked_to_beat_faster_for_a_while() {
+    let mut w = World::alive();
+    w.assigned.set(1, Duration::from_secs(2));
+    w.judge(1_200, 32_100);
+    assert_ne!(w.state(), Some(State::Alive));
+    let nonce = w.nonce_asked(&w.beat(5, 11, 30_900, EPOCH), 32_200);
+    assert_eq!(interval_of(&w.give(&w.reply(5, 12, 32_210, nonce), 32_210)), None);
+    assert!(w.turns().contains(&Turn::Recovered { same_boot: true }));
+    let mut beat = |seq, at| interval_of(&w.give(&w.beat(5, seq, at, EPOCH), at));
+    assert_eq!(beat(13, 33_210).map(|(i, _)| i), Some(Duration::from_millis(500)));
+    // As tests go, ten minutes without a beat are no silence: nobody judges.
+    assert_eq!(beat(14, 632_300).map(|(i, _)| i), Some(Duration::from_secs(2)));
+}

@@ -1,0 +1,236 @@
+//! `ingest`: how many beats a second one core takes.
+//!
+//! The whole controller process stays on one core, the generator on the other. A million hosts are
+//! registered and alive. The generator offers a rate, evenly paced and in random order of hosts; after a
+//! lead-in, a window is counted. A rate is *sustained* if in that window
+//!
+//! - the kernel dropped nothing at the controller's sockets nor before them,
+//! - the controller read as many datagrams as were sent, within 1 %: no queue grew,
+//! - and the generator kept up, within 2 %.
+//!
+//! The highest sustained rate is searched by raising it by a quarter until it is not sustained and then
+//! by bisection to about 2 %. The same is done with the bare sink, in the same run; `ratio` is the one
+//! divided by the other. `controller_ns` and `sink_ns` are CPU time per datagram at those rates, all
+//! threads of the controller included: they hardly depend on what else the machine does.
+//!
+//! If the generator is the limit, that is said, and the rate is a lower bound.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::sink::Sink;
+use super::stage::{Stage, StageSetup};
+use super::{Context, Figures, MILLION};
+use crate::fleet::{Mass, MassSetup, count};
+use crate::machine;
+use crate::world::{World, now};
+
+/// The first rate that is tried, beats a second.
+const RATE_FIRST: f64 = 250_000.0;
+/// No more than this is tried.
+const RATE_MAX: f64 = 4_000_000.0;
+/// Bisection ends when bounds are this close.
+const CLOSE: f64 = 1.025;
+
+/// How one rate went.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// Sent per second.
+    sent: f64,
+    /// Read per second.
+    read: f64,
+    dropped: f64,
+    /// CPU time of the receiver per datagram, ns.
+    ns: f64,
+    /// CPU time of the receiver ÷ time.
+    busy: f64,
+}
+
+impl Trial {
+    fn verdict(&self, wanted: f64) -> Verdict {
+        if self.dropped > 0.0 || self.read < 0.99 * self.sent {
+            Verdict::TooFast
+        } else if self.sent < 0.98 * wanted {
+            Verdict::GeneratorLimit
+        } else {
+            Verdict::Sustained
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Sustained,
+    TooFast,
+    /// Everything that was sent was taken, but less was sent than wanted.
+    GeneratorLimit,
+}
+
+fn interval_for(hosts: usize, rate: f64) -> Duration {
+    Duration::from_millis((hosts as f64 * 1_000.0 / rate).round() as u64)
+}
+
+/// Searches the highest sustained rate above `low`.
+async fn search(
+    who: &str,
+    low: f64,
+    mut attempt: impl AsyncFnMut(f64) -> Result<Trial>,
+) -> Result<Trial> {
+    let (mut good, mut bad): (Option<(f64, Trial)>, Option<f64>) = (None, None);
+    let mut rate = low;
+    loop {
+        let trial = attempt(rate).await?;
+        let verdict = trial.verdict(rate);
+        println!(
+            "  {who:<10} {rate:>9.0}/s wanted, {:>9.0} sent, {:>9.0} read, {:>6.0} dropped, \
+             {:>4.0} ns CPU each, {:>3.0} % busy: {verdict:?}",
+            trial.sent,
+            trial.read,
+            trial.dropped,
+            trial.ns,
+            trial.busy * 100.0
+        );
+        match verdict {
+            Verdict::TooFast => bad = Some(rate),
+            Verdict::Sustained => good = Some((rate, trial)),
+            Verdict::GeneratorLimit => {
+                println!("  {who:<10} the generator is the limit: a lower bound");
+                return Ok(trial);
+            }
+        }
+        rate = match (good, bad) {
+            (Some((g, trial)), Some(b)) if b / g <= CLOSE => return Ok(trial),
+            (Some((g, _)), Some(b)) => (g * b).sqrt(),
+            (Some((g, _)), None) => g * 1.25,
+            (None, Some(b)) => b / 2.0,
+            (None, None) => low,
+        };
+        ensure!(rate > 1_000.0, "{who} takes not even {rate:.0}/s");
+        if rate > RATE_MAX {
+            println!("  {who:<10} more than {RATE_MAX}/s is not tried");
+            return good.map(|g| g.1).ok_or_else(|| anyhow::anyhow!("nothing was sustained"));
+        }
+    }
+}
+
+/// Lets the new rate settle, then counts for `span`.
+async fn settle(mass: &Mass, interval: Duration) {
+    mass.set_interval(interval);
+    tokio::time::sleep(interval.mul_f64(1.3).clamp(Duration::from_secs(2), Duration::MAX)).await;
+}
+
+async fn controller_trial(stage: &mut Stage<'_>, rate: f64, span: Duration) -> Result<Trial> {
+    let hosts = stage.setup.hosts;
+    settle(&stage.mass, interval_for(hosts, rate)).await;
+    let backlog = machine::backlog_drops();
+    let sent = count(&stage.mass.counts().beats);
+    let before = stage.look().await?;
+    tokio::time::sleep(span).await;
+    let sent_2 = count(&stage.mass.counts().beats);
+    let w = stage.look().await?.since(&before);
+    let dropped = w.dropped + machine::backlog_drops().saturating_sub(backlog) as f64;
+    let trial = Trial {
+        sent: (sent_2 - sent) as f64 / w.wall,
+        read: w.received / w.wall,
+        dropped,
+        ns: w.cpu * 1e9 / w.received.max(1.0),
+        busy: w.cpu / w.wall,
+    };
+    if trial.verdict(rate) == Verdict::TooFast {
+        // Whom it did not hear it probes: give it room until all is well again.
+        stage.mass.set_interval(Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        stage.all_alive().await?;
+    }
+    Ok(trial)
+}
+
+async fn sink_trial(
+    sink: &Sink,
+    mass: &Mass,
+    hosts: usize,
+    rate: f64,
+    span: Duration,
+) -> Result<Trial> {
+    settle(mass, interval_for(hosts, rate)).await;
+    let backlog = machine::backlog_drops();
+    let (at, sent, before) = (now(), count(&mass.counts().beats), sink.counted());
+    tokio::time::sleep(span).await;
+    let (sent_2, after) = (count(&mass.counts().beats), sink.counted());
+    let wall = now().since(at).as_secs_f64();
+    let received = (after.received - before.received) as f64;
+    let lost = machine::backlog_drops().saturating_sub(backlog);
+    let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
+    Ok(Trial {
+        sent: (sent_2 - sent) as f64 / wall,
+        read: received / wall,
+        dropped: (after.dropped - before.dropped + lost) as f64,
+        ns: cpu * 1e9 / received.max(1.0),
+        busy: cpu / wall,
+    })
+}
+
+async fn measure(ctx: &Context) -> Result<Figures> {
+    let (core, other) = ctx.two_cores();
+    let hosts = MILLION;
+    let span = Duration::from_secs(if ctx.quick { 3 } else { 5 });
+    let world = World::new()?;
+    let begin = now();
+    let mut stage = Stage::raise(
+        &world,
+        StageSetup {
+            hosts,
+            interval: Duration::from_secs(4),
+            shards: 1,
+            controller_core: Some(core),
+            fleet_core: Some(other),
+        },
+    )
+    .await?;
+    println!("  {hosts} hosts known after {:.1} s", now().since(begin).as_secs_f64());
+    let mut controller = Vec::new();
+    let mut low = RATE_FIRST;
+    for _ in 0..ctx.runs() {
+        let found =
+            search("controller", low, async |r| controller_trial(&mut stage, r, span).await)
+                .await?;
+        low = found.sent * 0.85;
+        controller.push(found);
+    }
+    drop(stage);
+    let sink = Sink::start(Some(core))?;
+    let mass = Mass::start(&MassSetup {
+        introduced: true,
+        join: Duration::from_secs(1),
+        core: Some(other),
+        ..MassSetup::new(sink.address, world.secret().clone(), hosts)
+    })?;
+    let mut bare = Vec::new();
+    let mut low = RATE_FIRST;
+    for _ in 0..ctx.runs() {
+        let found =
+            search("bare sink", low, async |r| sink_trial(&sink, &mass, hosts, r, span).await)
+                .await?;
+        low = found.sent * 0.85;
+        bare.push(found);
+    }
+    let runs: Vec<_> = controller
+        .iter()
+        .zip(&bare)
+        .map(|(c, s)| {
+            vec![
+                ("ratio", c.read / s.read),
+                ("controller_per_s", c.read),
+                ("sink_per_s", s.read),
+                ("controller_ns", c.ns),
+                ("sink_ns", s.ns),
+            ]
+        })
+        .collect();
+    Ok(Figures::medians(&runs))
+}
+
+pub(super) fn run(ctx: &Context) -> Result<Figures> {
+    ctx.runtime.block_on(measure(ctx))
+}

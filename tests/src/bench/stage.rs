@@ -1,0 +1,236 @@
+//! A real controller with a mass of hosts that it knows: where every measurement begins.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use heartwatch_common::time::Instant;
+
+use crate::fleet::{Mass, MassSetup, count};
+use crate::machine;
+use crate::world::{Api, Controller, World, eventually, now, number};
+
+/// How long a whole fleet may take to become known.
+const JOIN_MAX: Duration = Duration::from_secs(240);
+
+/// What a stage is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct StageSetup {
+    /// Hosts.
+    pub hosts: usize,
+    /// Time between two beats of a host.
+    pub interval: Duration,
+    /// Shards of the controller.
+    pub shards: u16,
+    /// The core on which the whole controller stays.
+    pub controller_core: Option<usize>,
+    /// The core on which the generator stays.
+    pub fleet_core: Option<usize>,
+}
+
+/// What the controller says of itself at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// When.
+    pub at: Instant,
+    /// CPU time used so far.
+    pub cpu: Duration,
+    /// Datagrams read.
+    pub received: f64,
+    /// Datagrams dropped at its sockets.
+    pub dropped: f64,
+    /// Beats that proved life.
+    pub beats: f64,
+    /// Beats that never came, by the hosts' numbering.
+    pub lost: f64,
+    /// Hosts that became suspect.
+    pub suspects: f64,
+    /// Suspicions that proved wrong.
+    pub mistakes: f64,
+    /// Hosts that became down.
+    pub downs: f64,
+    /// Downs that proved wrong.
+    pub false_downs: f64,
+    /// Datagrams that came to a shard that they do not belong to.
+    pub astray: f64,
+    /// The longest time that a shard did not look at its sockets, seconds, since the start.
+    pub longest_pass: f64,
+}
+
+/// Sum over a metric's samples in a scrape whose line holds `label`.
+pub fn sum(scrape: &str, name: &str, label: &str) -> f64 {
+    let samples = scrape.lines().filter_map(|l| l.strip_prefix(name));
+    let mine = samples.filter(|l| l.starts_with(['{', ' ']) && l.contains(label));
+    mine.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+fn greatest(scrape: &str, name: &str) -> f64 {
+    let samples = scrape.lines().filter_map(|l| l.strip_prefix(name));
+    samples.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).fold(0.0, f64::max)
+}
+
+/// Everything that runs.
+pub struct Stage<'w> {
+    /// The hosts.
+    pub mass: Mass,
+    /// The controller.
+    pub controller: Controller,
+    /// Its API.
+    pub api: Api,
+    /// What it was made of.
+    pub setup: StageSetup,
+    world: &'w World,
+}
+
+impl<'w> Stage<'w> {
+    /// Starts a controller, without hosts.
+    pub async fn controller(world: &'w World, setup: &StageSetup) -> Result<Controller> {
+        let top = format!("shards = {}\nlog_level = \"warn\"", setup.shards);
+        let all = machine::cores();
+        // What this thread starts inherits its core.
+        machine::stay_on(setup.controller_core)?;
+        let started = world.controller().only_top(&top).start().await;
+        machine::stay_on_all(&all)?;
+        started
+    }
+
+    /// Starts a controller and hosts, and waits until every host is known and alive.
+    pub async fn raise(world: &'w World, setup: StageSetup) -> Result<Self> {
+        let controller = Self::controller(world, &setup).await?;
+        let api = controller.api()?;
+        let mass = Mass::start(&MassSetup {
+            interval: setup.interval,
+            shards: setup.shards,
+            core: setup.fleet_core,
+            ..MassSetup::new(controller.beats(), world.secret().clone(), setup.hosts)
+        })?;
+        let stage = Self { mass, controller, api, setup, world };
+        stage.all_alive().await?;
+        Ok(stage)
+    }
+
+    /// The world in which it stands.
+    pub fn world(&self) -> &'w World {
+        self.world
+    }
+
+    /// Waits until the controller and the hosts agree that all of them are known, and news is written.
+    pub async fn all_alive(&self) -> Result<Duration> {
+        let begin = now();
+        let hosts = self.setup.hosts as u64;
+        let what = format!("{hosts} hosts are known and alive");
+        eventually(JOIN_MAX, &what, || async {
+            let settled = count(&self.mass.counts().settled);
+            ensure!(settled == hosts, "{settled} of them are settled");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let status = self.api.get("/v1/status").await?;
+            let alive = number(&status, "/hosts/alive");
+            ensure!(alive == hosts, "{alive} of them are alive: {}", status["hosts"]);
+            let waiting = sum(&self.api.metrics().await?, "heartwatch_notices_waiting", "");
+            ensure!(waiting == 0.0, "{waiting} notices wait");
+            Ok(Some(()))
+        })
+        .await?;
+        Ok(now().since(begin))
+    }
+
+    /// Reads the controller's figures.
+    pub async fn look(&mut self) -> Result<Seen> {
+        let pid = self.controller.process()?.pid();
+        let scrape = self.api.metrics().await?;
+        let of = |name: &str| sum(&scrape, &format!("heartwatch_{name}"), "");
+        Ok(Seen {
+            at: now(),
+            cpu: machine::cpu_time(pid)?,
+            received: of("datagrams_received_total"),
+            dropped: of("datagrams_dropped_total"),
+            beats: of("beats_received_total"),
+            lost: of("beats_lost_total"),
+            suspects: of("suspects_total"),
+            mistakes: of("mistakes_total"),
+            downs: of("downs_total"),
+            false_downs: of("false_downs_total"),
+            astray: sum(&scrape, "heartwatch_datagrams_rejected_total", "other_shard"),
+            longest_pass: greatest(&scrape, "heartwatch_shard_longest_pass_seconds"),
+        })
+    }
+
+    /// Its resident memory, bytes.
+    pub fn resident(&mut self) -> Result<u64> {
+        machine::resident(self.controller.process()?.pid())
+    }
+}
+
+impl Seen {
+    /// What has happened since `before`.
+    pub fn since(&self, before: &Self) -> Window {
+        let wall = self.at.since(before.at).as_secs_f64();
+        Window {
+            wall,
+            cpu: self.cpu.saturating_sub(before.cpu).as_secs_f64(),
+            seen: Seen {
+                received: self.received - before.received,
+                dropped: self.dropped - before.dropped,
+                beats: self.beats - before.beats,
+                lost: self.lost - before.lost,
+                suspects: self.suspects - before.suspects,
+                mistakes: self.mistakes - before.mistakes,
+                downs: self.downs - before.downs,
+                false_downs: self.false_downs - before.false_downs,
+                astray: self.astray - before.astray,
+                ..*self
+            },
+        }
+    }
+}
+
+/// What happened in a span of time.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// How long it was, seconds.
+    pub wall: f64,
+    /// CPU time of the controller in it, seconds.
+    pub cpu: f64,
+    seen: Seen,
+}
+
+impl Deref for Window {
+    type Target = Seen;
+    fn deref(&self) -> &Seen {
+        &self.seen
+    }
+}
+
+/// A share such as `10%`, or a number, of `hosts`.
+pub fn portion(text: &str, hosts: usize) -> Result<usize> {
+    let number = |t: &str| t.parse::<f64>().with_context(|| format!("`{t}` is no number"));
+    let many = match text.strip_suffix('%') {
+        Some(share) => hosts as f64 * number(share)? / 100.0,
+        None => number(text)?,
+    };
+    ensure!((0.0..=hosts as f64).contains(&many), "`{text}` of {hosts} hosts is not possible");
+    Ok(many.round() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portions_are_shares_or_numbers() {
+        assert_eq!(portion("10%", 1_000_000).unwrap(), 100_000);
+        assert_eq!(portion("7", 10).unwrap(), 7);
+        for bad in ["11", "101%", "-1", "x"] {
+            assert!(portion(bad, 10).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn samples_are_summed_by_name_and_label() {
+        let scrape =
+            "# HELP a_total x\na_total{shard=\"0\"} 2\na_total{shard=\"1\"} 3\na_totals 9\n";
+        assert_eq!(sum(scrape, "a_total", ""), 5.0);
+        assert_eq!(sum(scrape, "a_total", "shard=\"1\""), 3.0);
+        assert_eq!(greatest(scrape, "a_total"), 3.0);
+    }
+}

@@ -1,0 +1,105 @@
+//! `cargo xtask bench NAME|all [--json] [--quick]`: measures, and ends with one JSON line for each.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use heartwatch_tests::bench::plot::pictures;
+use heartwatch_tests::bench::{BENCHES, Bench, Context, machine_line};
+use heartwatch_tests::world::now;
+
+/// Measures this build on this machine, and ends with a JSON line for each measurement.
+#[derive(Parser)]
+#[command(name = "heartwatch-bench")]
+struct Args {
+    /// Which, or `all`, or `plot` to draw what was measured; without one they are listed.
+    names: Vec<String>,
+    /// Fewer runs, and shorter ones.
+    #[arg(long)]
+    quick: bool,
+    /// Repeat all JSON lines at the very end, and nothing after them.
+    #[arg(long)]
+    json: bool,
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Bench>> {
+    if names.iter().any(|n| n == "all") {
+        return Ok(BENCHES.iter().collect());
+    }
+    let find = |name: &String| match BENCHES.iter().find(|b| b.name == *name) {
+        Some(bench) => Ok(bench),
+        None => bail!("there is no `{name}`: run without a name to see which there are"),
+    };
+    names.iter().map(find).collect()
+}
+
+fn measure(args: &Args) -> Result<bool> {
+    let chosen = chosen(&args.names)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ctx = Context { quick: args.quick, runtime: runtime.context("cannot start tokio")? };
+    println!("{}", machine_line());
+    let (mut lines, mut good) = (Vec::new(), true);
+    for bench in chosen {
+        println!("\n{}: {}", bench.name, bench.what);
+        let begin = now();
+        match (bench.run)(&ctx) {
+            Ok(figures) => {
+                let took = now().since(begin).as_secs();
+                println!("  medians of {} runs; took {took} s", figures.runs);
+                let line = figures.json(bench.name);
+                println!("{line}");
+                lines.push(line);
+            }
+            Err(e) => {
+                eprintln!("  {}: {e:#}", bench.name);
+                good = false;
+            }
+        }
+    }
+    if args.json && lines.len() > 1 {
+        println!();
+        lines.iter().for_each(|line| println!("{line}"));
+    }
+    Ok(good)
+}
+
+/// Draws what was measured: `controller/docs/bench.jsonl`, the last JSON line of each benchmark, as pictures
+/// beside it.
+fn plot() -> Result<()> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../controller/docs");
+    let file = docs.join("bench.jsonl");
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("cannot read the JSON lines in {}", file.display()))?;
+    for (name, svg) in pictures(&text)? {
+        let to = docs.join(name);
+        std::fs::write(&to, svg).with_context(|| format!("cannot write {}", to.display()))?;
+        println!("controller/docs/{name}");
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.names == ["plot"] {
+        return match plot() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("bench: {e:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if args.names.is_empty() {
+        BENCHES.iter().for_each(|b| println!("{:<10} {}", b.name, b.what));
+        return ExitCode::SUCCESS;
+    }
+    match measure(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("bench: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
