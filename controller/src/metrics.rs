@@ -196,6 +196,8 @@ counters! {
         unreachable_hosts,
         /// Gauge: how far judging lags behind now, microseconds.
         lag_us,
+        /// Gauge: the longest time of late between two looks at the beat sockets, but for waiting, microseconds.
+        longest_pass_us,
         /// Gauge: share of datagrams dropped in the last window, parts per million.
         drop_ppm,
         /// Gauge: receive buffer as the kernel granted it, bytes.

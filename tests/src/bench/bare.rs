@@ -31,9 +31,8 @@ pub(super) struct Bare {
 impl Bare {
     pub(super) fn new() -> Self {
         // SAFETY: all-zero is a valid value of these plain C structures.
-        let (name, header) = unsafe {
-            (mem::zeroed::<libc::sockaddr_storage>(), mem::zeroed::<libc::mmsghdr>())
-        };
+        let (name, header) =
+            unsafe { (mem::zeroed::<libc::sockaddr_storage>(), mem::zeroed::<libc::mmsghdr>()) };
         let mut buffers = vec![[0; ROOM]; BATCH_LEN];
         let mut controls = vec![Control([0; CONTROL_ROOM]); BATCH_LEN];
         let mut names = vec![name; BATCH_LEN];

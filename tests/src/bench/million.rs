@@ -33,7 +33,8 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     let mut runs = Vec::new();
     for run in 1..=ctx.runs() {
         let backlog = machine::backlog_drops();
-        let (sent, late) = (count(&stage.mass.counts().beats), count(&stage.mass.counts().beats_late));
+        let (sent, late) =
+            (count(&stage.mass.counts().beats), count(&stage.mass.counts().beats_late));
         let own = machine::own_time();
         let before = stage.look().await?;
         tokio::time::sleep(span).await;
@@ -53,11 +54,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
             w.cpu * 1e9 / w.received.max(1.0),
             machine::own_time().saturating_sub(own).as_secs_f64() / w.wall,
         );
-        runs.push(vec![
-            ("dropped", dropped),
-            ("false_suspects", w.suspects),
-            ("cpu_cores", cores),
-        ]);
+        runs.push(vec![("dropped", dropped), ("false_suspects", w.suspects), ("cpu_cores", cores)]);
     }
     Ok(Figures::medians(&runs))
 }

@@ -11,9 +11,14 @@ use serde_json::{Map, Value, json};
 
 use crate::machine;
 
+mod agent;
 mod bare;
+mod expiry;
 mod ingest;
+mod memory;
 mod million;
+mod peers;
+mod restart;
 mod sink;
 pub mod stage;
 
@@ -125,6 +130,27 @@ pub const BENCHES: &[Bench] = &[
         name: "million",
         what: "a million hosts, one beat a second, generator and controller on the same cores",
         run: million::run,
+    },
+    Bench {
+        name: "expiry",
+        what: "100,000 of a million hosts fall silent at once",
+        run: expiry::run,
+    },
+    Bench {
+        name: "memory",
+        what: "resident bytes of the controller per host, at a million with names and labels",
+        run: memory::run,
+    },
+    Bench {
+        name: "restart",
+        what: "kill -9 and start again while a million hosts beat",
+        run: restart::run,
+    },
+    Bench { name: "agent", what: "what an agent costs its host", run: agent::run },
+    Bench {
+        name: "peers",
+        what: "beats per CPU-second against Redis and a dictionary in Python",
+        run: peers::run,
     },
 ];
 

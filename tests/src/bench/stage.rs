@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn samples_are_summed_by_name_and_label() {
-        let scrape = "# HELP a_total x\na_total{shard=\"0\"} 2\na_total{shard=\"1\"} 3\na_totals 9\n";
+        let scrape =
+            "# HELP a_total x\na_total{shard=\"0\"} 2\na_total{shard=\"1\"} 3\na_totals 9\n";
         assert_eq!(sum(scrape, "a_total", ""), 5.0);
         assert_eq!(sum(scrape, "a_total", "shard=\"1\""), 3.0);
         assert_eq!(greatest(scrape, "a_total"), 3.0);

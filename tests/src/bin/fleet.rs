@@ -202,9 +202,8 @@ impl Run {
     /// One line of progress.
     async fn progress(&mut self, since: heartwatch_common::time::Instant) {
         let all = self.mass.counts().all();
-        let of = |name: &str, rows: &[(&str, u64)]| {
-            rows.iter().find(|r| r.0 == name).map_or(0, |r| r.1)
-        };
+        let of =
+            |name: &str, rows: &[(&str, u64)]| rows.iter().find(|r| r.0 == name).map_or(0, |r| r.1);
         let grown = |name: &str| of(name, &all).saturating_sub(of(name, &self.before));
         print!(
             "{:>4} s  {} hosts known; {} beats, {} acks, {} probes answered in 1 s; {:.1} ms late",
@@ -274,8 +273,7 @@ impl Run {
             println!("give --api and --token-file to be told what the controller saw");
             return Ok(());
         };
-        let gone: Vec<_> =
-            [Act::Kill, Act::Pause, Act::Leave].map(|a| self.plan.of_act(a)).into();
+        let gone: Vec<_> = [Act::Kill, Act::Pause, Act::Leave].map(|a| self.plan.of_act(a)).into();
         let killed = self.plan.of_act(Act::Kill);
         let (mut found, mut falsely) = (0usize, 0usize);
         for host in api.hosts_where("state=down,suspect&").await? {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use heartwatch_common::id::{Generation, HostId};
+use heartwatch_common::id::{Epoch, Generation, HostId};
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::{Clock, Instant, SystemClock};
 use heartwatch_common::wire::{
@@ -61,6 +61,8 @@ pub(super) struct Engine {
     relays: BTreeMap<[u8; 16], Relay>,
     start: Instant,
     counts: Arc<Counts>,
+    /// The controller's epoch as the newest ack that named a new one said.
+    epoch: Epoch,
     /// How late the newest beats were, microseconds.
     late: u64,
 }
@@ -70,11 +72,7 @@ fn millis(d: Duration) -> u32 {
 }
 
 impl Engine {
-    pub(super) fn new(
-        setup: MassSetup,
-        shuffle: Shuffle,
-        counts: Arc<Counts>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(setup: MassSetup, shuffle: Shuffle, counts: Arc<Counts>) -> io::Result<Self> {
         let post = Post::open(setup.controller, setup.sockets, setup.shards, setup.segments)?;
         let key = |n| Member::new(setup.secret.host_key(mass_id(n), Generation(0)));
         let mut engine = Self {
@@ -88,6 +86,7 @@ impl Engine {
             draws: Draws::new(setup.seed),
             relays: BTreeMap::new(),
             start: SystemClock.boottime(),
+            epoch: Epoch(0),
             late: 0,
             post,
             shuffle,
@@ -256,6 +255,9 @@ impl Engine {
         let member = &mut self.members[n];
         let asks = member.ask(&self.pace);
         let stamp = member.stamp(now, gap);
+        if member.shows_first(self.epoch) {
+            self.counts.shown.fetch_add(1, Ordering::Relaxed);
+        }
         *beats += 1;
         *asked += u64::from(asks);
         if member.loss > 0 && self.draws.below(256) < u32::from(member.loss) {
@@ -377,6 +379,10 @@ impl Engine {
         match datagram.message {
             Message::Ack(ack) => {
                 let (flags, tick) = (datagram.header.flags, self.tick_of(now));
+                if ack.epoch != self.epoch {
+                    self.epoch = ack.epoch;
+                    self.counts.shown.store(0, Ordering::Relaxed);
+                }
                 if ack.cadence != 0 {
                     self.pace.cadence = ack.cadence;
                 }

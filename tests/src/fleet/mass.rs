@@ -156,6 +156,8 @@ counts! {
     late_max_us,
     /// Gauge: how late the newest beats were, microseconds.
     late_us,
+    /// Gauge: hosts that have sent a beat with the newest epoch of the controller: proof of life.
+    shown,
     /// Gauge: hosts that live.
     alive,
     /// Gauge: hosts whose hello was acked and that know the controller's epoch.

@@ -1,4 +1,4 @@
-//! One host of a mass: what an agent does, in 80 bytes.
+//! One host of a mass: what an agent does, in 84 bytes.
 //!
 //! It follows `heartwatch_agent::core` in all that a controller can see: numbers, phase jitter on a fixed
 //! grid, true gaps, hellos repeated until acked, acks asked for by cadence and again until answered,
@@ -68,6 +68,8 @@ pub(super) struct Member {
     assigned: u32,
     hello_due: Tick,
     hello_seq: u32,
+    /// The epoch of its newest beat.
+    shown: u32,
     since_asked: u16,
     unanswered: u8,
     hello_attempts: u8,
@@ -100,6 +102,7 @@ impl Member {
             assigned: 0,
             hello_due: NEVER,
             hello_seq: 0,
+            shown: 0,
             since_asked: 0,
             unanswered: 0,
             hello_attempts: 0,
@@ -115,6 +118,7 @@ impl Member {
         self.boot = self.boot.saturating_add(1).max(first_boot);
         self.seq = 0;
         self.epoch = 0;
+        self.shown = 0;
         self.next = at;
         self.laid_for = 0;
         self.assigned = 0;
@@ -208,13 +212,7 @@ impl Member {
     /// The stamp of its next datagram.
     pub(super) fn stamp(&mut self, sent: Instant, gap: Duration) -> Stamp {
         self.seq = self.seq.saturating_add(1);
-        Stamp {
-            boot: Boot(self.boot),
-            seq: Seq(self.seq),
-            sent,
-            gap,
-            epoch: Epoch(self.epoch),
-        }
+        Stamp { boot: Boot(self.boot), seq: Seq(self.seq), sent, gap, epoch: Epoch(self.epoch) }
     }
 
     /// Books a hello that is sent now under the newest number; answers when it is repeated.
@@ -258,6 +256,13 @@ impl Member {
         if epoch != Epoch(0) {
             self.epoch = epoch.0;
         }
+    }
+
+    /// Whether the beat of now is the first that shows this epoch.
+    pub(super) fn shows_first(&mut self, epoch: Epoch) -> bool {
+        let first = self.epoch == epoch.0 && self.shown != epoch.0;
+        self.shown = self.epoch;
+        first
     }
 
     /// Whether the controller's present epoch and its own hello are acknowledged.

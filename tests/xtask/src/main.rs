@@ -21,7 +21,10 @@ const VERBS: [(&str, &str); 13] = [
     ("mutants", "plants known bugs one by one; the simulator must notice each: [PART OF A NAME]"),
     ("e2e", "end-to-end tests with the real binaries; an argument is a filter on test names"),
     ("fuzz", "throws bad bytes at the decoder and admission: [--seconds N] [--coverage]"),
-    ("fleet", "up to millions of hosts in one process, which die on demand: --hosts N --kill 10%; --help"),
+    (
+        "fleet",
+        "up to millions of hosts in one process, which die on demand: --hosts N --kill 10%; --help",
+    ),
     ("bench", "measures this build on this machine: NAME|all [--json] [--quick]"),
     ("demo", "the story in a minute: five agents, a crash, a failover; --keep leaves it running"),
     ("ci", "the same as test"),
