@@ -53,11 +53,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         let percent = after.saturating_sub(before).as_secs_f64() * 100.0 / span.as_secs_f64();
         let rss_mib = machine::resident(*pid)? as f64 / MIB;
         println!("  agent {pid}: {rss_mib:.2} MiB resident, {percent:.3} % of a core");
-        runs.push(vec![
-            ("rss_mib", rss_mib),
-            ("cpu_percent", percent),
-            ("binary_mib", binary_mib),
-        ]);
+        runs.push(vec![("rss_mib", rss_mib), ("cpu_percent", percent), ("binary_mib", binary_mib)]);
     }
     Ok(Figures::medians(&runs))
 }

@@ -151,7 +151,9 @@ fn sweep_growth(ctx: &Context) -> Result<f64> {
         Ok(median(runs))
     };
     let (small, large) = (pass(10_000)?, pass(MILLION)?);
-    println!("  an idle pass of judging: {small:.1} ns at 10,000 hosts, {large:.1} ns at {MILLION}");
+    println!(
+        "  an idle pass of judging: {small:.1} ns at 10,000 hosts, {large:.1} ns at {MILLION}"
+    );
     Ok(large / small)
 }
 

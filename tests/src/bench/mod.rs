@@ -19,7 +19,7 @@ mod memory;
 mod million;
 mod peers;
 mod restart;
-mod sink;
+pub mod sink;
 pub mod stage;
 
 /// Hosts of most measurements.

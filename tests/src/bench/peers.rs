@@ -91,9 +91,8 @@ async fn python(span: Duration) -> Result<Rated> {
         ..MassSetup::new(([127, 0, 0, 1], port).into(), world.secret().clone(), HOSTS)
     })?;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let received = || -> Result<f64> {
-        Ok(said("received").context("it tells what it received")?.parse()?)
-    };
+    let received =
+        || -> Result<f64> { Ok(said("received").context("it tells what it received")?.parse()?) };
     let (begin, first, cpu) = (now(), received()?, machine::threads_time(monitor.pid())?);
     tokio::time::sleep(span).await;
     let (wall, last) = (now().since(begin).as_secs_f64(), received()?);
@@ -109,7 +108,8 @@ async fn python(span: Duration) -> Result<Rated> {
 /// Redis's server: Debian's `redis-tools` carries it under another name, and starts no service.
 fn redis_server() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let find = |name: &str| std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.is_file());
+    let find =
+        |name: &str| std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.is_file());
     match find("redis-server").or_else(|| find("redis-check-rdb")) {
         Some(found) => Ok(found),
         None => bail!("Redis is missing: apt-get install -y --no-install-recommends redis-tools"),
@@ -138,7 +138,10 @@ fn beat(
             let mut commands = 0;
             for (i, id) in chunk.iter().enumerate() {
                 if dead != Some(n * PIPELINE + i) {
-                    write!(batch, "*5\r\n$3\r\nSET\r\n$32\r\n{id}\r\n$1\r\n1\r\n$2\r\nEX\r\n$1\r\n")?;
+                    write!(
+                        batch,
+                        "*5\r\n$3\r\nSET\r\n$32\r\n{id}\r\n$1\r\n1\r\n$2\r\nEX\r\n$1\r\n"
+                    )?;
                     write!(batch, "{TIMEOUT}\r\n")?;
                     commands += 1;
                 }

@@ -265,9 +265,9 @@ impl Member {
         first
     }
 
-    /// Whether the controller's present epoch and its own hello are acknowledged.
+    /// Whether it knows an epoch of the controller, and its own hello is acknowledged.
     pub(super) fn is_settled(&self) -> bool {
-        self.acked && self.hello_due == NEVER
+        self.epoch != 0 && self.hello_due == NEVER
     }
 }
 
