@@ -28,7 +28,6 @@ use crate::fleet::{Act, mass_id};
 use crate::machine;
 use crate::world::{World, eventually, now, number, text};
 
-const SILENT: usize = 100_000;
 /// How long finding all of them may take.
 const FOUND_MAX: Duration = Duration::from_secs(120);
 /// Passes of judging that are timed.
@@ -39,13 +38,13 @@ struct Found {
     stall_max_ms: f64,
 }
 
-async fn kill(stage: &mut Stage<'_>, from: usize) -> Result<Found> {
+async fn kill(stage: &mut Stage<'_>, from: usize, silent: usize) -> Result<Found> {
     let (_, after) = stage.api.events("").await?;
     let before = stage.look().await?;
-    stage.mass.act(Act::Kill, from..from + SILENT);
+    stage.mass.act(Act::Kill, from..from + silent);
     let killed = now();
     let mut stall = 0f64;
-    let wanted = SILENT as u64;
+    let wanted = silent as u64;
     loop {
         let status = stage.api.get("/v1/status").await?;
         stall = stall.max(stage.look().await?.longest_pass);
@@ -53,16 +52,16 @@ async fn kill(stage: &mut Stage<'_>, from: usize) -> Result<Found> {
         if down >= wanted {
             break;
         }
-        ensure!(now().since(killed) < FOUND_MAX, "only {down} of {SILENT} are down");
+        ensure!(now().since(killed) < FOUND_MAX, "only {down} of {silent} are down");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let all_down = now().since(killed);
     let (events, _) = stage.api.events(&after).await?;
-    let mut late = Vec::with_capacity(SILENT);
+    let mut late = Vec::with_capacity(silent);
     let mut others = 0;
     for event in events.iter().filter(|e| text(e, "/type") == "host.suspect") {
         let place = text(event, "/host").parse().ok().and_then(|id| stage.mass.place(&id));
-        if !place.is_some_and(|p| (from..from + SILENT).contains(&p)) {
+        if !place.is_some_and(|p| (from..from + silent).contains(&p)) {
             others += 1;
             continue;
         }
@@ -72,7 +71,7 @@ async fn kill(stage: &mut Stage<'_>, from: usize) -> Result<Found> {
     }
     let w = stage.look().await?.since(&before);
     println!(
-        "  {} suspicions told of {SILENT}, {others} others; late p50 {:.1} p99 {:.1} max {:.1} ms; all \
+        "  {} suspicions told of {silent}, {others} others; late p50 {:.1} p99 {:.1} max {:.1} ms; all \
          down after {:.1} s; longest away {:.1} ms; {} dropped; controller {:.2} cores",
         late.len(),
         quantile(late.clone(), 0.5),
@@ -160,22 +159,23 @@ fn sweep_growth(ctx: &Context) -> Result<f64> {
 async fn measure(ctx: &Context) -> Result<Vec<Found>> {
     let world = World::new()?;
     let setup = StageSetup {
-        hosts: MILLION,
+        hosts: ctx.hosts,
         interval: Duration::from_secs(1),
         shards: machine::cores().len().clamp(1, 64) as u16,
         controller_core: None,
         fleet_core: None,
     };
     let mut stage = Stage::raise(&world, setup).await?;
+    let silent = ctx.hosts / 10;
     let mut found = Vec::new();
     for run in 0..ctx.runs() {
         // Past the cold start, and until the longest pass of what was before is forgotten.
         let rest = if ctx.quick { 15 } else { 61 };
         tokio::time::sleep(Duration::from_secs(rest)).await;
-        let from = run % (MILLION / SILENT) * SILENT;
-        found.push(kill(&mut stage, from).await?);
+        let from = run % 10 * silent;
+        found.push(kill(&mut stage, from, silent).await?);
         if run + 1 < ctx.runs() {
-            stage.mass.act(Act::Restart, from..from + SILENT);
+            stage.mass.act(Act::Restart, from..from + silent);
             eventually(FOUND_MAX, "the dead have come back", || async {
                 let down = number(&stage.api.get("/v1/status").await?, "/hosts/down");
                 ensure!(down == 0, "{down} are down");

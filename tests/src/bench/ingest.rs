@@ -21,7 +21,7 @@ use anyhow::{Result, ensure};
 
 use super::sink::Sink;
 use super::stage::{Stage, StageSetup};
-use super::{Context, Figures, MILLION};
+use super::{Context, Figures};
 use crate::fleet::{Mass, MassSetup, count};
 use crate::machine;
 use crate::world::{World, now};
@@ -173,7 +173,7 @@ async fn sink_trial(
 
 async fn measure(ctx: &Context) -> Result<Figures> {
     let (core, other) = ctx.two_cores();
-    let hosts = MILLION;
+    let hosts = ctx.hosts;
     let span = Duration::from_secs(if ctx.quick { 3 } else { 5 });
     let world = World::new()?;
     let begin = now();

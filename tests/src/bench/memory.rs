@@ -9,14 +9,14 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::stage::{Stage, StageSetup};
-use super::{Context, Figures, MILLION};
+use super::{Context, Figures};
 use crate::machine;
 use crate::world::World;
 
 async fn measure(ctx: &Context) -> Result<Figures> {
     let world = World::new()?;
     let setup = StageSetup {
-        hosts: MILLION,
+        hosts: ctx.hosts,
         interval: Duration::from_secs(1),
         shards: machine::cores().len().clamp(1, 64) as u16,
         controller_core: None,
@@ -27,7 +27,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     for run in 1..=ctx.runs() {
         tokio::time::sleep(Duration::from_secs(if ctx.quick { 3 } else { 10 })).await;
         let bytes = stage.resident()? as f64;
-        let per_host = bytes / MILLION as f64;
+        let per_host = bytes / ctx.hosts as f64;
         println!("  run {run}: {:.0} MiB, {per_host:.1} bytes a host", bytes / f64::from(1 << 20));
         runs.push(vec![("bytes_per_host", per_host)]);
     }

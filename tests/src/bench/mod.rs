@@ -22,7 +22,7 @@ mod restart;
 pub mod sink;
 pub mod stage;
 
-/// Hosts of most measurements.
+/// Hosts of most measurements, unless another number is asked for.
 pub const MILLION: usize = 1_000_000;
 
 /// How to measure.
@@ -30,6 +30,8 @@ pub const MILLION: usize = 1_000_000;
 pub struct Context {
     /// Fewer runs and shorter ones.
     pub quick: bool,
+    /// Hosts of those measurements that are about a million.
+    pub hosts: usize,
     /// For whatever waits.
     pub runtime: tokio::runtime::Runtime,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::stage::{Stage, StageSetup, sum};
-use super::{Context, Figures, MILLION};
+use super::{Context, Figures};
 use crate::fleet::count;
 use crate::machine;
 use crate::world::{World, eventually, now};
@@ -21,7 +21,7 @@ const BACK_MAX: Duration = Duration::from_secs(180);
 async fn measure(ctx: &Context) -> Result<Figures> {
     let world = World::new()?;
     let setup = StageSetup {
-        hosts: MILLION,
+        hosts: ctx.hosts,
         interval: Duration::from_secs(1),
         shards: machine::cores().len().clamp(1, 64) as u16,
         controller_core: None,
@@ -38,7 +38,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         stage.api = stage.controller.api()?;
         eventually(BACK_MAX, "all hosts beat with the new epoch", || async {
             let shown = count(&stage.mass.counts().shown);
-            ensure!(shown == MILLION as u64, "{shown} of {MILLION} do");
+            ensure!(shown == ctx.hosts as u64, "{shown} of {} do", ctx.hosts);
             Ok(Some(()))
         })
         .await?;

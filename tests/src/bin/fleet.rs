@@ -215,13 +215,15 @@ impl Run {
             |name: &str, rows: &[(&str, u64)]| rows.iter().find(|r| r.0 == name).map_or(0, |r| r.1);
         let grown = |name: &str| of(name, &all).saturating_sub(of(name, &self.before));
         print!(
-            "{:>4} s  {} hosts known; {} beats, {} acks, {} probes answered in 1 s; {:.1} ms late",
+            "{:>4} s  {} known; {} beats, {} acks, {} probes answered in 1 s; {:.1} ms late, {:.0} ns CPU \
+             a beat",
             now().since(since).as_secs(),
             of("settled", &all),
             grown("beats"),
             grown("acks"),
             grown("probes_answered"),
             of("late_us", &all) as f64 / 1e3,
+            grown("cpu_us") as f64 * 1e3 / grown("beats").max(1) as f64,
         );
         self.before = all;
         if let Some(api) = &self.api
@@ -261,7 +263,9 @@ impl Run {
             );
             self.wait(Duration::from_secs(1)).await;
         }
-        println!("all {hosts} hosts are known after {:.1} s", now().since(begin).as_secs_f64());
+        if self.sink.is_none() {
+            println!("all {hosts} hosts are known after {:.1} s", now().since(begin).as_secs_f64());
+        }
         self.wait(self.args.at).await;
         for (name, act, places) in &self.plan.acts {
             println!("now {} hosts are {name}", places.len());
@@ -287,6 +291,9 @@ impl Run {
             println!("  {:<22} {value}", name.replace('_', " "));
         }
         let Some(api) = &self.api else {
+            if self.sink.is_some() {
+                return Ok(());
+            }
             println!("give --api and --token-file to be told what the controller saw");
             return Ok(());
         };

@@ -25,6 +25,7 @@ use super::member::{Life, Member, NEVER, Pace, Taken, Tick};
 use super::mix::{Draws, Shuffle, mass_id, mass_number};
 use super::post::{Batch, Post};
 use super::wheel::{HORIZON, Wheel};
+use crate::machine;
 
 /// Milliseconds' worth of beats between two looks at the mail.
 const TICKS_MAX: u32 = 4;
@@ -135,6 +136,9 @@ impl Engine {
                 self.read(socket, &mut batch);
             }
             self.counts.send_errors.store(self.post.errors, Ordering::Relaxed);
+            self.counts.late_us.store(self.late, Ordering::Relaxed);
+            let cpu = machine::thread_time().as_micros() as u64;
+            self.counts.cpu_us.store(cpu, Ordering::Relaxed);
             if !behind {
                 let next = self.time_of(self.wheel.next());
                 // Ended early by an order; a little late otherwise, as timers are.
@@ -193,7 +197,6 @@ impl Engine {
         for _ in 0..TICKS_MAX {
             let tick = self.wheel.next();
             if tick > self.tick_of(now) {
-                self.counts.late_us.store(self.late, Ordering::Relaxed);
                 return false;
             }
             let due = self.wheel.take();

@@ -154,6 +154,8 @@ counts! {
     beats_late,
     /// How late the latest beat of all was, microseconds.
     late_max_us,
+    /// CPU time of its thread, microseconds.
+    cpu_us,
     /// Gauge: how late the newest beats were, microseconds.
     late_us,
     /// Gauge: hosts that have sent a beat with the newest epoch of the controller: proof of life.
