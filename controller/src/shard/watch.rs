@@ -18,9 +18,9 @@ pub const SLACK_MIN: Duration = Duration::from_micros(200);
 const SLACK_MAX: Duration = Duration::from_millis(100);
 
 /// For how long [`Longest`] remembers, at least; at most twice as long.
-const LONGEST_FOR: Duration = Duration::from_secs(30);
+const LONGEST_FOR: Duration = Duration::from_secs(10);
 
-/// The longest of the spans of the last half minute or so.
+/// The longest of the spans of the last ten to twenty seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Longest {
     since: Instant,
@@ -116,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_span_is_remembered_for_half_a_minute_and_no_longer_than_a_whole_one() {
+    fn the_longest_span_is_remembered_for_ten_to_twenty_seconds() {
         let at = |s: u64| Instant::from_millis(s * 1_000);
         let ms = Duration::from_millis;
         let mut longest = Longest::new(at(0));
-        longest.note(ms(9), at(29));
-        longest.note(ms(1), at(30));
+        longest.note(ms(9), at(9));
+        longest.note(ms(1), at(10));
         assert_eq!(longest.span(), ms(9));
-        longest.note(ms(2), at(60));
+        longest.note(ms(2), at(20));
         assert_eq!(longest.span(), ms(2));
         longest.note(ms(1), at(600));
         assert_eq!(longest.span(), ms(1));

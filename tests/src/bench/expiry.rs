@@ -170,7 +170,7 @@ async fn measure(ctx: &Context) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for run in 0..ctx.runs() {
         // Past the cold start, and until the longest pass of what was before is forgotten.
-        let rest = if ctx.quick { 15 } else { 61 };
+        let rest = if ctx.quick { 21 } else { 30 };
         tokio::time::sleep(Duration::from_secs(rest)).await;
         let from = run % 10 * silent;
         found.push(kill(&mut stage, from, silent).await?);

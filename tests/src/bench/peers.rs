@@ -27,7 +27,6 @@ use crate::fleet::{Act, Mass, MassSetup, count, mass_id};
 use crate::machine;
 use crate::world::{PATIENCE, Process, World, now};
 
-const HOSTS: usize = 100_000;
 /// Commands in one pipeline.
 const PIPELINE: usize = 500;
 /// A host is dead for the others after this, seconds.
@@ -51,10 +50,10 @@ fn rated(who: &str, beats: f64, cpu: Duration, wall: f64, found: Duration) -> Ra
     Rated { beats_per_cpu_s, found }
 }
 
-async fn ours(span: Duration) -> Result<Rated> {
+async fn ours(hosts: usize, span: Duration) -> Result<Rated> {
     let world = World::new()?;
     let setup = StageSetup {
-        hosts: HOSTS,
+        hosts,
         interval: Duration::from_secs(1),
         shards: 2,
         controller_core: None,
@@ -72,7 +71,7 @@ async fn ours(span: Duration) -> Result<Rated> {
     Ok(rated("ours", w.beats, cpu, w.wall, now().since(killed)))
 }
 
-async fn python(span: Duration) -> Result<Rated> {
+async fn python(hosts: usize, span: Duration) -> Result<Rated> {
     let world = World::new()?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/naive_monitor.py");
     let log = world.path("python.log");
@@ -88,7 +87,7 @@ async fn python(span: Duration) -> Result<Rated> {
     let mass = Mass::start(&MassSetup {
         introduced: true,
         join: Duration::from_secs(1),
-        ..MassSetup::new(([127, 0, 0, 1], port).into(), world.secret().clone(), HOSTS)
+        ..MassSetup::new(([127, 0, 0, 1], port).into(), world.secret().clone(), hosts)
     })?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let received =
@@ -161,7 +160,7 @@ fn beat(
     }
 }
 
-fn redis(span: Duration) -> Result<Rated> {
+fn redis(hosts: usize, span: Duration) -> Result<Rated> {
     let world = World::new()?;
     let socket = world.path("redis.sock");
     let mut command = Command::new(redis_server()?);
@@ -178,7 +177,7 @@ fn redis(span: Duration) -> Result<Rated> {
         }
     };
     let mut expired = subscribe(&socket)?;
-    let ids: Vec<String> = (0..HOSTS).map(|n| mass_id(n).to_string()).collect();
+    let ids: Vec<String> = (0..hosts).map(|n| mass_id(n).to_string()).collect();
     beat(&mut stream, &ids, None, Duration::from_secs(3))?;
     let (begin, cpu) = (now(), machine::threads_time(server.pid())?);
     let sent = beat(&mut stream, &ids, None, span)?;
@@ -205,11 +204,12 @@ fn redis(span: Duration) -> Result<Rated> {
 
 pub(super) fn run(ctx: &Context) -> Result<Figures> {
     let span = Duration::from_secs(if ctx.quick { 5 } else { 10 });
+    let hosts = ctx.hosts / 10;
     let mut runs = Vec::new();
     for _ in 0..ctx.runs() {
-        let ours = ctx.runtime.block_on(ours(span))?;
-        let redis = redis(span)?;
-        let python = ctx.runtime.block_on(python(span))?;
+        let ours = ctx.runtime.block_on(ours(hosts, span))?;
+        let redis = redis(hosts, span)?;
+        let python = ctx.runtime.block_on(python(hosts, span))?;
         ensure!(ours.found < PATIENCE, "the dead host was not found");
         runs.push(vec![
             ("redis_ratio", ours.beats_per_cpu_s / redis.beats_per_cpu_s),
