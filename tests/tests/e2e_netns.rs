@@ -13,16 +13,16 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, SystemClock};
 use heartwatch_tests::world::{
     Agent, Api, Controller, Net, PATIENCE, Place, Receiver, Way, World, eventually, now, number,
-    skip, story, text, webhook_secret,
+    skip, stop_span, story, text, webhook_secret,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const RACKS: usize = 3;
 const HOSTS: usize = 6;
-const CUT: Duration = Duration::from_secs(20);
-const LOSSY: Duration = Duration::from_secs(60);
+/// How long the controller is cut off or stopped, unless `HEARTWATCH_TEST_STOP` says otherwise.
 const STOP: Duration = Duration::from_secs(20);
+const LOSSY: Duration = Duration::from_secs(60);
 
 const FALSE: [&str; 3] = ["host.suspect", "host.down", "host.agent-lost"];
 const DOWN: [&str; 2] = ["host.down", "host.agent-lost"];
@@ -42,7 +42,7 @@ struct Centre {
 }
 
 struct Row {
-    case: &'static str,
+    case: String,
     expected: &'static str,
     observed: String,
     verdict: Result<()>,
@@ -176,15 +176,16 @@ async fn one_way(c: &mut Centre) -> Result<String> {
 async fn link_cut(c: &mut Centre) -> Result<String> {
     let (name, after) = ("r1-h1", c.cursor().await?);
     c.net.controller_link(false)?;
-    eventually(CUT, "the controller says that its link is cut", || async {
+    let cut = stop_span(STOP);
+    eventually(cut.max(STOP), "the controller says that its link is cut", || async {
         Ok(c.doubts().await?.contains("cut").then_some(()))
     })
     .await?;
     let shown = c.controller.ctl(&["status"])?.ok()?;
     ensure!(shown.contains("cut"), "heartwatchctl status: {shown}");
-    tokio::time::sleep(CUT / 2).await;
+    tokio::time::sleep(cut / 2).await;
     c.power_off(name)?;
-    tokio::time::sleep(CUT / 2).await;
+    tokio::time::sleep(cut / 2).await;
     let during = c.told(&after, &FALSE, &[]).await?;
     c.net.controller_link(true)?;
     let found = c.down_after(name, now()).await?;
@@ -238,9 +239,10 @@ async fn lossy(c: &mut Centre) -> Result<String> {
 async fn stopped(c: &mut Centre) -> Result<String> {
     let (name, after) = ("r0-h3", c.cursor().await?);
     c.controller.freeze()?;
-    tokio::time::sleep(STOP / 4).await;
+    let stop = stop_span(STOP);
+    tokio::time::sleep(stop / 4).await;
     c.power_off(name)?;
-    tokio::time::sleep(STOP * 3 / 4).await;
+    tokio::time::sleep(stop * 3 / 4).await;
     c.controller.thaw()?;
     let found = c.down_after(name, now()).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -287,7 +289,7 @@ async fn overrun(c: &mut Centre) -> Result<String> {
         // What the kernel does not take is lost as well.
         drop(junk.send_to(&bytes, to));
     }
-    tokio::time::sleep(STOP / 2).await;
+    tokio::time::sleep(stop_span(STOP) / 2).await;
     c.controller.thaw()?;
     eventually(PATIENCE, "the drops are told", || async {
         Ok(c.doubts().await?.contains("drops").then_some(()))
@@ -318,6 +320,7 @@ async fn networks_are_cut_made_lossy_stopped_and_flooded() {
     story(async |world: &World| {
         let mut c = Centre::start(world).await?;
         let mut rows = Vec::new();
+        let span = humantime::format_duration(stop_span(STOP)).to_string();
         macro_rules! case {
             ($name:literal, $expected:expr, $case:ident) => {{
                 let seen = $case(&mut c).await;
@@ -325,7 +328,12 @@ async fn networks_are_cut_made_lossy_stopped_and_flooded() {
                     Ok(seen) => (seen, Ok(())),
                     Err(e) => (format!("{e:#}"), Err(e)),
                 };
-                rows.push(Row { case: $name, expected: $expected, observed, verdict });
+                rows.push(Row {
+                    case: $name.replace("SPAN", &span),
+                    expected: $expected,
+                    observed,
+                    verdict,
+                });
                 if rows.last().is_some_and(|r| r.verdict.is_err()) {
                     show(&rows);
                     bail!("case `{}` went wrong", $name);
@@ -333,10 +341,10 @@ async fn networks_are_cut_made_lossy_stopped_and_flooded() {
             }};
         }
         case!("one-way cut, host to controller", ONE_WAY, one_way);
-        case!("controller's link cut for 20 s", "0 down; the dead found soon after", link_cut);
+        case!("controller's link cut for SPAN", "0 down; the dead found soon after", link_cut);
         case!("rack cut", "its hosts down (silent), no others", rack_cut);
         case!("20 % loss both ways for 60 s", "0 down", lossy);
-        case!("controller stopped for 20 s", "0 down; the dead found", stopped);
+        case!("controller stopped for SPAN", "0 down; the dead found", stopped);
         case!("agent stopped", "down (silent), then back, same boot", frozen);
         case!("receive buffers overrun", "0 down; drops told", overrun);
         show(&rows);

@@ -320,13 +320,18 @@ fn shard_counters(f: &mut Families, shards: &[std::sync::Arc<ShardMetrics>]) {
 type ReadGauge = fn(&ShardMetrics) -> f64;
 
 /// Gauges that each shard keeps.
-const SHARD_GAUGES: [(&str, &str, ReadGauge); 9] = [
+const SHARD_GAUGES: [(&str, &str, ReadGauge); 10] = [
     ("shard_hosts", "Hosts of a shard.", |m| get(&m.hosts) as f64),
     ("hosts_probing", "Hosts being probed.", |m| get(&m.probing) as f64),
     ("hosts_unreachable", "Suspects that answer other hosts, but not the controller.", |m| {
         get(&m.unreachable_hosts) as f64
     }),
     ("shard_lag_seconds", "How far judging lags behind now.", |m| get(&m.lag_us) as f64 / 1e6),
+    (
+        "shard_longest_pass_seconds",
+        "The longest time of the last 10 to 20 s that a shard was away from its beat sockets.",
+        |m| get(&m.longest_pass_us) as f64 / 1e6,
+    ),
     ("shard_drop_ratio", "Share of datagrams that the kernel dropped in the last window.", |m| {
         get(&m.drop_ppm) as f64 / 1e6
     }),

@@ -17,6 +17,40 @@ pub const SLACK_MIN: Duration = Duration::from_micros(200);
 /// Greatest.
 const SLACK_MAX: Duration = Duration::from_millis(100);
 
+/// For how long [`Longest`] remembers, at least; at most twice as long.
+const LONGEST_FOR: Duration = Duration::from_secs(10);
+
+/// The longest of the spans of the last ten to twenty seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Longest {
+    since: Instant,
+    present: Duration,
+    before: Duration,
+}
+
+impl Longest {
+    /// Nothing noted yet.
+    pub fn new(now: Instant) -> Self {
+        Self { since: now, present: Duration::ZERO, before: Duration::ZERO }
+    }
+
+    /// Notes a span that ended at `now`.
+    pub fn note(&mut self, span: Duration, now: Instant) {
+        let age = now.since(self.since);
+        if age >= LONGEST_FOR {
+            // After a long sleep the present window is as stale as the one before it.
+            self.before = if age < LONGEST_FOR * 2 { self.present } else { Duration::ZERO };
+            (self.present, self.since) = (Duration::ZERO, now);
+        }
+        self.present = self.present.max(span);
+    }
+
+    /// The longest.
+    pub fn span(&self) -> Duration {
+        self.present.max(self.before)
+    }
+}
+
 /// One socket's place in time.
 #[derive(Clone, Debug)]
 pub struct Watch {
@@ -79,6 +113,20 @@ mod tests {
 
     fn ms(n: u64) -> Instant {
         Instant::from_millis(n)
+    }
+
+    #[test]
+    fn the_longest_span_is_remembered_for_ten_to_twenty_seconds() {
+        let at = |s: u64| Instant::from_millis(s * 1_000);
+        let ms = Duration::from_millis;
+        let mut longest = Longest::new(at(0));
+        longest.note(ms(9), at(9));
+        longest.note(ms(1), at(10));
+        assert_eq!(longest.span(), ms(9));
+        longest.note(ms(2), at(20));
+        assert_eq!(longest.span(), ms(2));
+        longest.note(ms(1), at(600));
+        assert_eq!(longest.span(), ms(1));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::metrics::{Reject, ShardMetrics, add, bump, get, inc, set};
 use crate::shard::core::{Packet, Send, ShardCore, Via};
 use crate::shard::notices::Notice;
 use crate::shard::route::shard_of;
-use crate::shard::watch::{SLACK_MIN, Watch};
+use crate::shard::watch::{Longest, SLACK_MIN, Watch};
 
 /// Batches drained from one socket before judging.
 const BATCHES_MAX: usize = 16;
@@ -149,6 +149,9 @@ impl Worker {
         set(&self.metrics.receive_buffer_bytes, granted.unwrap_or(0) as u64);
         let mut clocks = Clocks::read(&*self.clock);
         let mut asked = Duration::ZERO;
+        let mut longest = Longest::new(clocks.now);
+        // When it last turned away from its beat sockets, or woke up.
+        let mut looked = clocks.now;
         loop {
             // Before any mail is read: how was the time since the last pass?
             let before = std::mem::replace(&mut clocks, Clocks::read(&*self.clock));
@@ -158,6 +161,10 @@ impl Worker {
                 self.read_the_last_mail(&mut watches, &mut probe_watch, &complaint);
                 return self.tell_the_rest(carried);
             }
+            // What it did since it last drained: judging, telling, commands. Waiting is no stall.
+            let turned = self.clock.now();
+            longest.note(turned.since(looked), turned);
+            set(&self.metrics.longest_pass_us, longest.span().as_micros() as u64);
             let (mut received, mut dropped, mut busy) = (0, 0, false);
             for (i, watch) in watches.iter_mut().enumerate() {
                 let via = Via::Beats(i as u8);
@@ -165,6 +172,7 @@ impl Worker {
                 busy |= n >= BATCHES_MAX * BATCH_LEN;
                 received += n as u64;
             }
+            looked = self.clock.now();
             let n = self.drain(Via::Probes, &mut probe_watch, &mut sends, &complaint);
             received += n as u64;
             self.hear_unreachables();
@@ -200,6 +208,7 @@ impl Worker {
                 });
                 asked = due.min(if full { WAIT_FULL } else { WAIT_MAX });
                 self.wait(asked);
+                looked = self.clock.now();
             }
         }
     }

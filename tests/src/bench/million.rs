@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::stage::{Stage, StageSetup};
-use super::{Context, Figures, MILLION};
+use super::{Context, Figures};
 use crate::fleet::count;
 use crate::machine;
 use crate::world::{World, now};
@@ -19,14 +19,14 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     let world = World::new()?;
     let begin = now();
     let setup = StageSetup {
-        hosts: MILLION,
+        hosts: ctx.hosts,
         interval: Duration::from_secs(1),
         shards: machine::cores().len().clamp(1, 64) as u16,
         controller_core: None,
         fleet_core: None,
     };
     let mut stage = Stage::raise(&world, setup).await?;
-    println!("  {MILLION} hosts known after {:.1} s", now().since(begin).as_secs_f64());
+    println!("  {} hosts known after {:.1} s", ctx.hosts, now().since(begin).as_secs_f64());
     // Past the cold start.
     tokio::time::sleep(Duration::from_secs(if ctx.quick { 5 } else { 20 })).await;
     let span = Duration::from_secs(if ctx.quick { 15 } else { 60 });

@@ -11,17 +11,22 @@ use serde_json::{Map, Value, json};
 
 use crate::machine;
 
+mod agent;
 mod bare;
 mod dispatcher;
+mod expiry;
 mod ingest;
+mod memory;
 mod million;
 pub mod observe;
+mod peers;
 pub mod plot;
-mod sink;
+mod restart;
+pub mod sink;
 pub mod stage;
 mod structures;
 
-/// Hosts of most measurements.
+/// Hosts of most measurements, unless another number is asked for.
 pub const MILLION: usize = 1_000_000;
 
 /// How to measure.
@@ -29,6 +34,8 @@ pub const MILLION: usize = 1_000_000;
 pub struct Context {
     /// Fewer runs and shorter ones.
     pub quick: bool,
+    /// Hosts of those measurements that are about a million.
+    pub hosts: usize,
     /// For whatever waits.
     pub runtime: tokio::runtime::Runtime,
 }
@@ -144,6 +151,27 @@ pub const BENCHES: &[Bench] = &[
         name: "dispatcher",
         what: "one thread that receives and hands on, against steering by the kernel",
         run: dispatcher::run,
+    },
+    Bench {
+        name: "expiry",
+        what: "100,000 of a million hosts fall silent at once",
+        run: expiry::run,
+    },
+    Bench {
+        name: "memory",
+        what: "resident bytes of the controller per host, at a million with names and labels",
+        run: memory::run,
+    },
+    Bench {
+        name: "restart",
+        what: "kill -9 and start again while a million hosts beat",
+        run: restart::run,
+    },
+    Bench { name: "agent", what: "what an agent costs its host", run: agent::run },
+    Bench {
+        name: "peers",
+        what: "beats per CPU-second against Redis and a dictionary in Python",
+        run: peers::run,
     },
 ];
 

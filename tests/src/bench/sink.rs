@@ -27,22 +27,27 @@ struct Shared {
 }
 
 /// A running sink; ends when dropped.
-pub(super) struct Sink {
+pub struct Sink {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    pub(super) address: SocketAddr,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 /// What a sink has counted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Counted {
-    pub(super) received: u64,
-    pub(super) dropped: u64,
-    pub(super) cpu: Duration,
+pub struct Counted {
+    /// Datagrams read.
+    pub received: u64,
+    /// Datagrams dropped at its socket.
+    pub dropped: u64,
+    /// CPU time used.
+    pub cpu: Duration,
 }
 
 impl Sink {
-    pub(super) fn start(core: Option<usize>) -> Result<Self> {
+    /// Starts one, on a core of its own if one is named.
+    pub fn start(core: Option<usize>) -> Result<Self> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let socket = BatchSocket::bind(any, Role::Beats).context("cannot bind the sink")?;
         socket.steer(1).context("cannot steer the sink")?;
@@ -57,7 +62,8 @@ impl Sink {
         Ok(Self { shared, thread: Some(thread), address })
     }
 
-    pub(super) fn counted(&self) -> Counted {
+    /// What it has counted so far.
+    pub fn counted(&self) -> Counted {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counted {
             received: of(&self.shared.received),

@@ -10,8 +10,8 @@ use crate::fleet::{Mass, MassSetup, count};
 use crate::machine;
 use crate::world::{Api, Controller, World, eventually, now, number};
 
-/// How long a whole fleet may take to become known.
-const JOIN_MAX: Duration = Duration::from_secs(240);
+/// How long a whole fleet may take to become known and its joining to be journaled.
+const JOIN_MAX: Duration = Duration::from_secs(600);
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,8 @@ pub fn sum(scrape: &str, name: &str, label: &str) -> f64 {
 
 fn greatest(scrape: &str, name: &str) -> f64 {
     let samples = scrape.lines().filter_map(|l| l.strip_prefix(name));
-    samples.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).fold(0.0, f64::max)
+    let mine = samples.filter(|l| l.starts_with(['{', ' ']));
+    mine.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).fold(0.0, f64::max)
 }
 
 /// Everything that runs.
@@ -126,8 +127,10 @@ impl<'w> Stage<'w> {
             let status = self.api.get("/v1/status").await?;
             let alive = number(&status, "/hosts/alive");
             ensure!(alive == hosts, "{alive} of them are alive: {}", status["hosts"]);
-            let waiting = sum(&self.api.metrics().await?, "heartwatch_notices_waiting", "");
-            ensure!(waiting == 0.0, "{waiting} notices wait");
+            let scrape = self.api.metrics().await?;
+            let waiting = sum(&scrape, "heartwatch_notices_waiting", "")
+                + sum(&scrape, "heartwatch_events_waiting", "");
+            ensure!(waiting == 0.0, "{waiting} notices and events wait");
             Ok(Some(()))
         })
         .await?;

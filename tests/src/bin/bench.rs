@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use heartwatch_tests::bench::plot::pictures;
-use heartwatch_tests::bench::{BENCHES, Bench, Context, machine_line};
+use heartwatch_tests::bench::{BENCHES, Bench, Context, MILLION, machine_line};
 use heartwatch_tests::world::now;
 
 /// Measures this build on this machine, and ends with a JSON line for each measurement.
@@ -18,6 +18,9 @@ struct Args {
     /// Fewer runs, and shorter ones.
     #[arg(long)]
     quick: bool,
+    /// Hosts of those measurements that are about a million: to try them out.
+    #[arg(long, default_value_t = MILLION)]
+    hosts: usize,
     /// Repeat all JSON lines at the very end, and nothing after them.
     #[arg(long)]
     json: bool,
@@ -37,7 +40,8 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Bench>> {
 fn measure(args: &Args) -> Result<bool> {
     let chosen = chosen(&args.names)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ctx = Context { quick: args.quick, runtime: runtime.context("cannot start tokio")? };
+    let runtime = runtime.context("cannot start tokio")?;
+    let ctx = Context { quick: args.quick, hosts: args.hosts, runtime };
     println!("{}", machine_line());
     let (mut lines, mut good) = (Vec::new(), true);
     for bench in chosen {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use heartwatch_common::auth::{Keyring, load_secret};
+use heartwatch_tests::bench::sink::{Counted, Sink};
 use heartwatch_tests::bench::stage::{Stage, StageSetup, portion, sum};
 use heartwatch_tests::fleet::{Act, Mass, MassSetup, count};
 use heartwatch_tests::machine;
@@ -31,6 +32,9 @@ struct Args {
     /// The controller's fleet secrets; the first one counts.
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// Beat to a loop that only counts, instead of a controller: what can this fleet offer?
+    #[arg(long, conflicts_with = "controller")]
+    sink: bool,
     /// The controller's API, to be asked for what it saw, such as http://127.0.0.1:2328.
     #[arg(long, value_name = "URL", requires = "token_file")]
     api: Option<String>,
@@ -89,7 +93,7 @@ struct Args {
     /// Keep the fleet on this core.
     #[arg(long)]
     core: Option<usize>,
-    /// Keep the controller of its own on this core.
+    /// Keep the controller of its own, or the counting loop, on this core.
     #[arg(long)]
     controller_core: Option<usize>,
 }
@@ -147,6 +151,7 @@ struct Run {
     mass: Mass,
     api: Option<Api>,
     own: Option<Controller>,
+    sink: Option<(Sink, Counted)>,
     args: Args,
     plan: Plan,
     before: Vec<(&'static str, u64)>,
@@ -158,9 +163,11 @@ impl Run {
     async fn start(args: Args, world: &World) -> Result<Self> {
         let plan = Plan::of(&args)?;
         let cores = machine::cores().len().clamp(1, 64) as u16;
-        let shards = args.shards.unwrap_or(cores);
-        let (address, secret, own) = match (args.controller, &args.secret_file) {
-            (Some(address), Some(file)) => {
+        let shards = if args.sink { 1 } else { args.shards.unwrap_or(cores) };
+        let sink = args.sink.then(|| Sink::start(args.controller_core)).transpose()?;
+        let (address, secret, own) = match (args.controller, &args.secret_file, &sink) {
+            (_, _, Some(sink)) => (sink.address, world.secret().clone(), None),
+            (Some(address), Some(file), _) => {
                 let ring: Keyring = load_secret(file)?;
                 (address, ring.current().clone(), None)
             }
@@ -192,11 +199,13 @@ impl Run {
             shards,
             segments: args.segments,
             core: args.core,
+            introduced: args.sink,
             ..setup
         };
         let mass = Mass::start(&setup)?;
         let before = mass.counts().all();
-        Ok(Self { mass, api, own, args, plan, before })
+        let sink = sink.map(|s| (s.counted(), s)).map(|(c, s)| (s, c));
+        Ok(Self { mass, api, own, sink, args, plan, before })
     }
 
     /// One line of progress.
@@ -206,13 +215,15 @@ impl Run {
             |name: &str, rows: &[(&str, u64)]| rows.iter().find(|r| r.0 == name).map_or(0, |r| r.1);
         let grown = |name: &str| of(name, &all).saturating_sub(of(name, &self.before));
         print!(
-            "{:>4} s  {} hosts known; {} beats, {} acks, {} probes answered in 1 s; {:.1} ms late",
+            "{:>4} s  {} known; {} beats, {} acks, {} probes answered in 1 s; {:.1} ms late, {:.0} ns CPU \
+             a beat",
             now().since(since).as_secs(),
             of("settled", &all),
             grown("beats"),
             grown("acks"),
             grown("probes_answered"),
             of("late_us", &all) as f64 / 1e3,
+            grown("cpu_us") as f64 * 1e3 / grown("beats").max(1) as f64,
         );
         self.before = all;
         if let Some(api) = &self.api
@@ -220,6 +231,14 @@ impl Run {
         {
             let of = |s: &str| format!("{} {s}", number(&status, &format!("/hosts/{s}")));
             print!("; controller: {}", STATES.map(of).join(", "));
+        }
+        if let Some((sink, before)) = &mut self.sink {
+            let is = sink.counted();
+            let read = (is.received - before.received) as f64;
+            let cpu = is.cpu.saturating_sub(before.cpu).as_nanos() as f64;
+            let dropped = is.dropped - before.dropped;
+            print!("; {read} read, {dropped} dropped, {:.0} ns CPU each", cpu / read.max(1.0));
+            *before = is;
         }
         println!();
     }
@@ -236,7 +255,7 @@ impl Run {
     async fn go(&mut self) -> Result<()> {
         let begin = now();
         let hosts = self.args.hosts as u64;
-        while count(&self.mass.counts().settled) < hosts {
+        while self.sink.is_none() && count(&self.mass.counts().settled) < hosts {
             ensure!(
                 now().since(begin) < JOIN_MAX,
                 "after {JOIN_MAX:?} only {} of {hosts} hosts are known to the controller",
@@ -244,7 +263,9 @@ impl Run {
             );
             self.wait(Duration::from_secs(1)).await;
         }
-        println!("all {hosts} hosts are known after {:.1} s", now().since(begin).as_secs_f64());
+        if self.sink.is_none() {
+            println!("all {hosts} hosts are known after {:.1} s", now().since(begin).as_secs_f64());
+        }
         self.wait(self.args.at).await;
         for (name, act, places) in &self.plan.acts {
             println!("now {} hosts are {name}", places.len());
@@ -270,6 +291,9 @@ impl Run {
             println!("  {:<22} {value}", name.replace('_', " "));
         }
         let Some(api) = &self.api else {
+            if self.sink.is_some() {
+                return Ok(());
+            }
             println!("give --api and --token-file to be told what the controller saw");
             return Ok(());
         };

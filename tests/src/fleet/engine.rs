@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use heartwatch_common::id::{Generation, HostId};
+use heartwatch_common::id::{Epoch, Generation, HostId};
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::{Clock, Instant, SystemClock};
 use heartwatch_common::wire::{
@@ -25,11 +25,14 @@ use super::member::{Life, Member, NEVER, Pace, Taken, Tick};
 use super::mix::{Draws, Shuffle, mass_id, mass_number};
 use super::post::{Batch, Post};
 use super::wheel::{HORIZON, Wheel};
+use crate::machine;
 
 /// Milliseconds' worth of beats between two looks at the mail.
 const TICKS_MAX: u32 = 4;
-/// Batches of mail taken from one socket in one pass.
+/// Batches of mail taken from one socket in one pass, and how long reading may take in all: beats come
+/// first, or a storm of probes would make living hosts look dead.
 const BATCHES_MAX: usize = 4;
+const READING_MAX: Duration = Duration::from_millis(2);
 /// A beat that goes out later than this counts as late.
 const LATE: Duration = Duration::from_millis(5);
 /// Hosts whose records are fetched together.
@@ -43,7 +46,8 @@ const RESTART_SPREAD: u32 = 5_000;
 /// Hosts in a rack, racks in a zone, pools.
 const RACK: usize = 40;
 const ZONES: usize = 3;
-const POOLS: [&str; 5] = ["web", "db", "cache", "batch", "edge"];
+/// All as long, so that all hellos are: they travel together.
+const POOLS: [&str; 5] = ["front", "cache", "batch", "store", "index"];
 
 struct Relay {
     back: SocketAddr,
@@ -61,6 +65,10 @@ pub(super) struct Engine {
     relays: BTreeMap<[u8; 16], Relay>,
     start: Instant,
     counts: Arc<Counts>,
+    /// The controller's epoch as the newest ack that named a new one said.
+    epoch: Epoch,
+    /// The socket that is read next.
+    read_next: usize,
     /// How late the newest beats were, microseconds.
     late: u64,
 }
@@ -84,6 +92,8 @@ impl Engine {
             draws: Draws::new(setup.seed),
             relays: BTreeMap::new(),
             start: SystemClock.boottime(),
+            epoch: Epoch(0),
+            read_next: 0,
             late: 0,
             post,
             shuffle,
@@ -128,10 +138,12 @@ impl Engine {
             let now = SystemClock.boottime();
             let behind = self.send_due(now);
             self.post.flush();
-            for socket in 0..self.post.sockets() {
-                self.read(socket, &mut batch);
-            }
+            self.read_all(&mut batch);
+            self.post.flush();
             self.counts.send_errors.store(self.post.errors, Ordering::Relaxed);
+            self.counts.late_us.store(self.late, Ordering::Relaxed);
+            let cpu = machine::thread_time().as_micros() as u64;
+            self.counts.cpu_us.store(cpu, Ordering::Relaxed);
             if !behind {
                 let next = self.time_of(self.wheel.next());
                 // Ended early by an order; a little late otherwise, as timers are.
@@ -190,7 +202,6 @@ impl Engine {
         for _ in 0..TICKS_MAX {
             let tick = self.wheel.next();
             if tick > self.tick_of(now) {
-                self.counts.late_us.store(self.late, Ordering::Relaxed);
                 return false;
             }
             let due = self.wheel.take();
@@ -252,6 +263,9 @@ impl Engine {
         let member = &mut self.members[n];
         let asks = member.ask(&self.pace);
         let stamp = member.stamp(now, gap);
+        if member.shows_first(self.epoch) {
+            self.counts.shown.fetch_add(1, Ordering::Relaxed);
+        }
         *beats += 1;
         *asked += u64::from(asks);
         if member.loss > 0 && self.draws.below(256) < u32::from(member.loss) {
@@ -290,7 +304,7 @@ impl Engine {
         let host = mass_id(n);
         let (rack, zone) = (n / RACK, n / RACK % ZONES);
         let name = format!("host-{n:07}.fleet.example");
-        let (rack, zone) = (format!("r{rack:05}"), format!("zone-{zone}"));
+        let (rack, zone) = (format!("r{rack:06}"), format!("zone-{zone}"));
         let fields = [
             Field::Name(&name),
             Field::AgentVersion(env!("CARGO_PKG_VERSION")),
@@ -305,7 +319,8 @@ impl Engine {
         let mut bytes = encode_hello(&header, &stamp, 0, interval, &fields)
             .expect("names and labels this short fit a hello");
         key.seal(&mut bytes);
-        self.post.send(n % self.post.sockets(), &bytes, None);
+        let shard = shard_of(host, self.setup.shards);
+        self.post.hello(n % self.post.sockets(), shard, &bytes);
     }
 
     fn leave(&mut self, n: usize) {
@@ -317,7 +332,8 @@ impl Engine {
             let leave = Leave { stamp, reason: LeaveReason::Shutdown, expected: Duration::ZERO };
             let mut bytes = leave.encode(&header(&member.key, mass_id(n), 0));
             member.key.seal(&mut bytes);
-            self.post.send(n % self.post.sockets(), &bytes, None);
+            let shard = shard_of(mass_id(n), self.setup.shards);
+            self.post.beat(n % self.post.sockets(), shard).copy_from_slice(&bytes);
         }
         self.members[n].life = Life::Gone;
         self.counts.leaves.fetch_add(1, Ordering::Relaxed);
@@ -330,6 +346,18 @@ impl Engine {
             self.counts.lost.fetch_add(1, Ordering::Relaxed);
         }
         lost
+    }
+
+    fn read_all(&mut self, batch: &mut Batch) {
+        let sockets = self.post.sockets();
+        let begin = SystemClock.boottime();
+        for _ in 0..sockets {
+            self.read(self.read_next, batch);
+            self.read_next = (self.read_next + 1) % sockets;
+            if SystemClock.boottime().since(begin) > READING_MAX {
+                return;
+            }
+        }
     }
 
     fn read(&mut self, socket: usize, batch: &mut Batch) {
@@ -352,7 +380,8 @@ impl Engine {
             return;
         };
         if let Message::ProbeReply(reply) = &datagram.message {
-            return self.bring_back(socket, reply, bytes, now);
+            let Ok(bytes) = bytes.try_into() else { return };
+            return self.bring_back(socket, datagram.header.host, reply, bytes, now);
         }
         let number = mass_number(&datagram.header.host);
         let Some(n) = number.filter(|n| *n < self.members.len()) else {
@@ -373,6 +402,10 @@ impl Engine {
         match datagram.message {
             Message::Ack(ack) => {
                 let (flags, tick) = (datagram.header.flags, self.tick_of(now));
+                if ack.epoch != self.epoch {
+                    self.epoch = ack.epoch;
+                    self.counts.shown.store(0, Ordering::Relaxed);
+                }
                 if ack.cadence != 0 {
                     self.pace.cadence = ack.cadence;
                 }
@@ -397,7 +430,8 @@ impl Engine {
                 let mut answer: Fixed = reply.encode(&header(&member.key, mass_id(n), 0));
                 member.key.seal(&mut answer);
                 self.counts.probes_answered.fetch_add(1, Ordering::Relaxed);
-                self.post.send(socket, &answer, Some(from));
+                let shard = shard_of(mass_id(n), self.setup.shards);
+                self.post.answer(socket, from, shard, &answer);
             }
             Message::ProbeVia(via) => {
                 let Ok(inner) = wire::decode(via.probe) else { return };
@@ -409,7 +443,8 @@ impl Engine {
                     let relay = Relay { back: from, until: now + RELAY_LIFE };
                     self.relays.insert(probe.nonce, relay);
                     self.counts.probes_passed_on.fetch_add(1, Ordering::Relaxed);
-                    self.post.send(socket, via.probe, Some(via.to));
+                    // An agent is no shard: its address is not the controller's.
+                    self.post.answer(socket, via.to, 0, via.probe);
                 }
             }
             _ => {
@@ -419,11 +454,19 @@ impl Engine {
     }
 
     /// Brings another host's answer to the controller that waits for it.
-    fn bring_back(&mut self, socket: usize, reply: &ProbeReply, bytes: &[u8], now: Instant) {
+    fn bring_back(
+        &mut self,
+        socket: usize,
+        host: HostId,
+        reply: &ProbeReply,
+        bytes: &Fixed,
+        now: Instant,
+    ) {
         let relay = self.relays.remove(&reply.nonce).filter(|r| now < r.until);
         if let Some(relay) = relay {
             self.counts.replies_brought_back.fetch_add(1, Ordering::Relaxed);
-            self.post.send(socket, bytes, Some(relay.back));
+            let shard = shard_of(host, self.setup.shards);
+            self.post.answer(socket, relay.back, shard, bytes);
         }
     }
 }

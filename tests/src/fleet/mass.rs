@@ -154,8 +154,12 @@ counts! {
     beats_late,
     /// How late the latest beat of all was, microseconds.
     late_max_us,
+    /// CPU time of its thread, microseconds.
+    cpu_us,
     /// Gauge: how late the newest beats were, microseconds.
     late_us,
+    /// Gauge: hosts that have sent a beat with the newest epoch of the controller: proof of life.
+    shown,
     /// Gauge: hosts that live.
     alive,
     /// Gauge: hosts whose hello was acked and that know the controller's epoch.
@@ -173,6 +177,7 @@ pub struct Mass {
     thread: Option<JoinHandle<()>>,
     counts: Arc<Counts>,
     shuffle: Shuffle,
+    interval: Duration,
 }
 
 impl Mass {
@@ -183,7 +188,8 @@ impl Mass {
         let shuffle = Shuffle::new(setup.hosts);
         let (orders, inbox) = channel();
         let (ready, is_ready) = channel();
-        let (setup, shared, core) = (setup.clone(), Arc::clone(&counts), setup.core);
+        let (interval, core) = (setup.interval, setup.core);
+        let (setup, shared) = (setup.clone(), Arc::clone(&counts));
         let thread = std::thread::Builder::new()
             .name("mass".into())
             .spawn(move || {
@@ -199,7 +205,7 @@ impl Mass {
             })
             .context("cannot start the fleet's thread")?;
         is_ready.recv().context("the fleet's thread has died")??;
-        Ok(Self { orders, thread: Some(thread), counts, shuffle })
+        Ok(Self { orders, thread: Some(thread), counts, shuffle, interval })
     }
 
     /// Its counters.
@@ -223,9 +229,11 @@ impl Mass {
         self.order(Order::Act(act, places));
     }
 
-    /// Another interval for all hosts, each from its next beat on.
-    pub fn set_interval(&self, interval: Duration) {
+    /// Another interval for all hosts, each from its next beat on. Answers the one before it, within which
+    /// all have changed but for jitter.
+    pub fn set_interval(&mut self, interval: Duration) -> Duration {
         self.order(Order::Interval(interval));
+        std::mem::replace(&mut self.interval, interval)
     }
 
     fn order(&self, order: Order) {

@@ -1,9 +1,9 @@
-//! Many hosts in one process. [`Fleet`] is a few hundred, each of them the agent's own protocol value, behind
-//! one real socket; [`Mass`] is up to millions, whose protocol is a compact copy of it.
+//! Many hosts in one process. [`Fleet`] is a few hundred, each of them the agent's own protocol value,
+//! behind one real socket; [`Mass`] is up to millions, whose protocol is a compact copy of it.
 //!
-//! All hosts of a [`Fleet`] share one socket, so a host that dies leaves nothing that could answer for it: its
-//! controller finds it `silent`, as after a power cut. Hosts are named by number, and each start of one
-//! is a new boot.
+//! All hosts of a [`Fleet`] share one socket, and those of a [`Mass`] a few, so a host that dies leaves
+//! nothing that could answer for it: its controller finds it `silent`, as after a power cut. Hosts are
+//! named by number, and each start of one is a new boot.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};

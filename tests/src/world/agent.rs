@@ -22,6 +22,7 @@ pub struct AgentSetup<'w> {
     controllers: Vec<String>,
     labels: Vec<(String, String)>,
     interval: String,
+    log_level: &'static str,
     lines: String,
     space: Option<String>,
 }
@@ -35,6 +36,7 @@ impl<'w> AgentSetup<'w> {
             controllers: Vec::new(),
             labels: Vec::new(),
             interval: "200ms".into(),
+            log_level: "debug",
             lines: String::new(),
             space: None,
         }
@@ -64,6 +66,12 @@ impl<'w> AgentSetup<'w> {
         self
     }
 
+    /// How much it tells, as in the config. The default is debug.
+    pub fn log_level(mut self, level: &'static str) -> Self {
+        self.log_level = level;
+        self
+    }
+
     /// A further line of config.
     pub fn line(mut self, line: &str) -> Self {
         self.lines.push_str(line);
@@ -78,7 +86,7 @@ impl<'w> AgentSetup<'w> {
         format!(
             "controllers = {:?}\nkey_file = \"{}\"\nhost_id = \"{}\"\nname = \"{}\"\n\
              interval = \"{}\"\nack_every = 5\nstate_dir = \"{}\"\nruntime_dir = \"{}\"\n\
-             log_level = \"debug\"\n{}\n[labels]\n{labels}",
+             log_level = \"{}\"\n{}\n[labels]\n{labels}",
             self.controllers,
             dir.join("key").display(),
             self.host,
@@ -86,6 +94,7 @@ impl<'w> AgentSetup<'w> {
             self.interval,
             dir.join("state").display(),
             dir.join("run").display(),
+            self.log_level,
             self.lines,
         )
     }

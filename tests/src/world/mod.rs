@@ -204,6 +204,17 @@ pub fn number(value: &Value, pointer: &str) -> u64 {
     value.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
 }
 
+/// How long tests stop or cut off a controller: `usual`, or what `HEARTWATCH_TEST_STOP` says (`60s`).
+///
+/// # Panics
+/// If that is no span of time.
+pub fn stop_span(usual: Duration) -> Duration {
+    match std::env::var("HEARTWATCH_TEST_STOP") {
+        Ok(text) => humantime::parse_duration(&text).expect("HEARTWATCH_TEST_STOP is such as 60s"),
+        Err(_) => usual,
+    }
+}
+
 /// Whether this process may mount file systems in a namespace of its own.
 pub fn can_unshare_mounts() -> bool {
     std::process::Command::new("unshare")

@@ -104,6 +104,19 @@ pub(crate) fn provide_test_tools() {
     }
 }
 
+/// Redis, with which the controller is compared. Debian's `redis-tools` carries the server under another name
+/// and, unlike `redis-server`, starts no service that nobody asked for.
+pub(crate) fn provide_redis() {
+    if has("redis-server", "--version") || has("redis-check-rdb", "--version") {
+        return;
+    }
+    let args = ["install", "-y", "-qq", "--no-install-recommends", "redis-tools"];
+    let installed = may_install() && apt(&["update", "-qq"], &root()) && apt(&args, &root());
+    if !installed {
+        println!("note: Redis is missing, `peers` needs it: apt-get install -y redis-tools");
+    }
+}
+
 /// `ip` and `nft`, with which the tests cut networks of their own making.
 fn provide_network_tools() {
     let missing: Vec<&str> = [("ip", "-V", "iproute2"), ("nft", "-v", "nftables")]

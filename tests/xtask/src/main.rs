@@ -46,8 +46,8 @@ fn main() -> ExitCode {
         "mutants" => mutants::run(rest),
         "e2e" => stages::e2e(rest),
         "fuzz" => stages::fuzz(rest),
-        "fleet" => stages::measured("heartwatch-fleet", rest),
-        "bench" => stages::measured("heartwatch-bench", rest),
+        "fleet" => stages::fleet(rest),
+        "bench" => stages::bench(rest),
         "demo" => stages::demo(rest),
         "help" | "--help" | "-h" => {
             usage();

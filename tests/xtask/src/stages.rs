@@ -288,7 +288,15 @@ pub(crate) fn demo(args: &[String]) -> Result<(), String> {
     released("heartwatch-demo", args)
 }
 
-/// The fleet generator or the measurements, with release binaries.
-pub(crate) fn measured(program: &str, args: &[String]) -> Result<(), String> {
-    released(program, args)
+/// The fleet generator, with release binaries.
+pub(crate) fn fleet(args: &[String]) -> Result<(), String> {
+    released("heartwatch-fleet", args)
+}
+
+/// The measurements, with release binaries.
+pub(crate) fn bench(args: &[String]) -> Result<(), String> {
+    if args.iter().any(|a| a == "all" || a == "peers") {
+        machine::provide_redis();
+    }
+    released("heartwatch-bench", args)
 }
