@@ -8,7 +8,6 @@
 //!
 //! After each run the dead boot anew, and the next run kills others.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
