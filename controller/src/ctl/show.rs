@@ -202,7 +202,7 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
 fn intervals(out: &mut dyn Write, i: &IntervalsStatus) -> io::Result<()> {
     writeln!(
         out,
-        "Beats: {:.0} a second planned of {:.0} allowed (intervals.budget).",
+        "Beats: {:.1} a second planned of {:.0} allowed (intervals.budget).",
         i.planned_per_s, i.budget_per_s
     )?;
     if i.exceeded {
