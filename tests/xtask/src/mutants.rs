@@ -28,8 +28,8 @@ const MUTANTS: [Mutant; 14] = [
     Mutant {
         name: "replay window off by one: the newest beat may come again",
         file: "controller/src/ingest/admit.rs",
-        from: "if stamp.seq <= seen.seq ||",
-        to: "if stamp.seq < seen.seq ||",
+        from: "if stamp.seq <= newest.seq ||",
+        to: "if stamp.seq < newest.seq ||",
     },
     Mutant {
         name: "delivery marked as delivered before it is sent",
@@ -40,8 +40,8 @@ const MUTANTS: [Mutant; 14] = [
     Mutant {
         name: "stale probe plan: a suspect that answered is probed on, and called down",
         file: "controller/src/detector/mod.rs",
-        from: "            self.confirm.end(slot);\n            self.rows.file(slot, deadline",
-        to: "            self.rows.file(slot, deadline",
+        from: "            self.confirm.end(slot);\n            self.file(slot, deadline",
+        to: "            self.file(slot, deadline",
     },
     Mutant {
         name: "a recovery leaves stale orders alone",
@@ -72,9 +72,8 @@ const MUTANTS: [Mutant; 14] = [
     Mutant {
         name: "recordings count as heard: who replays hides that the own link is cut",
         file: "controller/src/shard/core.rs",
-        from: "        let host = admitted.datagram.header.host;\n        let Some(slot)",
-        to: "        self.detector.hear(from, arrival);\n        \
-             let host = admitted.datagram.header.host;\n        let Some(slot)",
+        from: "let Some(slot) = found else {",
+        to: "self.detector.hear(from, arrival);\n        let Some(slot) = found else {",
     },
     Mutant {
         name: "nobody is asked: a host cut off from the controller alone is called down",
@@ -210,4 +209,19 @@ fn read(path: &Path) -> Result<String, String> {
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three of them once rotted unseen, as the code that they change had been rewritten.
+    #[test]
+    fn every_planted_bug_still_finds_its_line() {
+        for m in &MUTANTS {
+            let text = read(&root().join(m.file)).unwrap();
+            assert_eq!(text.matches(m.from).count(), 1, "{}: {}", m.file, m.name);
+            assert_ne!(m.from, m.to);
+        }
+    }
 }
