@@ -340,7 +340,7 @@ impl ShardCore {
                 // What the detector took for its arrival: the receive stamps of two may be out of order.
                 let at = self.detector.record(slot).last_arrival().unwrap_or(arrival);
                 let host = admitted.datagram.header.host;
-                recorder.take(host, &seen, &admitted.stamp, at, &m);
+                recorder.take(host, &seen, &admitted.stamp, at, m);
             }
             bump(&m.beats, 1);
             bump(&m.beats_lost, u64::from(observed.lost));

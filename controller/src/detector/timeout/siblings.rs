@@ -99,13 +99,13 @@ impl Pool {
 
     fn refresh(&mut self, above: &Prior) {
         let mut beyond = self.prior.beyond;
-        for context in 0..2 {
+        for (context, beyond) in beyond.iter_mut().enumerate() {
             let n = self.beats[context] as f64;
             let mut tail: u64 = self.bins[context].iter().sum();
-            for j in 0..EDGES {
+            for (j, beyond) in beyond.iter_mut().enumerate() {
                 let pi = f64::from(above.beyond[context][j]);
                 let p = (tail as f64 + POOL_WEIGHT) / (n + POOL_WEIGHT / pi);
-                beyond[context][j] = p.clamp(1e-12, 0.5) as f32;
+                *beyond = p.clamp(1e-12, 0.5) as f32;
                 tail -= self.bins[context].get(j).copied().unwrap_or(0);
             }
         }
