@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use heartwatch_tests::fleet::{Act, Mass, MassSetup, count};
 use heartwatch_tests::world::{PATIENCE, World, eventually, now, number, stop_span, story, text};
+use serde_json::Value;
 
 const HOSTS: usize = 10_000;
 const KILLED: usize = 20;
@@ -56,6 +57,11 @@ async fn a_controller_that_stood_still_suspects_none_of_ten_thousand_hosts_and_f
         // Whatever else it may think of somebody shows within some beats.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let (events, _) = api.events(&after).await?;
+        // What took the longest to find, and why.
+        let evidence = |e: &Value| e["data"]["evidence"].clone();
+        let downs = events.iter().filter(|e| text(e, "/type") == "host.down");
+        let slowest = downs.map(evidence).max_by_key(|e| number(e, "/silence_ms"));
+        println!("of the dead, who was found last: {}", slowest.unwrap_or_default());
         let of = |kind: &str| -> BTreeSet<String> {
             let of_kind = events.iter().filter(|e| text(e, "/type") == kind);
             of_kind.map(|e| text(e, "/host").to_owned()).filter(|h| !dead.contains(h)).collect()

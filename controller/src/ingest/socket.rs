@@ -1,7 +1,8 @@
 //! Batched UDP: many datagrams per system call, with kernel receive times, drop counts and ICMP errors.
 //!
-//! The only system calls of the product that need `unsafe`. `recvmmsg` is wrapped here rather than taken from `nix`, whose
-//! reused headers keep the control length of the batch before and so lose control data exactly when it
+//! The only system calls of the product that need `unsafe`, beside advice on memory. `recvmmsg` is wrapped
+//! here rather than taken from `nix`, whose reused headers keep the control length of the batch before and
+//! so lose control data exactly when it
 //! matters (nix-rust/nix pull request 2813).
 //!
 //! Every call is non-blocking and bounded by [`BATCH_LEN`].

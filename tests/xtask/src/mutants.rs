@@ -55,7 +55,7 @@ const MUTANTS: [Mutant; 14] = [
         name: "epoch checked now and then: recordings from before a restart prove life",
         file: "controller/src/ingest/admit.rs",
         from: "if stamp.epoch != epoch {",
-        to: "if stamp.epoch != epoch && arrival.0.is_multiple_of(2) {",
+        to: "if stamp.epoch != epoch && arrival.as_micros().is_multiple_of(2) {",
     },
     Mutant {
         name: "forged peer reply accepted: the tag of what a peer brings back is not verified",
