@@ -477,7 +477,9 @@ impl Detector {
             observed.mistake = Some(state);
         }
         if state == State::Alive {
-            if h.due > deadline {
+            // A look before the next beat is due would find nothing but that, and would have to fetch the
+            // record for it. Now the record is at hand.
+            if h.due > deadline || h.due < h.expected {
                 self.file(slot, deadline);
             }
         } else {

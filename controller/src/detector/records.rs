@@ -121,6 +121,7 @@ impl Detector {
         if let Some(hash) = ahead.hashes.get(ahead.slots.len()) {
             let slot = self.index.candidate(*hash).unwrap_or(u32::MAX);
             self.hosts.prefetch(slot);
+            self.rows.prefetch(slot);
             ahead.slots.push(slot);
         }
     }

@@ -125,6 +125,25 @@ fn after_a_stop_with_drops_one_clean_span_convicts() {
     assert!(doubt.explains(s(20), s(21), 0) && !doubt.explains(s(71), s(72), 1));
 }
 
+/// Chances were counted from the expected beat on in steps of a span, so a loss just after a step cost the
+/// next one too: 7.6 s of excuse after a stop where 4 s are fair.
+#[test]
+fn the_chance_after_a_loss_begins_where_the_loss_ends() {
+    for lost_until in [70_000, 70_400, 70_900, 71_300, 71_700] {
+        let mut doubt = dropping(0, 10, 30);
+        doubt.wake(s(70), &Waking::default());
+        record(&mut doubt, s(70), 100, 239_900);
+        for at in (70_100..=80_000).step_by(100) {
+            record(&mut doubt, ms(at), 400, if at <= lost_until { 200 } else { 0 });
+        }
+        let host = Overdue { excused_since: Some(s(70)), ..overdue(s(10)) };
+        let fair = ms(lost_until) + host.gap + host.gap / 2 + host.margin;
+        let mut looks = (70_000..80_000).step_by(50).map(ms);
+        let told = looks.find(|at| doubt.judge(&host, *at) == Excuse::None).unwrap();
+        assert!(told >= fair && told.since(fair) <= Duration::from_millis(300), "{told:?}");
+    }
+}
+
 #[test]
 fn what_is_missing_after_an_own_stall_counts_as_lost_once_all_mail_is_read() {
     // 4 000 datagrams a second; then a minute's stop that leaves ten in the mailbox.
