@@ -33,6 +33,11 @@ impl State {
     /// Every state, in display order.
     pub const ALL: [Self; 5] = [Self::Pending, Self::Alive, Self::Suspect, Self::Down, Self::Left];
 
+    /// Whether a beat may come at any moment.
+    pub const fn may_beat(self) -> bool {
+        matches!(self, Self::Alive | Self::Suspect | Self::Down)
+    }
+
     /// As it stands in JSON, labels and tables.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -205,6 +205,10 @@ impl App {
         }
         let labels = (&config.domain_labels, &*knobs);
         let known = load_registry(&*store, &view, labels, &*clock, count).await?;
+        let assigner = config.intervals.as_ref().map(|rules| {
+            let known = known.iter().flatten().flatten();
+            pacing::at_start(rules, known, &assigned, clock.now())
+        });
         let pause = Driver::load_pause(&*store).await?;
 
         let (stop, stopped) = watch::channel(false);
@@ -304,8 +308,8 @@ impl App {
             api_listener,
             stopped.clone(),
         )?;
-        let pacing = config.intervals.clone().map(|rules| Pacing {
-            rules,
+        let pacing = assigner.map(|assigner| Pacing {
+            assigner,
             shards: shards.clone(),
             assigned,
             shown: intervals,
@@ -576,6 +580,8 @@ fn spawn_shard(
         if refused > 0 {
             log::error!("shard {shard} is full: {refused} known hosts are not watched");
         }
+        // The time in which the registry was loaded is no pause of ours: nobody was judged yet.
+        worker.core.begin(worker.clock.now());
         worker.run();
     };
     std::thread::Builder::new()

@@ -191,6 +191,11 @@ impl Rows {
         }
     }
 
+    /// When a slot will be looked at; `None` if it is in no row.
+    pub fn due(&self, slot: u32) -> Option<Instant> {
+        self.due.get(slot as usize).copied().filter(|due| *due != UNFILED)
+    }
+
     /// Has fetched what filing a slot needs.
     #[inline]
     pub(crate) fn prefetch(&self, slot: u32) {

@@ -37,6 +37,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::hash_map::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::LoadSample;
@@ -278,6 +279,11 @@ impl Detector {
         &self.doubt
     }
 
+    /// Begins to listen: what came before says nothing about our hearing.
+    pub fn begin(&mut self, now: Instant) {
+        self.doubt = Doubt::new(now, self.settings.doubt_max);
+    }
+
     /// Takes note of how time went by while the shell waited; before any mail is read.
     pub fn wake(&mut self, now: Instant, waking: &Waking) {
         let asleep = u64::try_from(waking.suspended.as_nanos()).unwrap_or(u64::MAX);
@@ -440,9 +446,13 @@ impl Detector {
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(&patience)));
         h.hear(arrival);
         if h.is(EXCUSED)
-            && let Some(rare) = rare.get_mut(&slot)
+            && let Entry::Occupied(mut of) = rare.entry(slot)
         {
-            rare.excused = None;
+            of.get_mut().excused = None;
+            // After a cut these are as many as there are hosts.
+            if of.get().other_until == Instant(0) {
+                of.remove();
+            }
         }
         h.flag(MISSING_REPORTED | EXCUSED, false);
         let from = Address::from(proof.from);
@@ -772,8 +782,10 @@ impl Detector {
             let id = host.id;
             assert_eq!(self.slot(id), Some(slot));
             alive[usize::from(host.knobs)] += u64::from(host.state == State::Alive);
-            let may_beat = matches!(host.state, State::Alive | State::Suspect | State::Down);
-            classes[usize::from(host.class)] += u64::from(may_beat);
+            classes[usize::from(host.class)] += u64::from(host.state.may_beat());
+            if host.state == State::Alive {
+                assert_eq!(self.rows.due(slot), Some(host.due), "{id} is not filed as it says");
+            }
             let probed = self.confirm.get(slot).is_some();
             assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);
         }

@@ -68,7 +68,7 @@ impl Detector {
         let h = self.hosts.get(slot).expect("slot is live: the index owns it");
         let alive = &mut self.knobs[usize::from(h.knobs)].alive;
         *alive = change(*alive, u64::from(h.state == State::Alive));
-        let may_beat = matches!(h.state, State::Alive | State::Suspect | State::Down);
+        let may_beat = h.state.may_beat();
         let class = &mut self.classes[usize::from(h.class)];
         *class = change(*class, u64::from(may_beat));
     }

@@ -180,6 +180,11 @@ impl ShardCore {
         self.detector.register(known, now).is_some()
     }
 
+    /// Begins to listen; the time before does not count as a pause of our own.
+    pub fn begin(&mut self, now: Instant) {
+        self.detector.begin(now);
+    }
+
     /// Forgets a host.
     pub fn remove(&mut self, host: HostId) -> bool {
         if let Some(slot) = self.detector.slot(host) {
