@@ -6,8 +6,8 @@
 /// CPU time of a beat, all of it: the kernel's receive path, admission, detector, its share of the acks.
 /// Nanoseconds; compare `controller_ns` of `cargo xtask bench ingest`.
 pub const BEAT_NS: f64 = 1_000.0;
-/// Resident memory of a host with name and three labels, bytes; compare `bytes_per_host` of `cargo xtask bench
-/// memory`.
+/// Resident memory of a host with name and three labels, bytes; compare `bytes_per_host` of `cargo xtask
+/// bench memory`.
 pub const HOST_BYTES: f64 = 400.0;
 /// Resident memory without any host, bytes.
 pub const BASE_BYTES: f64 = 32e6;
