@@ -141,7 +141,7 @@ pub const FIGURES: [Figure; 19] = [
         "cores_busy",
         "cores busy",
         "beats · time per beat (its share of the acks is in it)",
-        "measured: cargo xtask bench ingest (plan/cost.rs)",
+        "a budget (plan/cost.rs); compare cargo xtask bench ingest",
     ),
     figure(
         "cores",
@@ -153,7 +153,7 @@ pub const FIGURES: [Figure; 19] = [
         "memory_bytes",
         "memory",
         "a fixed part + hosts · bytes per host",
-        "measured: cargo xtask bench memory (plan/cost.rs)",
+        "a budget (plan/cost.rs); compare cargo xtask bench memory",
     ),
     figure(
         "buffer_bytes_per_shard",
