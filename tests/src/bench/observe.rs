@@ -154,11 +154,6 @@ impl Beating {
         }
         Ok(spent)
     }
-
-    /// The detector.
-    pub fn detector(&mut self) -> &mut Detector {
-        &mut self.detector
-    }
 }
 
 /// A slab of 64-byte records, changed in the same order.
@@ -178,18 +173,6 @@ const SIZES: [(usize, [&str; 4]); 3] = [
     (1_000_000, ["ns_1m", "limit_1m", "ratio_1m", "judge_ns_1m"]),
     (4_000_000, ["ns_4m", "limit_4m", "ratio_4m", "judge_ns_4m"]),
 ];
-
-/// Beats of `hosts` hosts, many times over: what a profiler or an instruction counter looks at.
-pub fn beats(hosts: usize, rounds: u32) -> Result<()> {
-    let mut beating = Beating::new(hosts, WARM_UP, 7)?;
-    let mut spent = Cost::default();
-    for _ in 0..rounds {
-        spent = spent + beating.round()?;
-    }
-    let beats = (hosts as u64 * u64::from(rounds)) as f64;
-    println!("{:.1} ns/beat, {:.1} ns of judging", spent.observe / beats, spent.judge / beats);
-    Ok(())
-}
 
 /// Measures: the median of some rounds at each size.
 pub(super) fn run(context: &BenchContext) -> Result<Figures> {
