@@ -184,6 +184,9 @@ pub struct Status {
     pub deliveries: BTreeMap<String, BTreeMap<String, u64>>,
     /// Events that wait in memory for the store.
     pub events_waiting: u64,
+    /// Rows of the registry that changed without an event and wait to be written.
+    #[serde(default)]
+    pub rows_waiting: u64,
     /// Assigned intervals, if there is a budget of beats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<IntervalsStatus>,

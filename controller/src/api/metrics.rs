@@ -228,6 +228,9 @@ fn controller(f: &mut Families, s: &Snapshot<'_>) {
     f.gauge("store_writable", "1 while the store can be written.", flag(writable));
     let waiting = status.events_waiting as f64;
     f.gauge("events_waiting", "Events that wait in memory for the store.", waiting);
+    let waiting = status.rows_waiting as f64;
+    let help = "Rows of the registry that changed without an event and wait for the store.";
+    f.gauge("rows_waiting", help, waiting);
 }
 
 type Read = fn(&ShardMetrics) -> u64;

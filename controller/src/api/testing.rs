@@ -40,6 +40,7 @@ pub(crate) fn status() -> Status {
         pause: None,
         deliveries: BTreeMap::new(),
         events_waiting: 0,
+        rows_waiting: 0,
         intervals: Some(IntervalsStatus {
             budget_per_s: 1_000.0,
             planned_per_s: 750.0,

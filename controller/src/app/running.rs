@@ -159,6 +159,7 @@ impl Control for Running {
             pause: self.driver.pause(),
             deliveries,
             events_waiting: self.driver.waiting(),
+            rows_waiting: self.driver.changed(),
             intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

@@ -31,7 +31,7 @@
 //! `doubt_max` a host is judged all the same: probes over a separate socket then decide, and the shard
 //! is *blind* until it has heard well for a while, which holds actions but never states.
 //!
-//! Cost: a few comparisons a datagram; a judged host costs O(windows since it was due).
+//! Cost: a few comparisons a datagram; a judged host costs O(beats that it missed).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -480,13 +480,15 @@ impl Doubt {
 
     /// The greatest drop share of any window that overlaps `from..=to`, and what made it.
     fn worst(&self, from: Instant, to: Instant) -> (f64, DoubtReason) {
-        // Newest first, and no further back than the span.
-        std::iter::once(&self.open)
-            .chain(self.windows.iter().rev())
-            .take_while(|w| w.end >= from)
-            .filter(|w| w.start <= to)
+        // In order of time, so the first that reaches the span is found by halving: in the worst hour every
+        // host of the fleet is judged here, and each of its missed beats asks.
+        let first = self.windows.partition_point(|w| w.end < from);
+        let closed = self.windows.range(first..).take_while(|w| w.start <= to);
+        let open = Some(&self.open).filter(|w| w.end >= from && w.start <= to);
+        closed
+            .chain(open)
             .map(|w| (w.drop_share(), w.reason()))
-            .fold((0.0, DoubtReason::Drops), |a, b| if b.0 > a.0 { b } else { a })
+            .fold((0.0, DoubtReason::Drops), |a, b| if b.0 >= a.0 { b } else { a })
     }
 
     /// Judges a host whose deadline has passed, as of the watermark `seen`: everything up to it has been

@@ -70,6 +70,8 @@ const SUSPECT_TOLERANCE: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How many looks ahead the records of hosts are fetched.
 const JUDGE_AHEAD: usize = 6;
+/// Hosts that are judged in one pass, and steps towards suspects: a few milliseconds' worth.
+const JUDGED_MAX: usize = 1_024;
 /// Hosts looked at to find one by which to try a silent link.
 const TRY_LINK_LOOKS: usize = 256;
 
@@ -193,6 +195,8 @@ pub struct Detector {
     rows: Rows,
     confirm: Confirm,
     doubt: Doubt,
+    /// When we began to listen.
+    begun: Instant,
     siblings: Siblings,
     groups: HashMap<u64, GroupId>,
     /// Margins by [`Profile::knobs`]; never empty.
@@ -232,6 +236,7 @@ impl Detector {
             rows: Rows::default(),
             confirm: Confirm::new(settings.plan, now),
             doubt: Doubt::new(now, settings.doubt_max),
+            begun: now,
             siblings: Siblings::default(),
             groups: HashMap::new(),
             knobs: Turned::all(knobs, now),
@@ -281,6 +286,7 @@ impl Detector {
 
     /// Begins to listen: what came before says nothing about our hearing.
     pub fn begin(&mut self, now: Instant) {
+        self.begun = now;
         self.doubt = Doubt::new(now, self.settings.doubt_max);
     }
 
@@ -574,7 +580,8 @@ impl Detector {
     }
 
     /// Judges what is due, as of the watermarks: everything that arrived at the beat sockets before
-    /// `seen`, and at the probe socket before `seen_probes`, has been observed.
+    /// `seen`, and at the probe socket before `seen_probes`, has been observed. At most [`JUDGED_MAX`] hosts:
+    /// whatever falls silent, the mail is read meanwhile. [`next_due`](Self::next_due) tells of the rest.
     pub fn judge(
         &mut self,
         seen: Instant,
@@ -589,7 +596,8 @@ impl Detector {
             self.knobs.iter_mut().for_each(|k| k.look(now));
         }
         let mut again = std::mem::take(&mut self.again);
-        while let Some(slot) = self.rows.pop_due(seen) {
+        for _ in 0..JUDGED_MAX {
+            let Some(slot) = self.rows.pop_due(seen) else { break };
             if let Some(coming) = self.rows.coming(JUDGE_AHEAD) {
                 self.hosts.prefetch(coming);
             }
@@ -631,7 +639,9 @@ impl Detector {
             // What was unanswered while nothing could be heard proves nothing.
             self.confirm.restart(now);
         }
-        while let Some(step) = self.confirm.step(now, seen.min(seen_probes), &mut self.dice) {
+        for _ in 0..JUDGED_MAX {
+            let heard = seen.min(seen_probes);
+            let Some(step) = self.confirm.step(now, heard, &mut self.dice) else { break };
             match step {
                 Step::Probe { slot, number, nonce, peers } => {
                     let h = self.host(slot);
@@ -685,6 +695,9 @@ impl Detector {
         now: Instant,
         out: &mut Vec<Judged>,
     ) -> Option<Instant> {
+        if let Some(fair) = self.fair_chance(slot).filter(|fair| *fair > seen) {
+            return Some(fair);
+        }
         let h = self.host(slot);
         let restored = h.state == State::Suspect;
         let excused = self.excused(slot);

@@ -185,16 +185,7 @@ impl Detector {
         }
         let s = &self.settings;
         let due = match known.state {
-            State::Alive | State::Suspect => {
-                let half = s.restart_grace / 2;
-                let spread = u32::from_be_bytes([
-                    known.id.0[12],
-                    known.id.0[13],
-                    known.id.0[14],
-                    known.id.0[15],
-                ]);
-                Some(now + half + half.mul_f64(f64::from(spread) / f64::from(u32::MAX)))
-            }
+            State::Alive | State::Suspect => Some(now + self.grace_of(known.id)),
             State::Pending if known.missing_reported => None,
             // The grace at least, should the wall clock by which `in_state` was told be wrong.
             State::Pending => {
@@ -220,6 +211,38 @@ impl Detector {
             self.file(slot, due);
         }
         Some(slot)
+    }
+
+    /// How long a host that was alive before our start may stay silent: until some moment of the second
+    /// half of `restart_grace`, so that not all are looked at in one moment.
+    fn grace_of(&self, id: HostId) -> Duration {
+        let half = self.settings.restart_grace / 2;
+        let spread = u32::from_be_bytes([id.0[12], id.0[13], id.0[14], id.0[15]]);
+        half + half.mul_f64(f64::from(spread) / f64::from(u32::MAX))
+    }
+
+    /// Until when a host that has proved nothing since our start is not judged: its grace counts from when
+    /// we began to listen, however long it took to load the registry.
+    pub(super) fn fair_chance(&self, slot: u32) -> Option<Instant> {
+        let h = self.host(slot);
+        let fair = self.begun + self.grace_of(h.id);
+        h.last_arrival().is_none().then_some(fair)
+    }
+
+    /// A host that was alive before our start, and has proved nothing since, has sent something authentic
+    /// that proves no life yet; `gap` is when its next beat is due. Either it was asked for proof just now,
+    /// or we could not ask yet: we owe it the time in which that next beat must come. But not beyond
+    /// `doubt_max` after we began to listen: somebody who plays recordings of a dead host gains no more.
+    pub fn await_proof(&mut self, slot: u32, gap: Duration, now: Instant) {
+        let h = self.host(slot);
+        if h.state != State::Alive || h.last_arrival().is_some() {
+            return;
+        }
+        let owed = now + gap.min(self.settings.gap_max) + self.margin(h).0;
+        let until = owed.min(self.begun + self.settings.doubt_max);
+        // It is filed for an earlier look, which will find that it is not over.
+        let h = self.host_mut(slot);
+        h.until = h.until.max(until);
     }
 
     /// Forgets a host. `false` if it was not tracked.

@@ -6,8 +6,8 @@
 //! store that can't write is tried again with growing waits and nothing is skipped.
 //!
 //! Bounds: [`queue::WORK_MAX`] things with [`queue::ROWS_MAX`] rows wait here; beyond that no news is taken,
-//! the channel before it fills, and shards merge news per host. So memory is bounded by the number of
-//! hosts whatever the disk does.
+//! the channel before it fills, and shards merge news per host. Of rows that changed without an event only
+//! the ids wait. So memory is bounded by the number of hosts whatever the disk does.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -76,6 +76,7 @@ type Batch = queue::Batch<oneshot::Sender<()>>;
 #[derive(Debug, Default)]
 pub struct DriverStatus {
     waiting: AtomicU64,
+    changed: AtomicU64,
     store_error: Mutex<Option<String>>,
     pause: Mutex<Option<Pause>>,
 }
@@ -84,6 +85,11 @@ impl DriverStatus {
     /// Things that wait to be written.
     pub fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Rows of the registry that changed without an event and wait to be written.
+    pub fn changed(&self) -> u64 {
+        self.changed.load(Ordering::Relaxed)
     }
 
     /// What the store said when it last failed, if it has not worked since.
@@ -186,12 +192,14 @@ impl Driver {
         let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
         loop {
             if writing.is_none()
-                && let Some(batch) = running.work.next_batch()
+                && let Some(batch) = running.next_batch()
             {
                 let seed = rand::RngExt::random(&mut running.rng);
                 writing = Some(tokio::spawn(writer.clone().write(batch, seed)));
             }
-            running.d.status.waiting.store(running.work.len() as u64, Ordering::Relaxed);
+            let status = &running.d.status;
+            status.waiting.store(running.work.len() as u64, Ordering::Relaxed);
+            status.changed.store(running.work.changed_len() as u64, Ordering::Relaxed);
             tokio::select! {
                 done = async { writing.as_mut().expect("checked by the guard").await },
                     if writing.is_some() =>
@@ -220,7 +228,7 @@ impl Driver {
             if let Some(writing) = writing {
                 writing.await.map_err(|_| StoreError::Unknown)??;
             }
-            while let Some(batch) = running.work.next_batch() {
+            while let Some(batch) = running.next_batch() {
                 writer.clone().write(batch, 0).await?;
             }
             Ok(())
@@ -229,9 +237,10 @@ impl Driver {
             Ok(result) => result,
             Err(_) => {
                 log::warn!(
-                    "stopping with {} writes undone: the store can't write; the same will be \
-                     decided again after the next start",
-                    running.work.len()
+                    "stopping with {} writes undone and {} rows unsaved: the store can't write, or not so \
+                     fast; the same will be decided and learnt again after the next start",
+                    running.work.len(),
+                    running.work.changed_len()
                 );
                 Ok(())
             }
@@ -245,6 +254,11 @@ impl Driver {
 }
 
 impl Running {
+    fn next_batch(&mut self) -> Option<Batch> {
+        let view = &self.d.view;
+        self.work.next_batch(|host| Some(view.get(host)?.row))
+    }
+
     fn hear(&mut self, notice: Notice) {
         match notice {
             Notice::Facts(facts) => self.facts(*facts),
@@ -274,7 +288,7 @@ impl Running {
         if facts.new || known.is_none_or(|k| k.row != row) {
             // Only a new host's cell is taken over: later facts may be older than a removal and an import.
             self.d.view.upsert(&row, facts.new.then_some(facts.live));
-            self.work.save(row);
+            self.work.change(row.id);
         }
     }
 
@@ -283,7 +297,7 @@ impl Running {
         if known.row.address != Some(address) {
             let row = HostRow { address: Some(address), ..known.row };
             self.d.view.upsert(&row, None);
-            self.work.save(row);
+            self.work.change(host);
         }
     }
 
@@ -307,7 +321,7 @@ impl Running {
                 log::info!("{} {}", event.kind, line(&decision.row, &event));
                 self.work.push(Work::Event(Box::new(event)));
             }
-            None if changed => self.work.save(decision.row),
+            None if changed => self.work.change(decision.row.id),
             None => {}
         }
     }
@@ -458,6 +472,7 @@ impl Running {
     fn import(&mut self, hosts: Vec<ImportHost>) -> ImportReport {
         let mut report = ImportReport::default();
         let mut by_shard: Vec<Vec<Known>> = vec![Vec::new(); self.d.shards.len()];
+        let mut rows = Vec::new();
         let wall = self.d.clock.wall();
         for host in hosts {
             if self.d.view.contains(host.id) {
@@ -469,8 +484,12 @@ impl Running {
             let row = HostRow { name: host.name, labels: host.labels, ..new_row(host.id, wall) };
             self.d.view.upsert(&row, Some(live));
             by_shard[shard].push(known_of(&row, &self.d.domains, &self.d.knobs, wall, live));
-            self.work.save(row);
+            rows.push(row);
             report.added += 1;
+        }
+        while !rows.is_empty() {
+            let rest = rows.split_off(rows.len().min(READ_LEN_MAX));
+            self.work.push(Work::Rows(std::mem::replace(&mut rows, rest)));
         }
         for (shard, known) in by_shard.into_iter().enumerate().filter(|(_, k)| !k.is_empty()) {
             self.tell_shard(shard, ShardCommand::Register(known));

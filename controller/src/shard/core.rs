@@ -482,9 +482,14 @@ impl ShardCore {
             Challenge::Epoch => h.challenge_next,
             Challenge::Nonce => h.nonce_next,
         };
-        if now < next || !self.pace.take(now) {
+        if now < next {
             return;
         }
+        self.detector.await_proof(slot, admitted.stamp.gap, now);
+        if !self.pace.take(now) {
+            return;
+        }
+        let h = self.detector.record(slot);
         inc(&self.metrics.challenges);
         match how {
             Challenge::Epoch => {

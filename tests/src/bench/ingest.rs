@@ -24,7 +24,7 @@ use anyhow::{Result, ensure};
 use super::sink::Sink;
 use super::stage::{Stage, StageSetup};
 use super::{Context, Figures};
-use crate::fleet::{Mass, MassSetup, count};
+use crate::fleet::{First, Mass, MassSetup, count};
 use crate::machine;
 use crate::world::{World, now};
 
@@ -204,7 +204,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     drop(stage);
     let sink = Sink::start(Some(core))?;
     let mut mass = Mass::start(&MassSetup {
-        introduced: true,
+        first: First::Beat,
         join: Duration::from_secs(1),
         core: Some(other),
         ..MassSetup::new(sink.address, world.secret().clone(), hosts)

@@ -21,6 +21,7 @@ mod million;
 pub mod observe;
 mod peers;
 pub mod plot;
+mod prepared;
 mod restart;
 pub mod sink;
 pub mod stage;

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::stage::{Stage, StageSetup};
 use super::{Context, Figures};
-use crate::fleet::{Act, Mass, MassSetup, count, mass_id};
+use crate::fleet::{Act, First, Mass, MassSetup, count, mass_id};
 use crate::machine;
 use crate::world::{PATIENCE, Process, World, now};
 
@@ -85,7 +85,7 @@ async fn python(hosts: usize, span: Duration) -> Result<Rated> {
     monitor.says("listening", PATIENCE).await?;
     let port: u16 = said("listening").context("it tells its port")?.parse()?;
     let mass = Mass::start(&MassSetup {
-        introduced: true,
+        first: First::Beat,
         join: Duration::from_secs(1),
         ..MassSetup::new(([127, 0, 0, 1], port).into(), world.secret().clone(), hosts)
     })?;

@@ -1,4 +1,7 @@
 //! A real controller with a mass of hosts that it knows: where every measurement begins.
+//!
+//! The hosts are in its registry before it starts, so a stage begins as after a restart of the controller;
+//! what it costs to register them is measured by itself, in `register`.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -6,12 +9,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use heartwatch_common::time::Instant;
 
-use crate::fleet::{Mass, MassSetup, count};
+use super::prepared;
+use crate::fleet::{First, Mass, MassSetup, count};
 use crate::machine;
 use crate::world::{Api, Controller, World, eventually, now, number};
 
 /// How long a whole fleet may take to become known and its joining to be journaled.
 const JOIN_MAX: Duration = Duration::from_secs(600);
+
+/// Beats a second while the hosts come back to a controller that was away; only then all that is wanted.
+const GENTLE_PER_S: f64 = 150_000.0;
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug)]
@@ -87,25 +94,44 @@ impl<'w> Stage<'w> {
     /// Starts a controller, without hosts.
     pub async fn controller(world: &'w World, setup: &StageSetup) -> Result<Controller> {
         let top = format!("shards = {}\nlog_level = \"warn\"", setup.shards);
+        Self::on_its_core(setup, world.controller().only_top(&top).start()).await
+    }
+
+    /// Has a controller started on its core: what this thread starts inherits it.
+    async fn on_its_core<T>(
+        setup: &StageSetup,
+        start: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let all = machine::cores();
-        // What this thread starts inherits its core.
         machine::stay_on(setup.controller_core)?;
-        let started = world.controller().only_top(&top).start().await;
+        let started = start.await;
         machine::stay_on_all(&all)?;
         started
     }
 
-    /// Starts a controller and hosts, and waits until every host is known and alive.
+    /// Starts a controller that knows the hosts, and the hosts, and waits until every one is alive.
     pub async fn raise(world: &'w World, setup: StageSetup) -> Result<Self> {
-        let controller = Self::controller(world, &setup).await?;
-        let api = controller.api()?;
+        let mut controller = Self::controller(world, &setup).await?;
+        controller.pin_ports()?;
+        controller.stop().await?;
+        let gentle =
+            setup.interval.max(Duration::from_secs_f64(setup.hosts as f64 / GENTLE_PER_S));
         let mass = Mass::start(&MassSetup {
-            interval: setup.interval,
+            interval: gentle,
             shards: setup.shards,
             core: setup.fleet_core,
+            first: First::BeatUntilAcked,
+            join: gentle,
             ..MassSetup::new(controller.beats(), world.secret().clone(), setup.hosts)
         })?;
-        let stage = Self { mass, controller, api, setup, world };
+        prepared::fill(controller.state_dir(), &mass, setup.hosts).await?;
+        // The hosts beat already when it comes back: otherwise it would miss them.
+        Self::on_its_core(&setup, controller.start()).await?;
+        let api = controller.api()?;
+        let mut stage = Self { mass, controller, api, setup, world };
+        stage.all_alive().await?;
+        stage.mass.set_interval(setup.interval);
+        tokio::time::sleep(gentle.mul_f64(1.3)).await;
         stage.all_alive().await?;
         Ok(stage)
     }
@@ -129,8 +155,9 @@ impl<'w> Stage<'w> {
             ensure!(alive == hosts, "{alive} of them are alive: {}", status["hosts"]);
             let scrape = self.api.metrics().await?;
             let waiting = sum(&scrape, "heartwatch_notices_waiting", "")
-                + sum(&scrape, "heartwatch_events_waiting", "");
-            ensure!(waiting == 0.0, "{waiting} notices and events wait");
+                + sum(&scrape, "heartwatch_events_waiting", "")
+                + sum(&scrape, "heartwatch_rows_waiting", "");
+            ensure!(waiting == 0.0, "{waiting} notices, events and rows wait");
             Ok(Some(()))
         })
         .await?;

@@ -12,7 +12,7 @@ use clap::Parser;
 use heartwatch_common::auth::{Keyring, load_secret};
 use heartwatch_tests::bench::sink::{Counted, Sink};
 use heartwatch_tests::bench::stage::{Stage, StageSetup, portion, sum};
-use heartwatch_tests::fleet::{Act, Mass, MassSetup, count};
+use heartwatch_tests::fleet::{Act, First, Mass, MassSetup, count};
 use heartwatch_tests::machine;
 use heartwatch_tests::world::{Api, Controller, World, now, number, text};
 
@@ -199,7 +199,7 @@ impl Run {
             shards,
             segments: args.segments,
             core: args.core,
-            introduced: args.sink,
+            first: if args.sink { First::Beat } else { First::Hello },
             ..setup
         };
         let mass = Mass::start(&setup)?;

@@ -20,7 +20,8 @@ use heartwatch_common::wire::{
 };
 use heartwatch_controller::shard::route::shard_of;
 
-use super::mass::{Act, Counts, MassSetup, Order};
+use super::facts::MassFacts;
+use super::mass::{Act, Counts, First, MassSetup, Order};
 use super::member::{Life, Member, NEVER, Pace, Taken, Tick};
 use super::mix::{Draws, Shuffle, mass_id, mass_number};
 use super::post::{Batch, Post};
@@ -43,12 +44,6 @@ const RELAYS_MAX: usize = 65_536;
 const RELAY_LIFE: Duration = Duration::from_secs(3);
 /// First beats after a restart are spread over at most this, ms.
 const RESTART_SPREAD: u32 = 5_000;
-/// Hosts in a rack, racks in a zone, pools.
-const RACK: usize = 40;
-const ZONES: usize = 3;
-/// All as long, so that all hellos are: they travel together.
-const POOLS: [&str; 5] = ["front", "cache", "batch", "store", "index"];
-
 struct Relay {
     back: SocketAddr,
     until: Instant,
@@ -106,8 +101,10 @@ impl Engine {
             let at = u32::try_from(n as u64 * join / hosts).unwrap_or(HORIZON);
             let member = &mut engine.members[n];
             member.start(at, engine.setup.boot);
-            if engine.setup.introduced {
-                member.introduce();
+            match engine.setup.first {
+                First::Hello => {}
+                First::Beat => member.introduce(),
+                First::BeatUntilAcked => member.remember(),
             }
             engine.file_start(n, at);
         }
@@ -119,6 +116,11 @@ impl Engine {
     fn file_start(&mut self, n: usize, at: Tick) {
         let filed = self.wheel.file(n as u32, at);
         self.members[n].filed(filed);
+    }
+
+    /// Where its datagrams come from; host `n` uses the one with that number modulo their count.
+    pub(super) fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.post.addresses()
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Order>) {
@@ -302,16 +304,15 @@ impl Engine {
             return;
         }
         let host = mass_id(n);
-        let (rack, zone) = (n / RACK, n / RACK % ZONES);
-        let name = format!("host-{n:07}.fleet.example");
-        let (rack, zone) = (format!("r{rack:06}"), format!("zone-{zone}"));
+        let facts = MassFacts::of(n);
+        let [pool, zone, rack] = facts.labels();
         let fields = [
-            Field::Name(&name),
-            Field::AgentVersion(env!("CARGO_PKG_VERSION")),
-            Field::Os("Debian GNU/Linux 13"),
-            Field::Label("pool", POOLS[n % POOLS.len()]),
-            Field::Label("zone", &zone),
-            Field::Label("rack", &rack),
+            Field::Name(&facts.name),
+            Field::AgentVersion(MassFacts::AGENT_VERSION),
+            Field::Os(MassFacts::OS),
+            Field::Label(pool.0, pool.1),
+            Field::Label(zone.0, zone.1),
+            Field::Label(rack.0, rack.1),
         ];
         let key = &self.members[n].key;
         let header = header(key, host, FLAG_ACK_WANTED);

@@ -44,8 +44,8 @@ pub struct MassSetup {
     pub join: Duration,
     /// Number of the first boot.
     pub boot: u32,
-    /// Whether they take themselves for known from the start: no hellos, an ack wanted now and then.
-    pub introduced: bool,
+    /// How they begin.
+    pub first: First,
     /// Source ports; each is shared by many hosts.
     pub sockets: usize,
     /// Shards of the controller: datagrams of one super-packet go to one shard.
@@ -69,7 +69,7 @@ impl MassSetup {
             jitter: 0.2,
             join: Duration::from_secs_f64(1.0f64.max(hosts as f64 / 25_000.0)),
             boot: 1,
-            introduced: false,
+            first: First::Hello,
             sockets: 16,
             shards: 1,
             segments: 64,
@@ -77,6 +77,17 @@ impl MassSetup {
             seed: 20_261_122,
         }
     }
+}
+
+/// How hosts begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// With a hello, as after a boot.
+    Hello,
+    /// With beats, as those whose session goes on: an ack wanted now and then.
+    Beat,
+    /// With beats that want an ack, until one comes: as known hosts whose controller has been away.
+    BeatUntilAcked,
 }
 
 /// What to do to hosts.
@@ -178,6 +189,7 @@ pub struct Mass {
     counts: Arc<Counts>,
     shuffle: Shuffle,
     interval: Duration,
+    addresses: Vec<SocketAddr>,
 }
 
 impl Mass {
@@ -194,23 +206,29 @@ impl Mass {
             .name("mass".into())
             .spawn(move || {
                 let engine = machine::stay_on(core)
-                    .and_then(|()| Engine::new(setup, shuffle, shared).context("the sockets"));
+                    .and_then(|()| Engine::new(setup, shuffle, shared).context("the sockets"))
+                    .and_then(|engine| Ok((engine.addresses()?, engine)));
                 match engine {
-                    Ok(engine) => {
-                        drop(ready.send(Ok(())));
+                    Ok((addresses, engine)) => {
+                        drop(ready.send(Ok(addresses)));
                         engine.run(&inbox);
                     }
                     Err(e) => drop(ready.send(Err(e))),
                 }
             })
             .context("cannot start the fleet's thread")?;
-        is_ready.recv().context("the fleet's thread has died")??;
-        Ok(Self { orders, thread: Some(thread), counts, shuffle, interval })
+        let addresses = is_ready.recv().context("the fleet's thread has died")??;
+        Ok(Self { orders, thread: Some(thread), counts, shuffle, interval, addresses })
     }
 
     /// Its counters.
     pub fn counts(&self) -> &Counts {
         &self.counts
+    }
+
+    /// Where host number `n` beats from.
+    pub fn address(&self, n: usize) -> SocketAddr {
+        self.addresses[n % self.addresses.len()]
     }
 
     /// The id of the host at a place.

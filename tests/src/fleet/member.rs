@@ -136,6 +136,12 @@ impl Member {
         self.acked = true;
     }
 
+    /// Makes it one that the controller knows from before: it beats without hellos, and wants an ack for
+    /// each beat until one comes.
+    pub(super) fn remember(&mut self) {
+        self.hello_due = NEVER;
+    }
+
     /// Goes on after a pause: a beat at once, then the schedule.
     pub(super) fn resume(&mut self, at: Tick) {
         self.life = Life::Alive;

@@ -22,10 +22,12 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::world::host_id;
-pub use mass::{Act, Counts, HOSTS_MAX, Mass, MassSetup, count};
+pub use facts::MassFacts;
+pub use mass::{Act, Counts, First, HOSTS_MAX, Mass, MassSetup, count};
 pub use mix::{mass_id, mass_number};
 
 mod engine;
+mod facts;
 mod mass;
 mod member;
 mod mix;

@@ -111,6 +111,11 @@ impl Post {
         })
     }
 
+    /// Where its datagrams come from.
+    pub(super) fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.outlets.iter().map(|outlet| outlet.socket.local_addr()).collect()
+    }
+
     /// How many sockets.
     pub(super) fn sockets(&self) -> usize {
         self.outlets.len()
