@@ -425,8 +425,8 @@ impl Engine {
             }
             Message::Probe(probe) => {
                 let gap = self.gap(n, now);
+                self.settle(n, |m| m.learn(probe.epoch));
                 let member = &mut self.members[n];
-                member.learn(probe.epoch);
                 let reply = ProbeReply { stamp: member.stamp(now, gap), nonce: probe.nonce };
                 let mut answer: Fixed = reply.encode(&header(&member.key, mass_id(n), 0));
                 member.key.seal(&mut answer);

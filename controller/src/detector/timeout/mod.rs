@@ -219,6 +219,12 @@ pub fn offset_ns(arrival: Instant, sent: Instant) -> i64 {
     arrival.0.wrapping_sub(sent.0) as i64
 }
 
+/// Whether a host with so many beats learns so much from one that its margin is chosen anew: each of the
+/// first sixteen, and every fourth until [`CHOOSE_MASK`].
+fn is_early(beats: u32) -> bool {
+    beats <= 16 || (beats <= CHOOSE_MASK && beats.is_multiple_of(4))
+}
+
 impl Learned {
     /// The offset that beats of this boot usually have; `None` before the first.
     pub fn baseline_ns(&self) -> Option<i64> {
@@ -284,7 +290,7 @@ impl Learned {
             self.decay(dice);
         }
         let missing = overdue_us > u64::from(self.interval_us / 2);
-        if dice >> 16 & CHOOSE_MASK == 0 || missing || self.beats() <= CHOOSE_MASK {
+        if dice >> 16 & CHOOSE_MASK == 0 || missing || is_early(self.beats()) {
             self.choose(patience, siblings.prior(group));
         }
         let unusual = overdue_us >= edge_us(usize::from(self.unusual), self.interval_us);
