@@ -52,6 +52,9 @@ pub struct RawConfig {
     pub api_token_file: Option<PathBuf>,
     /// Threads that receive and judge, 1 to 64; 0 = one per core. Default: 0.
     pub shards: u16,
+    /// Whether the kernel may hand over datagrams of one flow in one piece (UDP GRO): a gateway that sends
+    /// for many hosts by one socket costs a tenth, hosts that beat for themselves the same. Default: true.
+    pub gro: bool,
     /// error, warn, info or debug. Default: info.
     pub log_level: String,
     /// When a host is suspect, and when it is down.
@@ -76,6 +79,7 @@ impl Default for RawConfig {
             fleet_secret_file: None,
             api_token_file: None,
             shards: 0,
+            gro: true,
             log_level: "info".to_owned(),
             detector: RawDetector::default(),
             intervals: RawIntervals::default(),
@@ -277,6 +281,8 @@ pub struct Config {
     pub api_token_file: PathBuf,
     /// See [`RawConfig::shards`]; 0 = one per core.
     pub shards: u16,
+    /// See [`RawConfig::gro`].
+    pub gro: bool,
     /// See [`RawConfig::log_level`].
     pub log_level: log::LevelFilter,
     /// See [`RawDetector`].
@@ -390,6 +396,7 @@ impl RawConfig {
             fleet_secret_file: in_state(&self.fleet_secret_file, "fleet-secret"),
             api_token_file: in_state(&self.api_token_file, "api-token"),
             shards: self.shards,
+            gro: self.gro,
             log_level,
             detector: self.detector.check()?,
             knobs: AllKnobs { classes, ..self.detector.check_knobs()? },

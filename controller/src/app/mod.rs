@@ -167,7 +167,7 @@ impl App {
         let epoch = Epoch(rng.random_range(1..=u32::MAX));
 
         let count = shard_count(config.shards);
-        let mut sockets = bind_shards(&config.listen, count)?;
+        let mut sockets = bind_shards(&config.listen, count, config.gro)?;
         let listen = addresses_of(&sockets)?;
         let api_listener = listen_tcp(config.api_listen)?;
         let api_addr = api_listener.local_addr().map_err(|source| AppError::Listen {
@@ -448,7 +448,11 @@ fn shard_count(configured: u16) -> u16 {
 }
 
 /// Binds one socket per shard and address; answers them by shard.
-fn bind_shards(listen: &[SocketAddr], count: u16) -> Result<Vec<Vec<BatchSocket>>, AppError> {
+fn bind_shards(
+    listen: &[SocketAddr],
+    count: u16,
+    gro: bool,
+) -> Result<Vec<Vec<BatchSocket>>, AppError> {
     let mut shards: Vec<Vec<BatchSocket>> = (0..count).map(|_| Vec::new()).collect();
     for &wanted in listen {
         let error = |source| AppError::Listen { protocol: "UDP", address: wanted, source };
@@ -458,7 +462,11 @@ fn bind_shards(listen: &[SocketAddr], count: u16) -> Result<Vec<Vec<BatchSocket>
         let address = alone.local_addr().map_err(error)?;
         drop(alone);
         for sockets in &mut shards {
-            sockets.push(BatchSocket::bind(address, Role::Beats).map_err(error)?);
+            let mut socket = BatchSocket::bind(address, Role::Beats).map_err(error)?;
+            if gro {
+                socket.gather();
+            }
+            sockets.push(socket);
         }
         if count > 1
             && let Err(e) = shards[0][shards[0].len() - 1].steer(count)

@@ -5,7 +5,14 @@
 //! so lose control data exactly when it
 //! matters (nix-rust/nix pull request 2813).
 //!
-//! Every call is non-blocking and bounded by [`BATCH_LEN`].
+//! Every call is non-blocking and bounded by [`BATCH_LEN`], or by [`SUPERS_LEN`] super-packets.
+//!
+//! # Super-packets
+//!
+//! With `UDP_GRO` (udp(7), Linux 5.0) the kernel hands over datagrams of one flow that came together, and
+//! are of one size, as one piece of memory. Hosts that beat from addresses of their own have a flow each, so
+//! for them nothing changes; a gateway, relay or load generator that sends many datagrams by one socket
+//! costs a tenth. What comes out of a socket is the same datagrams either way.
 #![expect(unsafe_code, reason = "recvmmsg, sendmmsg, MSG_ERRQUEUE and SO_MEMINFO need libc")]
 
 use std::io;
@@ -21,8 +28,14 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 pub const BATCH_LEN: usize = 128;
 /// Room per datagram; one byte more than any true one, so that longer ones show.
 const ROOM: usize = DATAGRAM_LEN_MAX + 1;
-/// Room for control data per datagram: a timestamp, with a margin.
+/// Room for control data per datagram: a timestamp and a segment size, with a margin.
 const CONTROL_ROOM: usize = 64;
+/// Super-packets per system call, and room for each: as long as a datagram of the internet can be.
+pub const SUPERS_LEN: usize = 32;
+const SUPER_ROOM: usize = 65_536;
+/// `SOL_UDP` and `UDP_GRO` (linux/udp.h): to ask for super-packets, and the size of their pieces.
+const SOL_UDP: libc::c_int = 17;
+const UDP_GRO: libc::c_int = 104;
 /// Receive buffer that is asked for; the kernel may grant less.
 const RECEIVE_BUFFER_WANTED: usize = 64 << 20;
 /// `getsockopt` number and word of `SO_MEMINFO` (linux/sock_diag.h: `SK_MEMINFO_DROPS`).
@@ -45,15 +58,35 @@ pub struct Received<'a> {
 #[derive(Clone, Copy)]
 struct Control([u8; CONTROL_ROOM]);
 
+/// What came with a message: a datagram, or a super-packet.
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    from: Option<SocketAddr>,
+    stamp_ns: Option<i64>,
+}
+
+/// Where a datagram of the last batch lies.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    start: u32,
+    len: u16,
+    message: u16,
+}
+
 /// A UDP socket with its batch of buffers.
 pub struct BatchSocket {
     socket: UdpSocket,
-    buffers: Vec<[u8; ROOM]>,
+    /// Messages per system call, and room for each in `buffer`.
+    calls: usize,
+    room: usize,
+    buffer: Vec<u8>,
     controls: Vec<Control>,
     names: Vec<libc::sockaddr_storage>,
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
-    lens: Vec<usize>,
+    messages: Vec<Message>,
+    pieces: Vec<Piece>,
+    drained: bool,
 }
 
 // SAFETY: the raw pointers in `iovecs` and `headers` point only into this value's own heap buffers,
@@ -117,12 +150,25 @@ impl BatchSocket {
         };
         Self {
             socket,
-            buffers: vec![[0; ROOM]; BATCH_LEN],
+            calls: BATCH_LEN,
+            room: ROOM,
+            buffer: vec![0; BATCH_LEN * ROOM],
             controls: vec![Control([0; CONTROL_ROOM]); BATCH_LEN],
             names: vec![name; BATCH_LEN],
             iovecs: vec![iovec; BATCH_LEN],
             headers: vec![header; BATCH_LEN],
-            lens: vec![0; BATCH_LEN],
+            messages: Vec::with_capacity(BATCH_LEN),
+            pieces: Vec::with_capacity(BATCH_LEN),
+            drained: false,
+        }
+    }
+
+    /// Asks the kernel for super-packets. A kernel that has none hands over single datagrams as ever.
+    pub fn gather(&mut self) {
+        if set_option(self.socket.as_raw_fd(), SOL_UDP, UDP_GRO, 1).is_ok() {
+            (self.calls, self.room) = (SUPERS_LEN, SUPER_ROOM);
+            // Untouched pages of it take no memory.
+            self.buffer = vec![0; SUPERS_LEN * SUPER_ROOM];
         }
     }
 
@@ -136,11 +182,13 @@ impl BatchSocket {
         socket2::SockRef::from(&self.socket).recv_buffer_size()
     }
 
-    /// Receives what is there, at most [`BATCH_LEN`]; 0 if nothing is.
+    /// Receives what is there, at most [`BATCH_LEN`] datagrams or [`SUPERS_LEN`] super-packets. Answers how
+    /// many datagrams; 0 if nothing is there.
     pub fn receive(&mut self) -> io::Result<usize> {
-        for i in 0..BATCH_LEN {
+        let (calls, room) = (self.calls, self.room);
+        for (i, buffer) in self.buffer.chunks_exact_mut(room).enumerate() {
             self.iovecs[i] =
-                libc::iovec { iov_base: self.buffers[i].as_mut_ptr().cast(), iov_len: ROOM };
+                libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: room };
             // Written whole before every call: the kernel overwrites the lengths.
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = ptr::from_mut(&mut self.names[i]).cast();
@@ -151,12 +199,14 @@ impl BatchSocket {
             header.msg_controllen = CONTROL_ROOM as _;
             header.msg_flags = 0;
         }
+        self.messages.clear();
+        self.pieces.clear();
         // SAFETY: every header points to live buffers of the stated lengths, owned by self.
         let result = unsafe {
             libc::recvmmsg(
                 self.socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                BATCH_LEN as libc::c_uint,
+                calls as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
@@ -166,11 +216,39 @@ impl BatchSocket {
             Err(e) if would_wait(&e) => 0,
             Err(e) => return Err(e),
         };
+        self.drained = count < calls;
         for i in 0..count {
-            let truncated = self.headers[i].msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-            self.lens[i] = if truncated { ROOM } else { self.headers[i].msg_len as usize };
+            let (stamp_ns, segment) = self.control(i);
+            self.messages.push(Message { from: address_of(&self.names[i]), stamp_ns });
+            self.cut(i, segment);
         }
-        Ok(count)
+        Ok(self.pieces.len())
+    }
+
+    /// Notes where the datagrams of message `i` lie, which is in pieces of `segment` bytes if that is given.
+    fn cut(&mut self, i: usize, segment: Option<usize>) {
+        let header = &self.headers[i];
+        let whole = if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
+            self.room
+        } else {
+            header.msg_len as usize
+        };
+        let segment = segment.filter(|len| *len > 0).unwrap_or(whole);
+        let (mut at, end) = (0, whole.min(self.room));
+        loop {
+            let len = segment.min(end - at);
+            let start = (i * self.room + at) as u32;
+            self.pieces.push(Piece { start, len: len.min(ROOM) as u16, message: i as u16 });
+            at += len;
+            if at >= end {
+                return;
+            }
+        }
+    }
+
+    /// Whether the last [`Self::receive`] found all that was there.
+    pub fn is_drained(&self) -> bool {
+        self.drained
     }
 
     /// The bytes of datagram `i` of the last batch.
@@ -178,7 +256,8 @@ impl BatchSocket {
     /// # Panics
     /// If `i` is not below what [`Self::receive`] answered.
     pub fn bytes(&self, i: usize) -> &[u8] {
-        &self.buffers[i][..self.lens[i].min(ROOM)]
+        let piece = self.pieces[i];
+        &self.buffer[piece.start as usize..][..usize::from(piece.len)]
     }
 
     /// Datagram `i` of the last batch; `None` if its source is no internet address.
@@ -186,13 +265,14 @@ impl BatchSocket {
     /// # Panics
     /// If `i` is not below what [`Self::receive`] answered.
     pub fn get(&self, i: usize) -> Option<Received<'_>> {
-        let bytes = self.bytes(i);
-        let from = address_of(&self.names[i])?;
-        Some(Received { bytes, from, stamp_ns: self.stamp_ns(i) })
+        let message = self.messages[usize::from(self.pieces[i].message)];
+        Some(Received { bytes: self.bytes(i), from: message.from?, stamp_ns: message.stamp_ns })
     }
 
-    fn stamp_ns(&self, i: usize) -> Option<i64> {
+    /// When the kernel received message `i`, and the size of its pieces if it is a super-packet.
+    fn control(&self, i: usize) -> (Option<i64>, Option<usize>) {
         let header = &self.headers[i].msg_hdr;
+        let (mut stamp_ns, mut segment) = (None, None);
         // SAFETY: the header was filled by recvmmsg and its control buffer lives in self.
         let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !control.is_null() {
@@ -202,12 +282,17 @@ impl BatchSocket {
                 // SAFETY: the kernel wrote a timespec there; it may be unaligned.
                 let t =
                     unsafe { libc::CMSG_DATA(control).cast::<libc::timespec>().read_unaligned() };
-                return Some(t.tv_sec.saturating_mul(1_000_000_000).saturating_add(t.tv_nsec));
+                stamp_ns = Some(t.tv_sec.saturating_mul(1_000_000_000).saturating_add(t.tv_nsec));
+            }
+            if c.cmsg_level == SOL_UDP && c.cmsg_type == UDP_GRO {
+                // SAFETY: the kernel wrote an int there; it may be unaligned.
+                let size = unsafe { libc::CMSG_DATA(control).cast::<libc::c_int>().read_unaligned() };
+                segment = usize::try_from(size).ok();
             }
             // SAFETY: as above.
             control = unsafe { libc::CMSG_NXTHDR(header, control) };
         }
-        None
+        (stamp_ns, segment)
     }
 
     /// Datagrams that the kernel has dropped at this socket since it was made.
@@ -447,6 +532,39 @@ mod tests {
         let socket = BatchSocket::bind("127.0.0.1:0".parse().unwrap(), Role::Beats).unwrap();
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         (socket, peer)
+    }
+
+    #[test]
+    fn a_super_packet_comes_out_as_its_datagrams() {
+        let (mut socket, peer) = pair();
+        socket.gather();
+        let to = socket.local_addr().unwrap();
+        peer.connect(to).unwrap();
+        // Sent as one: 20 pieces of 80 bytes and a shorter one.
+        set_option(peer.as_raw_fd(), SOL_UDP, 103, 80).unwrap();
+        let bytes: Vec<u8> = (0..20 * 80 + 33).map(|i| (i / 80) as u8).collect();
+        peer.send(&bytes).unwrap();
+        set_option(peer.as_raw_fd(), SOL_UDP, 103, 0).unwrap();
+        peer.send(&[77; 100]).unwrap();
+        peer.send(&[]).unwrap();
+        peer.send(&[78; DATAGRAM_LEN_MAX + 500]).unwrap();
+        let mut got = Vec::new();
+        let mut calls = 0;
+        while got.len() < 24 {
+            for i in 0..socket.receive().unwrap() {
+                let one = socket.get(i).unwrap();
+                assert_eq!(one.from, peer.local_addr().unwrap());
+                assert!(one.stamp_ns.is_some());
+                got.push((one.bytes.len(), one.bytes.first().copied()));
+            }
+            assert!(socket.is_drained());
+            calls += 1;
+        }
+        let mut wanted: Vec<_> = (0..20).map(|i| (80, Some(i))).collect();
+        wanted.extend([(33, Some(20)), (100, Some(77)), (0, None)]);
+        wanted.push((DATAGRAM_LEN_MAX + 1, Some(78)));
+        assert_eq!((got, calls), (wanted, 1));
+        assert_eq!(socket.receive().unwrap(), 0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::ops::Range;
 use std::time::Duration;
 
 use heartwatch_common::daemon::Throttle;
@@ -175,12 +176,13 @@ impl Worker {
             let (mut received, mut dropped, mut busy) = (0, 0, false);
             for (i, watch) in watches.iter_mut().enumerate() {
                 let via = Via::Beats(i as u8);
-                let n = self.drain(via, watch, &mut sends, &complaint);
-                busy |= n >= BATCHES_MAX * BATCH_LEN;
+                let (n, more) = self.drain(via, watch, &mut sends, &complaint);
+                busy |= more;
                 received += n as u64;
             }
             looked = self.clock.now();
-            let n = self.drain(Via::Probes, &mut probe_watch, &mut sends, &complaint);
+            let (n, more) = self.drain(Via::Probes, &mut probe_watch, &mut sends, &complaint);
+            busy |= more;
             received += n as u64;
             self.hear_unreachables();
             self.flush(&mut sends);
@@ -263,16 +265,16 @@ impl Worker {
         true
     }
 
-    /// Reads what a socket holds, at most `BATCHES_MAX` batches. Answers how many datagrams.
+    /// Reads what a socket holds, at most `BATCHES_MAX` batches. Answers how many datagrams, and whether
+    /// there may be more.
     fn drain(
         &mut self,
         via: Via,
         watch: &mut Watch,
         sends: &mut Vec<Send>,
         complaint: &Throttle,
-    ) -> usize {
+    ) -> (usize, bool) {
         let mut total = 0;
-        let shards = self.peers.len() as u16;
         for _ in 0..BATCHES_MAX {
             let before = self.clock.now();
             let socket = match via {
@@ -292,33 +294,50 @@ impl Worker {
                     continue;
                 }
             };
-            let (now, wall_ns) = (self.clock.now(), self.clock.wall_ns());
-            self.core.look_at((0..n).map(|i| socket.bytes(i)));
-            let mut bytes = 0;
-            for i in 0..n {
-                let Some(got) = socket.get(i) else { continue };
-                bytes += got.bytes.len();
-                let arrival = watch.arrival(got.stamp_ns, wall_ns, now);
-                if let Some((owner, listen)) = elsewhere(got.bytes, via, self.shard, shards) {
-                    self.metrics.reject(Reject::OtherShard);
-                    let bytes = Box::from(got.bytes);
-                    let command = Command::Datagram { bytes, from: got.from, arrival, listen };
-                    if self.peers[usize::from(owner)].send(command).is_err() {
-                        inc(&self.metrics.dropped);
-                    }
-                    continue;
-                }
-                self.core.receive_next(i, got.bytes, got.from, via, arrival, now, sends);
+            let drained = socket.is_drained();
+            for from in (0..n).step_by(BATCH_LEN) {
+                self.take(via, from..n.min(from + BATCH_LEN), watch, sends);
             }
-            bump(&self.metrics.received_bytes, bytes as u64);
             bump(&self.metrics.received, n as u64);
             total += n;
-            if n < BATCH_LEN {
+            if drained {
                 watch.found_empty(before);
+                return (total, false);
+            }
+            if total >= BATCHES_MAX * BATCH_LEN {
                 break;
             }
         }
-        total
+        (total, true)
+    }
+
+    /// Takes a part of the batch that was received last.
+    fn take(&mut self, via: Via, part: Range<usize>, watch: &mut Watch, sends: &mut Vec<Send>) {
+        let Self { core, beats, probes, .. } = self;
+        let socket = match via {
+            Via::Beats(i) => &beats[usize::from(i)],
+            Via::Probes => probes,
+        };
+        let (now, wall_ns) = (self.clock.now(), self.clock.wall_ns());
+        let shards = self.peers.len() as u16;
+        core.look_at(part.clone().map(|i| socket.bytes(i)));
+        let mut bytes = 0;
+        for (place, i) in part.enumerate() {
+            let Some(got) = socket.get(i) else { continue };
+            bytes += got.bytes.len();
+            let arrival = watch.arrival(got.stamp_ns, wall_ns, now);
+            if let Some((owner, listen)) = elsewhere(got.bytes, via, self.shard, shards) {
+                self.metrics.reject(Reject::OtherShard);
+                let bytes = Box::from(got.bytes);
+                let command = Command::Datagram { bytes, from: got.from, arrival, listen };
+                if self.peers[usize::from(owner)].send(command).is_err() {
+                    inc(&self.metrics.dropped);
+                }
+                continue;
+            }
+            core.receive_next(place, got.bytes, got.from, via, arrival, now, sends);
+        }
+        bump(&self.metrics.received_bytes, bytes as u64);
     }
 
     /// Before the end: a goodbye that lies in a socket must not be lost, or its host is called down after
@@ -533,7 +552,7 @@ mod tests {
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[1; 80], to).unwrap();
         let mut watch = Watch::new(w.clock.now());
         let complaint = Throttle::new(Duration::from_secs(10));
-        assert_eq!(w.drain(Via::Probes, &mut watch, &mut Vec::new(), &complaint), 1);
+        assert_eq!(w.drain(Via::Probes, &mut watch, &mut Vec::new(), &complaint), (1, false));
         assert_eq!(get(&w.metrics.received), 1);
     }
 

@@ -186,6 +186,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
             hosts,
             interval: Duration::from_secs(4),
             shards: 1,
+            gro: false,
             controller_core: Some(core),
             fleet_core: Some(other),
         },

@@ -19,6 +19,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         hosts: ctx.hosts,
         interval: Duration::from_secs(1),
         shards: machine::cores().len().clamp(1, 64) as u16,
+        gro: true,
         controller_core: None,
         fleet_core: None,
     };

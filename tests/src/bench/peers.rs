@@ -56,6 +56,7 @@ async fn ours(hosts: usize, span: Duration) -> Result<Rated> {
         hosts,
         interval: Duration::from_secs(1),
         shards: 2,
+        gro: true,
         controller_core: None,
         fleet_core: None,
     };

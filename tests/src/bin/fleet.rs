@@ -176,6 +176,7 @@ impl Run {
                     hosts: args.hosts,
                     interval: args.rate,
                     shards,
+                    gro: true,
                     controller_core: args.controller_core,
                     fleet_core: args.core,
                 };
