@@ -569,3 +569,64 @@ fn a_mistake_teaches_how_long_the_silence_would_have_been() {
     let why = w.detector.why(slot, 0, ms(1_620), Duration::ZERO);
     assert_eq!((why.last_overdue_ms[0], why.mistakes), (1_000.0, 1));
 }
+
+/// A registry of a million hosts took fifteen seconds to load, and whoever was loaded first was suspected the
+/// moment that the shard began to listen.
+#[test]
+fn grace_counts_from_when_we_began_to_listen() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.detector.begin(ms(15_000));
+    let turns = w.judge(15_000, 26_000);
+    assert!(matches!(turns[..], [(20_000..25_001, Turn::Suspect), ..]), "{turns:?}");
+}
+
+/// Hosts with an interval longer than the grace were all suspected after a restart: their first beat was
+/// answered by a challenge, and the second, which proves life, could not come in time.
+#[test]
+fn who_owes_a_proof_that_was_asked_for_gets_until_its_next_beat() {
+    let mut w = World::new();
+    let slot = w.detector.register(known(1, State::Alive), ms(0)).unwrap();
+    w.detector.begin(ms(0));
+    // Heard at 9 s, with the next beat due in 12: it was asked for proof, and has until 21.5 s.
+    w.detector.await_proof(slot, Duration::from_secs(12), ms(9_000));
+    assert_eq!(w.judge(9_000, 21_499), []);
+    let turns = w.judge(21_500, 21_500);
+    assert_eq!(turns, [(21_500, Turn::Suspect)]);
+}
+
+#[test]
+fn recordings_of_a_dead_host_put_its_suspicion_off_no_longer_than_doubt_max() {
+    let mut w = World::new();
+    let slot = w.detector.register(known(1, State::Alive), ms(0)).unwrap();
+    w.detector.begin(ms(0));
+    let mut suspect = None;
+    for at in 0..40_000 {
+        w.detector.await_proof(slot, Duration::from_secs(60), ms(at));
+        let turns = w.judge(at, at);
+        suspect = suspect.or(turns.iter().any(|t| t.1 == Turn::Suspect).then_some(at));
+    }
+    assert_eq!(suspect, Some(30_000));
+}
+
+/// A shard away from its sockets for a moment once judged hundreds of thousands of hosts before it read on.
+#[test]
+fn one_pass_judges_a_bounded_number_and_says_that_there_is_more() {
+    let mut w = World::new();
+    let hosts = 3 * JUDGED_MAX + 7;
+    for n in 0..hosts {
+        let mut host = known(1, State::Alive);
+        host.id.0[..4].copy_from_slice(&(n as u32).to_be_bytes());
+        w.detector.register(host, ms(0)).unwrap();
+    }
+    let (at, mut out, mut suspects) = (ms(20_000), Vec::new(), Vec::new());
+    while w.detector.next_due().is_some_and(|due| due <= at) && suspects.len() < 9 {
+        w.detector.judge(at, at, at, &mut out);
+        let turns = out.drain(..).filter(|j| matches!(j, Judged::Turn(t) if t.turn == Turn::Suspect));
+        suspects.push(turns.count());
+    }
+    suspects.retain(|n| *n > 0);
+    assert_eq!(suspects.iter().sum::<usize>(), hosts);
+    assert!(suspects.iter().all(|n| *n <= JUDGED_MAX), "{suspects:?}");
+    w.detector.check();
+}

@@ -557,6 +557,18 @@ mod tests {
     }
 
     #[test]
+    fn a_crowd_is_dense_when_a_nap_gathers_several() {
+        let at = |us: u64| Instant(us * 1_000);
+        let mut crowd = Crowd::new(at(0));
+        (1..60).for_each(|ms| crowd.note(3, at(ms * 1_000)));
+        assert!(!crowd.is_dense(), "three a millisecond");
+        (60..120).for_each(|ms| crowd.note(5, at(ms * 1_000)));
+        assert!(crowd.is_dense(), "five a millisecond");
+        crowd.note(10, at(1_000_000));
+        assert!(!crowd.is_dense(), "a quiet second");
+    }
+
+    #[test]
     fn a_datagram_of_another_shard_is_recognised() {
         let mut bytes = [0; 80];
         bytes[8..24].copy_from_slice(&[9; 16]);
