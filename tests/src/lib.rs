@@ -1,6 +1,7 @@
 //! What proves Heartwatch: real processes in [`world`], a fleet in one process in [`fleet`], and what
 //! both share. End-to-end tests are in `tests/tests/e2e_*.rs`, each named after the behaviour it proves.
 
+pub mod beatpath;
 pub mod bench;
 pub mod chart;
 pub mod eval;

@@ -73,7 +73,7 @@ pub(crate) fn need_c_compiler() -> Result<(), String> {
 
 /// Makes sure of what only tests need; what can't be had is left out, and the tests that need it say so.
 pub(crate) fn provide_test_tools() {
-    provide_network_tools();
+    provide_debian_tools();
     let python = has("python3", "--version");
     let promtool = promtool().is_some();
     if python && promtool {
@@ -117,9 +117,15 @@ pub(crate) fn provide_redis() {
     }
 }
 
-/// `ip` and `nft`, with which the tests cut networks of their own making.
-fn provide_network_tools() {
-    let missing: Vec<&str> = [("ip", "-V", "iproute2"), ("nft", "-v", "nftables")]
+/// `ip` and `nft`, with which the tests cut networks of their own making, and valgrind, which counts the
+/// instructions of a beat.
+fn provide_debian_tools() {
+    let tools = [
+        ("ip", "-V", "iproute2"),
+        ("nft", "-v", "nftables"),
+        ("valgrind", "--version", "valgrind"),
+    ];
+    let missing: Vec<&str> = tools
         .into_iter()
         .filter(|(program, probe, _)| !has(program, probe))
         .map(|(_, _, package)| package)
@@ -127,14 +133,15 @@ fn provide_network_tools() {
     if missing.is_empty() {
         return;
     }
-    let names = missing.join(" ");
-    let installed = may_install() && apt(&["update", "-qq"], &root()) && {
-        let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
-        args.extend(&missing);
-        apt(&args, &root())
-    };
-    if !installed {
-        println!("note: the tests that cut networks will be skipped: apt-get install -y {names}");
+    let updated = may_install() && apt(&["update", "-qq"], &root());
+    for package in missing {
+        // One by one: that one of them can't be had is no reason to go without the others.
+        let args = ["install", "-y", "-qq", "--no-install-recommends", package];
+        if !(updated && apt(&args, &root())) {
+            println!(
+                "note: {package} is missing, its tests will be skipped: apt-get install -y {package}"
+            );
+        }
     }
 }
 
