@@ -622,7 +622,8 @@ fn one_pass_judges_a_bounded_number_and_says_that_there_is_more() {
     let (at, mut out, mut suspects) = (ms(20_000), Vec::new(), Vec::new());
     while w.detector.next_due().is_some_and(|due| due <= at) && suspects.len() < 9 {
         w.detector.judge(at, at, at, &mut out);
-        let turns = out.drain(..).filter(|j| matches!(j, Judged::Turn(t) if t.turn == Turn::Suspect));
+        let turns =
+            out.drain(..).filter(|j| matches!(j, Judged::Turn(t) if t.turn == Turn::Suspect));
         suspects.push(turns.count());
     }
     suspects.retain(|n| *n > 0);

@@ -187,8 +187,7 @@ impl BatchSocket {
     pub fn receive(&mut self) -> io::Result<usize> {
         let (calls, room) = (self.calls, self.room);
         for (i, buffer) in self.buffer.chunks_exact_mut(room).enumerate() {
-            self.iovecs[i] =
-                libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: room };
+            self.iovecs[i] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: room };
             // Written whole before every call: the kernel overwrites the lengths.
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = ptr::from_mut(&mut self.names[i]).cast();
@@ -286,7 +285,8 @@ impl BatchSocket {
             }
             if c.cmsg_level == SOL_UDP && c.cmsg_type == UDP_GRO {
                 // SAFETY: the kernel wrote an int there; it may be unaligned.
-                let size = unsafe { libc::CMSG_DATA(control).cast::<libc::c_int>().read_unaligned() };
+                let size =
+                    unsafe { libc::CMSG_DATA(control).cast::<libc::c_int>().read_unaligned() };
                 segment = usize::try_from(size).ok();
             }
             // SAFETY: as above.

@@ -12,10 +12,10 @@
 //! commands and hands on what the policy's queue takes; the rest waits, merged per host.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
-use std::ops::Range;
 use std::time::Duration;
 
 use heartwatch_common::daemon::Throttle;

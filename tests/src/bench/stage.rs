@@ -117,8 +117,7 @@ impl<'w> Stage<'w> {
         let mut controller = Self::controller(world, &setup).await?;
         controller.pin_ports()?;
         controller.stop().await?;
-        let gentle =
-            setup.interval.max(Duration::from_secs_f64(setup.hosts as f64 / GENTLE_PER_S));
+        let gentle = setup.interval.max(Duration::from_secs_f64(setup.hosts as f64 / GENTLE_PER_S));
         let mass = Mass::start(&MassSetup {
             interval: gentle,
             shards: setup.shards,
