@@ -46,6 +46,16 @@ pub const NONCE_CHALLENGE_EVERY: Duration = Duration::from_secs(1);
 const NONCES_MAX: usize = 65_536;
 /// Challenges per second of one shard: paces the return of a whole fleet after a restart.
 const CHALLENGE_RATE_MAX: u32 = 50_000;
+/// Acks that a shard sends in any case, per second and at once; beyond these one for each so many datagrams
+/// that it reads. Who gets none asks again with its next beat. Without a bound a shard that lags is asked by
+/// every beat instead of every tenth, and a datagram sent costs some four times one that is read.
+const ACK_RATE: u32 = 4_000;
+const ACK_BURST: u32 = 4_096;
+const READ_PER_ACK: u32 = 8;
+/// Hosts of a shard for each beat of the cadence at which they want acks, and the slowest such cadence: half a
+/// million hosts that each want one for every tenth beat would cost more in answers than in beats.
+const HOSTS_PER_BEAT_OF_CADENCE: usize = 10_000;
+const CADENCE_MAX: usize = 60;
 /// Most labels that are taken of one host.
 const LABELS_MAX: usize = 64;
 
@@ -122,6 +132,9 @@ pub struct ShardCore {
     /// When nonces past their life are next thrown away.
     sweep_at: Instant,
     pace: Bucket,
+    acks: Bucket,
+    /// Datagrams read that have not paid for an ack yet.
+    read: u32,
     notices: Notices,
     metrics: Arc<ShardMetrics>,
     recorder: Option<Recorder>,
@@ -150,6 +163,8 @@ impl ShardCore {
             nonce_count: 0,
             sweep_at: now,
             pace: Bucket::new(CHALLENGE_RATE_MAX, CHALLENGE_RATE_MAX / 10, now),
+            acks: Bucket::new(ACK_RATE, ACK_BURST, now),
+            read: 0,
             notices: Notices::default(),
             metrics,
             recorder: None,
@@ -274,6 +289,7 @@ impl ShardCore {
         let Some(slot) = found else {
             return self.stranger(&admitted, from, via, now, out);
         };
+        self.read = (self.read + 1).min(ACK_BURST * READ_PER_ACK);
         let stamp = admitted.stamp;
         let newest = self.detector.newest(slot);
         let past = || self.detector.past(slot);
@@ -299,7 +315,9 @@ impl ShardCore {
         let came_back = self.proof(slot, &admitted, from, via, arrival, rebase, now);
         // A host that came back is told at once to beat faster, if it said so by a beat of its own.
         let wants = came_back || admitted.datagram.header.flags & FLAG_ACK_WANTED != 0;
-        if wants && !matches!(admitted.datagram.message, Message::ProbeReply(_) | Message::Leave(_))
+        if wants
+            && !matches!(admitted.datagram.message, Message::ProbeReply(_) | Message::Leave(_))
+            && self.may_ack(now)
         {
             let h = self.detector.record(slot);
             let (class, hello) = (h.class, h.is(HELLO_WANTED));
@@ -308,6 +326,14 @@ impl ShardCore {
             let watched = self.watched.is_watched(slot, now);
             out.push(self.ack(&admitted, (class, watched), flags, from, via));
         }
+    }
+
+    fn may_ack(&mut self, now: Instant) -> bool {
+        if self.read >= READ_PER_ACK {
+            self.read -= READ_PER_ACK;
+            return true;
+        }
+        self.acks.take(now)
     }
 
     /// A proof of life, fresh beyond doubt. Answers whether it ended a suspicion of a host that is watched
@@ -588,6 +614,8 @@ impl ShardCore {
         let assigned = &self.identity.assigned;
         let (interval, cadence) = assigned.get(class);
         let interval = if watched { assigned.watch().hasten(interval) } else { interval };
+        let least = (self.detector.len() / HOSTS_PER_BEAT_OF_CADENCE).min(CADENCE_MAX);
+        let cadence = cadence.max(least as u16);
         let ack = Ack {
             boot: stamp.boot,
             seq: stamp.seq,

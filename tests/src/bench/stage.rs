@@ -20,6 +20,10 @@ const JOIN_MAX: Duration = Duration::from_secs(600);
 /// Beats a second while the hosts come back to a controller that was away; only then all that is wanted.
 const GENTLE_PER_S: f64 = 150_000.0;
 
+/// Steps of niceness of the controller where it shares cores with the generator. The hosts are the world
+/// outside: in truth none of them beats later because the controller is busy.
+const STEPS: u8 = 10;
+
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct StageSetup {
@@ -97,7 +101,7 @@ impl<'w> Stage<'w> {
     /// Starts a controller, without hosts.
     pub async fn controller(world: &'w World, setup: &StageSetup) -> Result<Controller> {
         let top = format!("shards = {}\ngro = {}\nlog_level = \"warn\"", setup.shards, setup.gro);
-        Self::on_its_core(setup, world.controller().only_top(&top).start()).await
+        Self::on_its_core(setup, world.controller().only_top(&top).nice(STEPS).start()).await
     }
 
     /// Has a controller started on its core: what this thread starts inherits it.

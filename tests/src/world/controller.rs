@@ -28,6 +28,7 @@ pub struct ControllerSetup<'w> {
     tail: String,
     tmpfs: Option<u32>,
     space: Option<String>,
+    nice: u8,
     args: Vec<String>,
 }
 
@@ -44,6 +45,7 @@ impl<'w> ControllerSetup<'w> {
             tail: String::new(),
             tmpfs: None,
             space: None,
+            nice: 0,
             args: Vec::new(),
         }
     }
@@ -67,6 +69,12 @@ impl<'w> ControllerSetup<'w> {
     /// Further words for `run`.
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args = args.iter().map(|a| (*a).to_owned()).collect();
+        self
+    }
+
+    /// Lets everything else go first, by so many steps of niceness.
+    pub fn nice(mut self, steps: u8) -> Self {
+        self.nice = steps;
         self
     }
 
@@ -201,6 +209,7 @@ impl<'w> ControllerSetup<'w> {
             },
             tmpfs: self.tmpfs,
             space: self.space.clone(),
+            nice: self.nice,
             args: self.args,
             process: None,
             ready: Ready::default(),
@@ -226,6 +235,7 @@ pub struct Controller {
     token_file: PathBuf,
     tmpfs: Option<u32>,
     space: Option<String>,
+    nice: u8,
     args: Vec<String>,
     process: Option<Process>,
     ready: Ready,
@@ -244,6 +254,12 @@ impl Controller {
         let mut command = match self.tmpfs {
             None => match &self.space {
                 Some(space) => inside(space, &program),
+                None if self.nice > 0 => {
+                    // It replaces itself by the program, so its id stays that of the controller.
+                    let mut command = Command::new("nice");
+                    command.args(["-n", &self.nice.to_string()]).arg(program);
+                    command
+                }
                 None => Command::new(program),
             },
             Some(kib) => {
