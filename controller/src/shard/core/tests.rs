@@ -497,3 +497,35 @@ fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
     assert_eq!(challenge(&mut w, 13, 3_600), 3, "the second one is too, but it is not yet time");
     assert_eq!(challenge(&mut w, 14, 4_200), 2);
 }
+
+/// A shard that lagged answered itself to a standstill: hosts that get no ack in time ask with every beat, and
+/// to send costs several times what it costs to read.
+#[test]
+fn acks_are_bounded_by_what_is_read_and_by_time() {
+    let mut w = World::alive();
+    let (mut acks, mut seq) = (0u32, 100);
+    // All sent within a moment, each after the one before.
+    let beat = |w: &World, seq: u32, at: u64| {
+        let sent = ms(at) + Duration::from_nanos(u64::from(seq));
+        let stamp = Stamp { sent, ..w.stamp(5, seq, at, EPOCH) };
+        let (load, round_trip) = (LoadSample::UNKNOWN, RoundTrip::UNKNOWN);
+        let beat = Beat { stamp, late_ms: 0, checks: 0, load, round_trip };
+        w.seal(beat.encode(&w.header()).to_vec())
+    };
+    // Everybody asks at once, in one moment, again and again.
+    for _ in 0..4 * ACK_BURST {
+        seq += 1;
+        let bytes = beat(&w, seq, 2_000);
+        acks += w.give(&bytes, 2_000).len() as u32;
+    }
+    assert!(acks >= ACK_BURST, "a burst is answered: {acks}");
+    assert!(acks <= ACK_BURST + 4 * ACK_BURST / READ_PER_ACK + 2, "{acks} acks");
+    // A second later a few thousand more are to be had, whatever is read.
+    let mut later = 0;
+    for _ in 0..ACK_RATE {
+        seq += 1;
+        let bytes = beat(&w, seq, 3_000);
+        later += w.give(&bytes, 3_000).len() as u32;
+    }
+    assert!(later >= ACK_RATE - ACK_RATE / 100, "{later} acks");
+}
