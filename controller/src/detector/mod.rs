@@ -580,7 +580,7 @@ impl Detector {
     }
 
     /// Judges what is due, as of the watermarks: everything that arrived at the beat sockets before
-    /// `seen`, and at the probe socket before `seen_probes`, has been observed. At most [`JUDGED_MAX`] hosts:
+    /// `seen`, and at the probe socket before `seen_probes`, has been observed. A bounded number of hosts:
     /// whatever falls silent, the mail is read meanwhile. [`next_due`](Self::next_due) tells of the rest.
     pub fn judge(
         &mut self,

@@ -498,8 +498,8 @@ fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
     assert_eq!(challenge(&mut w, 14, 4_200), 2);
 }
 
-/// A shard that lagged answered itself to a standstill: hosts that get no ack in time ask with every beat, and
-/// to send costs several times what it costs to read.
+/// A shard that lagged answered itself to a standstill: hosts that get no ack in time ask with every beat,
+/// and to send costs several times what it costs to read.
 #[test]
 fn acks_are_bounded_by_what_is_read_and_by_time() {
     let mut w = World::alive();
