@@ -225,8 +225,7 @@ impl Detector {
     /// we began to listen, however long it took to load the registry.
     pub(super) fn fair_chance(&self, slot: u32) -> Option<Instant> {
         let h = self.host(slot);
-        let fair = self.begun + self.grace_of(h.id);
-        h.last_arrival().is_none().then_some(fair)
+        h.last_arrival().is_none().then(|| self.begun + self.grace_of(h.id))
     }
 
     /// A host that was alive before our start, and has proved nothing since, has sent something authentic

@@ -426,8 +426,8 @@ impl Worker {
 
 /// How densely datagrams arrive.
 struct Crowd {
-    /// Datagrams read since then.
     since: Instant,
+    /// Datagrams read since then.
     read: u64,
     dense: bool,
 }
@@ -447,7 +447,7 @@ impl Crowd {
     }
 
     /// Whether several arrive within a nap. Then waiting for the first of them would be a wake-up for each:
-    /// at 75,000/s that was measured to cost more than reading and judging them.
+    /// two shards spent 3.6 µs on a datagram at 150,000/s in all.
     fn is_dense(&self) -> bool {
         self.dense
     }
