@@ -11,7 +11,6 @@ use std::str::FromStr;
 use heartwatch_common::time::Wall;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
 /// Where a host stands. `Pending` is expected but never heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -280,8 +279,17 @@ uuid_id! {
 
 /// The body of a webhook: `{"type", "timestamp", "data"}` (Standard Webhooks' shape). `data` holds at
 /// least `event_id` and, for events of a host, `host`, `incident`, `token` and `supersedes`.
-pub fn payload(kind: EventKind, at: Wall, data: Map<String, Value>) -> Value {
-    json!({ "type": kind.as_str(), "timestamp": at.to_string(), "data": data })
+///
+/// # Errors
+/// If `data` cannot be said in JSON.
+pub fn payload(kind: EventKind, at: Wall, data: &impl Serialize) -> serde_json::Result<String> {
+    #[derive(Serialize)]
+    struct Body<'a, D> {
+        r#type: EventKind,
+        timestamp: String,
+        data: &'a D,
+    }
+    serde_json::to_string(&Body { r#type: kind, timestamp: at.to_string(), data })
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! Events come in: tokens, what they end, whom they reach. And the registry rows that go with them.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::Wall;
 use rusqlite::{Connection, OptionalExtension, params};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
 
-use super::read::all;
+use super::read::{CHAIN, all};
 use super::rows::{self, DUE};
 use super::{TOKEN_MAX, int, uint};
 use crate::event::{EventId, EventKind, IncidentId, payload};
@@ -21,17 +23,20 @@ pub(super) fn save_hosts(c: &Connection, rows: &[HostRow]) -> Result<(), StoreEr
         let n = rows.len();
         return Err(StoreError::Invalid(format!("{n} rows at once: at most {READ_LEN_MAX}")));
     }
-    rows.iter().try_for_each(|row| save_host(c, row))
+    rows.iter().try_for_each(|row| save_host(c, row, None))
 }
 
-fn save_host(c: &Connection, row: &HostRow) -> Result<(), StoreError> {
+/// Writes the row, and the mark that goes with it: the token and cursor of an event that was just journaled.
+fn save_host(
+    c: &Connection,
+    row: &HostRow,
+    told: Option<(Token, Cursor)>,
+) -> Result<(), StoreError> {
     let labels =
         serde_json::to_string(&row.labels).map_err(|e| StoreError::Invalid(e.to_string()))?;
-    c.prepare_cached(
-        "INSERT OR REPLACE INTO hosts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
-         ?13, ?14, ?15)",
-    )?
-    .execute(params![
+    let (token, head) = told.map_or((0, 0), |(token, cursor)| (int(token.0), int(cursor.0)));
+    let address = row.address.map(|a| a.to_string());
+    let values = params![
         row.id.0,
         row.name,
         labels,
@@ -41,13 +46,33 @@ fn save_host(c: &Connection, row: &HostRow) -> Result<(), StoreError> {
         row.cause.map(|cause| cause.as_str()),
         row.boot.0,
         row.generation.0,
-        row.address.map(|a| a.to_string()),
+        address,
         row.first_seen.0,
         row.since.0,
         row.incident.map(|i| i.0.into_bytes()),
         row.duplicate,
         row.frozen_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
-    ])?;
+        token,
+        head,
+    ];
+    let known = c
+        .prepare_cached(
+            "UPDATE hosts SET name = ?2, labels = ?3, os = ?4, agent_version = ?5, state = ?6, \
+             cause = ?7, boot = ?8, generation = ?9, address = ?10, first_seen = ?11, since = ?12, \
+             incident = ?13, duplicate = ?14, frozen_ms = ?15, token = max(token, ?16), \
+             head = max(head, ?17) WHERE id = ?1",
+        )?
+        .execute(values)?;
+    if known == 0 {
+        // A host that was forgotten and comes back goes on above its old tokens.
+        c.prepare_cached(
+            "INSERT INTO hosts SELECT NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, \
+             ?14, ?15, max(?16, coalesce(t.last, 0)), coalesce(t.pruned, 0), \
+             max(?17, coalesce(t.head, 0)) FROM (SELECT 1) LEFT JOIN tokens t ON t.host = ?1",
+        )?
+        .execute(values)?;
+        c.prepare_cached("DELETE FROM tokens WHERE host = ?1")?.execute([row.id.0])?;
+    }
     Ok(())
 }
 
@@ -76,6 +101,11 @@ pub(super) fn forget(
     if find(c, event.id)?.is_some() {
         return Ok(true);
     }
+    c.prepare_cached(
+        "INSERT INTO tokens (host, last, pruned, head) SELECT id, token, pruned, head FROM hosts \
+         WHERE id = ?1",
+    )?
+    .execute([host.0])?;
     if c.prepare_cached("DELETE FROM hosts WHERE id = ?1")?.execute([host.0])? == 0 {
         return Ok(false);
     }
@@ -102,18 +132,21 @@ pub(super) fn check(c: &Connection) -> Result<(), StoreError> {
 }
 
 fn append_one(c: &Connection, epoch: u64, event: &NewEvent) -> Result<Appended, StoreError> {
-    if let Some((cursor, token)) = find(c, event.id)? {
-        return repeated(c, cursor, token);
+    if let Some(found) = find(c, event.id)? {
+        return repeated(c, found);
     }
     let audience = audience(c, event)?;
-    let token = event.host.map(|host| next_token(c, epoch, host)).transpose()?;
+    let mark = event.host.map(|host| Mark::of(c, host)).transpose()?;
+    let token = match (event.host, &mark) {
+        (Some(host), Some(mark)) => Some(mark.next(epoch, host)?),
+        _ => None,
+    };
     let ended = match (event.host, event.settle) {
         (None, _) | (_, Settle::Nothing) => Vec::new(),
         (Some(host), Settle::All) => unfinished(c, host)?,
         (Some(host), Settle::SameReceivers) => {
-            let receivers: BTreeSet<&str> = audience.iter().map(|d| d.receiver.as_str()).collect();
             let mut ended = unfinished(c, host)?;
-            ended.retain(|e| receivers.contains(e.receiver.as_str()));
+            ended.retain(|e| audience.iter().any(|d| d.receiver == e.receiver));
             ended
         }
     };
@@ -127,35 +160,59 @@ fn append_one(c: &Connection, epoch: u64, event: &NewEvent) -> Result<Appended, 
         incident: event.incident,
         token,
     };
-    let supersedes = superseded.into_iter().map(|(_, id)| id).collect();
-    let cursor = insert_event(c, &fact, complete(&fact, supersedes, &event.data))?;
+    let supersedes: Vec<EventId> = superseded.into_iter().map(|(_, id)| id).collect();
+    let prev = mark.as_ref().map_or(Cursor(0), |m| m.head);
+    let cursor = insert_event(c, &fact, prev, &supersedes, &event.data)?;
     for e in &ended {
         settle(c, e, event, cursor)?;
     }
+    let alone = audience.is_empty();
     for delivery in audience {
         insert_delivery(c, cursor, &fact, delivery)?;
     }
-    if let Some(row) = &event.row {
-        save_host(c, row)?;
+    let told = token.map(|token| (token, cursor));
+    match &event.row {
+        Some(row) if Some(row.id) == event.host => save_host(c, row, told)?,
+        row => {
+            if let Some(row) = row {
+                save_host(c, row, None)?;
+            }
+            if let (Some(host), Some(mark), Some(token)) = (event.host, mark, token) {
+                mark.put(c, host, token, cursor)?;
+            }
+        }
     }
-    let deliveries = deliveries_of(c, cursor)?;
+    let deliveries = if alone { Vec::new() } else { deliveries_of(c, cursor)? };
     Ok(Appended { cursor, token, deliveries, settled: ended.iter().map(|e| e.id).collect() })
 }
 
-fn find(c: &Connection, id: EventId) -> Result<Option<(Cursor, Option<Token>)>, StoreError> {
+type Found = (Cursor, Option<HostId>, Option<Token>);
+
+fn find(c: &Connection, id: EventId) -> Result<Option<Found>, StoreError> {
     let row = c
-        .prepare_cached("SELECT cursor, token FROM events WHERE id = ?1")?
-        .query_row([id.0.into_bytes()], |r| Ok((Cursor(uint(r.get(0)?)), super::token(r.get(1)?))))
+        .prepare_cached("SELECT cursor, host, token FROM events WHERE id = ?1")?
+        .query_row([id.0.into_bytes()], |r| {
+            let host = r.get::<_, Option<[u8; 16]>>(1)?.map(HostId);
+            Ok((Cursor(uint(r.get(0)?)), host, super::token(r.get(2)?)))
+        })
         .optional()?;
     Ok(row)
 }
 
 /// The same answer again, from what is journaled.
-fn repeated(c: &Connection, cursor: Cursor, token: Option<Token>) -> Result<Appended, StoreError> {
-    // By host, so that the index narrows it down; only an event of a host settles anything.
-    let sql = "SELECT d.id FROM deliveries d JOIN events e ON d.host = e.host \
-               WHERE e.cursor = ?1 AND d.settled_by = ?1 ORDER BY d.id";
-    let settled = all(c, sql, [int(cursor.0)], |r| Ok(DeliveryId(uint(r.get(0)?))))?;
+fn repeated(c: &Connection, (cursor, host, token): Found) -> Result<Appended, StoreError> {
+    // By host, which narrows it down; only an event of a host settles anything.
+    let settled = match host {
+        None => Vec::new(),
+        Some(host) => {
+            let sql = format!(
+                "{CHAIN} SELECT id FROM deliveries WHERE cursor IN chain AND settled_by = ?4 ORDER BY id"
+            );
+            all(c, &sql, params![host.0, 0, -1, int(cursor.0)], |r| {
+                Ok(DeliveryId(uint(r.get(0)?)))
+            })?
+        }
+    };
     Ok(Appended { cursor, token, deliveries: deliveries_of(c, cursor)?, settled })
 }
 
@@ -186,28 +243,66 @@ fn audience<'a>(c: &Connection, event: &'a NewEvent) -> Result<Vec<&'a NewDelive
         .collect())
 }
 
-/// Takes the host's next token.
-pub(super) fn next_token(c: &Connection, epoch: u64, host: HostId) -> Result<Token, StoreError> {
-    let last: Option<i64> = c
-        .prepare_cached("SELECT last FROM tokens WHERE host = ?1")?
-        .query_row([host.0], |r| r.get(0))
-        .optional()?;
-    let next = uint(last.unwrap_or(0)).max(epoch << 32) + 1;
-    if next > TOKEN_MAX {
-        return Err(StoreError::Invalid(format!("host {host} has no tokens left")));
+/// What the store knows of a host beside its row; see `schema`.
+pub(super) struct Mark {
+    token: u64,
+    /// Cursor of its newest event, 0 if there is none.
+    pub(super) head: Cursor,
+}
+
+impl Mark {
+    pub(super) fn of(c: &Connection, host: HostId) -> Result<Self, StoreError> {
+        for sql in [
+            "SELECT token, head FROM hosts WHERE id = ?1",
+            "SELECT last, head FROM tokens WHERE host = ?1",
+        ] {
+            let found = c
+                .prepare_cached(sql)?
+                .query_row([host.0], |r| {
+                    Ok(Self { token: uint(r.get(0)?), head: Cursor(uint(r.get(1)?)) })
+                })
+                .optional()?;
+            if let Some(mark) = found {
+                return Ok(mark);
+            }
+        }
+        Ok(Self { token: 0, head: Cursor(0) })
     }
-    raise_token(c, host, Token(next))?;
-    Ok(Token(next))
+
+    /// The host's next token.
+    pub(super) fn next(&self, epoch: u64, host: HostId) -> Result<Token, StoreError> {
+        let next = self.token.max(epoch << 32) + 1;
+        if next > TOKEN_MAX {
+            return Err(StoreError::Invalid(format!("host {host} has no tokens left")));
+        }
+        Ok(Token(next))
+    }
+
+    /// Notes an event that was just journaled under `token`.
+    pub(super) fn put(
+        &self,
+        c: &Connection,
+        host: HostId,
+        token: Token,
+        cursor: Cursor,
+    ) -> Result<(), StoreError> {
+        let values = params![host.0, int(token.0), int(cursor.0)];
+        let sql = "UPDATE hosts SET token = max(token, ?2), head = max(head, ?3) WHERE id = ?1";
+        if c.prepare_cached(sql)?.execute(values)? == 0 {
+            c.prepare_cached(
+                "INSERT INTO tokens (host, last, head) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE \
+                 SET last = max(last, excluded.last), head = max(head, excluded.head)",
+            )?
+            .execute(values)?;
+        }
+        Ok(())
+    }
 }
 
 /// Makes the host's next token lie above `token`.
 pub(super) fn raise_token(c: &Connection, host: HostId, token: Token) -> Result<(), StoreError> {
-    c.prepare_cached(
-        "INSERT INTO tokens (host, last) VALUES (?1, ?2) \
-         ON CONFLICT DO UPDATE SET last = max(last, excluded.last)",
-    )?
-    .execute(params![host.0, int(token.0)])?;
-    Ok(())
+    let mark = Mark::of(c, host)?;
+    mark.put(c, host, token, mark.head)
 }
 
 struct Unfinished {
@@ -218,20 +313,23 @@ struct Unfinished {
     event: EventId,
 }
 
-fn unfinished(c: &Connection, host: HostId) -> Result<Vec<Unfinished>, StoreError> {
-    // The kinds that go on; news of an end is not touched.
+/// Of the kinds that go on; news of an end is not touched.
+static UNFINISHED: LazyLock<String> = LazyLock::new(|| {
     let kinds: Vec<String> = EventKind::ALL
         .iter()
         .filter(|k| k.goes_on())
         .map(|k| format!("'{}'", k.as_str()))
         .collect();
-    let sql = format!(
+    format!(
         "SELECT d.id, d.receiver, d.attempts > 0, d.cursor, e.id \
          FROM deliveries d JOIN events e USING (cursor) \
          WHERE d.state IN ('held', 'pending') AND d.host = ?1 AND e.kind IN ({}) ORDER BY d.id",
         kinds.join(", ")
-    );
-    all(c, &sql, [host.0], |r| {
+    )
+});
+
+fn unfinished(c: &Connection, host: HostId) -> Result<Vec<Unfinished>, StoreError> {
+    all(c, &UNFINISHED, [host.0], |r| {
         Ok(Unfinished {
             id: DeliveryId(uint(r.get(0)?)),
             receiver: r.get(1)?,
@@ -271,40 +369,50 @@ pub(super) struct Fact {
     pub(super) token: Option<Token>,
 }
 
-/// `data` with what the store knows in front; its own words win over the caller's.
-pub(super) fn complete(
-    fact: &Fact,
-    supersedes: Vec<EventId>,
-    data: &Map<String, Value>,
-) -> Map<String, Value> {
-    let mut whole = Map::new();
-    whole.insert("event_id".to_owned(), fact.id.to_string().into());
-    if let Some(host) = fact.host {
-        let incident = fact.incident.map_or(Value::Null, |i| i.to_string().into());
-        let supersedes: Vec<String> = supersedes.iter().map(EventId::to_string).collect();
-        let named = data.get("host").cloned();
-        whole.insert("host".to_owned(), named.unwrap_or_else(|| host.to_string().into()));
-        whole.insert("incident".to_owned(), incident);
-        whole.insert("token".to_owned(), fact.token.map_or(Value::Null, |t| t.0.into()));
-        whole.insert("supersedes".to_owned(), supersedes.into());
-    }
-    for (key, value) in data {
-        if !whole.contains_key(key) {
-            whole.insert(key.clone(), value.clone());
+/// The body of a webhook: `data` with what the store knows in front; its own words win over the caller's.
+struct Body<'a> {
+    fact: &'a Fact,
+    supersedes: &'a [EventId],
+    data: &'a Map<String, Value>,
+}
+
+impl Serialize for Body<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let (fact, data) = (self.fact, self.data);
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("event_id", &fact.id)?;
+        let mut own = ["event_id", "", "", "", ""];
+        if let Some(host) = fact.host {
+            match data.get("host") {
+                Some(named) => map.serialize_entry("host", named)?,
+                None => map.serialize_entry("host", &host)?,
+            }
+            map.serialize_entry("incident", &fact.incident)?;
+            map.serialize_entry("token", &fact.token)?;
+            map.serialize_entry("supersedes", self.supersedes)?;
+            own = ["event_id", "host", "incident", "token", "supersedes"];
         }
+        for (key, value) in data {
+            if !own.contains(&key.as_str()) {
+                map.serialize_entry(key, value)?;
+            }
+        }
+        map.end()
     }
-    whole
 }
 
 pub(super) fn insert_event(
     c: &Connection,
     fact: &Fact,
-    data: Map<String, Value>,
+    prev: Cursor,
+    supersedes: &[EventId],
+    data: &Map<String, Value>,
 ) -> Result<Cursor, StoreError> {
-    let body = payload(fact.kind, fact.at, data).to_string();
+    let body = payload(fact.kind, fact.at, &Body { fact, supersedes, data })
+        .map_err(|e| StoreError::Invalid(e.to_string()))?;
     c.prepare_cached(
-        "INSERT INTO events (id, kind, at, host, incident, token, body) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO events (id, kind, at, host, incident, token, body, prev) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?
     .execute(params![
         fact.id.0.into_bytes(),
@@ -314,6 +422,7 @@ pub(super) fn insert_event(
         fact.incident.map(|i| i.0.into_bytes()),
         fact.token.map(|t| int(t.0)),
         body,
+        int(prev.0),
     ])?;
     Ok(Cursor(uint(c.last_insert_rowid())))
 }

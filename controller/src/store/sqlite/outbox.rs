@@ -6,8 +6,8 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::Wall;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::journal::{Fact, complete, insert_event, next_token, raise_token};
-use super::read::all;
+use super::journal::{Fact, Mark, insert_event, raise_token};
+use super::read::{CHAIN, all};
 use super::rows::{self, DUE, EVENT};
 use super::{ATTEMPTS_LEN_MAX, RENEWALS_MAX, TOKEN_BELIEVED_MAX, int, nanos, uint};
 use crate::event::EventId;
@@ -192,13 +192,15 @@ fn conflict(
 /// Whether the token may have come from this store: it is of an event that somebody was told, or of
 /// one that has been thrown away since.
 fn is_ours(c: &Connection, host: HostId, token: Token) -> Result<bool, StoreError> {
-    let known: bool = c
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM events e JOIN deliveries d USING (cursor) \
-             WHERE e.host = ?1 AND e.token = ?2 AND d.attempts > 0) \
-             OR EXISTS (SELECT 1 FROM tokens WHERE host = ?1 AND pruned >= ?2)",
-        )?
-        .query_row(params![host.0, int(token.0)], |r| r.get(0))?;
+    let sql = format!(
+        "{CHAIN} SELECT EXISTS (SELECT 1 FROM events e JOIN deliveries d USING (cursor) \
+         WHERE cursor IN chain AND e.token = ?4 AND d.attempts > 0) \
+         OR coalesce((SELECT pruned FROM hosts WHERE id = ?1), \
+                     (SELECT pruned FROM tokens WHERE host = ?1), 0) >= ?4"
+    );
+    let known = c
+        .prepare_cached(&sql)?
+        .query_row(params![host.0, 0, -1, int(token.0)], |r| r.get(0))?;
     Ok(known)
 }
 
@@ -211,7 +213,8 @@ fn renew(
     at: Wall,
 ) -> Result<Vec<Due>, StoreError> {
     let Some(host) = row.host else { return Ok(Vec::new()) };
-    let token = next_token(c, epoch, host)?;
+    let mark = Mark::of(c, host)?;
+    let token = mark.next(epoch, host)?;
     // Derived, not drawn: the same history makes the same ids.
     let hash = blake3::Hasher::new_derive_key("heartwatch renewed event 1")
         .update(event.id.0.as_bytes())
@@ -228,7 +231,8 @@ fn renew(
         incident: event.incident,
         token: Some(token),
     };
-    let cursor = insert_event(c, &fact, complete(&fact, vec![event.id], &event.data))?;
+    let cursor = insert_event(c, &fact, mark.head, &[event.id], &event.data)?;
+    mark.put(c, host, token, cursor)?;
     c.prepare_cached(
         "INSERT INTO deliveries \
          (cursor, host, incident, receiver, state, waited_ns, renewals, created, changed) \

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use heartwatch_common::time::Wall;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use super::read::all;
+use super::read::{CHAIN, all};
 use super::{PRUNE_LEN_MAX, int, uint};
 use crate::store::{Retention, StoreError};
 
@@ -64,13 +64,39 @@ fn events_len(c: &Connection, max: u64) -> Result<i64, StoreError> {
 }
 
 fn remove(c: &Connection, cursor: i64) -> Result<u64, StoreError> {
-    // A receiver may yet name this token (409); it must be known for ours without the event.
-    c.prepare_cached(
-        "UPDATE tokens SET pruned = max(pruned, e.token) FROM events e \
-         WHERE e.cursor = ?1 AND tokens.host = e.host AND EXISTS \
-         (SELECT 1 FROM deliveries d WHERE d.cursor = ?1 AND d.attempts > 0)",
-    )?
-    .execute([cursor])?;
+    let found = c
+        .prepare_cached("SELECT host, token, prev FROM events WHERE cursor = ?1")?
+        .query_row([cursor], |r| {
+            Ok((r.get::<_, Option<[u8; 16]>>(0)?, r.get::<_, Option<i64>>(1)?, r.get::<_, i64>(2)?))
+        })
+        .optional()?;
+    if let Some((Some(host), token, prev)) = found {
+        let told = c
+            .prepare_cached("SELECT 1 FROM deliveries WHERE cursor = ?1 AND attempts > 0")?
+            .exists([cursor])?;
+        if told {
+            // A receiver may yet name this token (409); it must be known for ours without the event.
+            for sql in [
+                "UPDATE hosts SET pruned = max(pruned, ?2) WHERE id = ?1",
+                "UPDATE tokens SET pruned = max(pruned, ?2) WHERE host = ?1",
+            ] {
+                c.prepare_cached(sql)?.execute(params![host, token.unwrap_or(0)])?;
+            }
+        }
+        if prev > 0 && c.prepare_cached("SELECT 1 FROM events WHERE cursor = ?1")?.exists([prev])? {
+            // An older one stays, for a delivery of it is unfinished: the chain must not lose it.
+            let sql = format!(
+                "{CHAIN} UPDATE events SET prev = ?4 WHERE cursor IN chain AND prev = ?2"
+            );
+            c.prepare_cached(&sql)?.execute(params![host, cursor, -1, prev])?;
+            for sql in [
+                "UPDATE hosts SET head = ?3 WHERE id = ?1 AND head = ?2",
+                "UPDATE tokens SET head = ?3 WHERE host = ?1 AND head = ?2",
+            ] {
+                c.prepare_cached(sql)?.execute(params![host, cursor, prev])?;
+            }
+        }
+    }
     let deliveries =
         c.prepare_cached("DELETE FROM deliveries WHERE cursor = ?1")?.execute([cursor])?;
     let events = c.prepare_cached("DELETE FROM events WHERE cursor = ?1")?.execute([cursor])?;

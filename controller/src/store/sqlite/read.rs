@@ -24,8 +24,15 @@ pub(super) fn all<T>(
     Ok(rows)
 }
 
+/// The newest `?3` events of host `?1` (-1: all) after cursor `?2`, as a table `chain` of cursors.
+pub(super) const CHAIN: &str = "WITH RECURSIVE chain (cursor) AS \
+     (SELECT head FROM (SELECT coalesce((SELECT head FROM hosts WHERE id = ?1), \
+                                        (SELECT head FROM tokens WHERE host = ?1)) AS head) \
+      WHERE head > ?2 \
+      UNION ALL SELECT e.prev FROM chain JOIN events e USING (cursor) WHERE e.prev > ?2 LIMIT ?3)";
+
 pub(super) fn hosts(c: &Connection) -> Result<Vec<HostRow>, StoreError> {
-    all(c, &format!("SELECT {HOST} FROM hosts ORDER BY id"), [], rows::host_row)
+    all(c, &format!("SELECT {HOST} FROM hosts ORDER BY n"), [], rows::host_row)
 }
 
 pub(super) fn hosts_after(
@@ -33,10 +40,19 @@ pub(super) fn hosts_after(
     after: Option<HostId>,
     n: usize,
 ) -> Result<Vec<HostRow>, StoreError> {
-    // Blobs order by their bytes, and the empty one comes before all of them.
-    let after = after.map_or(Vec::new(), |id| id.0.to_vec());
-    let sql = format!("SELECT {HOST} FROM hosts WHERE id > ?1 ORDER BY id LIMIT ?2");
-    all(c, &sql, params![after, limit(n)], rows::host_row)
+    let place: Option<i64> = match after {
+        None => Some(0),
+        Some(host) => c
+            .prepare_cached("SELECT n FROM hosts WHERE id = ?1")?
+            .query_row([host.0], |r| r.get(0))
+            .optional()?,
+    };
+    let Some(place) = place else {
+        let text = "the page was to begin after a host that was forgotten meanwhile: read from the start";
+        return Err(StoreError::Invalid(text.to_owned()));
+    };
+    let sql = format!("SELECT {HOST} FROM hosts WHERE n > ?1 ORDER BY n LIMIT ?2");
+    all(c, &sql, params![place, limit(n)], rows::host_row)
 }
 
 pub(super) fn pending(
@@ -74,9 +90,9 @@ pub(super) fn events(
         Some(host) => all(
             c,
             &format!(
-                "SELECT {EVENT} FROM events WHERE host = ?1 AND cursor > ?2 ORDER BY cursor LIMIT ?3"
+                "{CHAIN} SELECT {EVENT} FROM events WHERE cursor IN chain ORDER BY cursor LIMIT ?4"
             ),
-            params![host.0, int(after.0), limit(n)],
+            params![host.0, int(after.0), -1, limit(n)],
             rows::event_row,
         ),
     }
@@ -87,8 +103,9 @@ pub(super) fn events_of(
     host: HostId,
     n: usize,
 ) -> Result<Vec<EventRow>, StoreError> {
-    let sql = format!("SELECT {EVENT} FROM events WHERE host = ?1 ORDER BY cursor DESC LIMIT ?2");
-    all(c, &sql, params![host.0, limit(n)], rows::event_row)
+    let sql =
+        format!("{CHAIN} SELECT {EVENT} FROM events WHERE cursor IN chain ORDER BY cursor DESC");
+    all(c, &sql, params![host.0, 0, limit(n)], rows::event_row)
 }
 
 pub(super) fn head(c: &Connection) -> Result<Cursor, StoreError> {
@@ -105,8 +122,20 @@ pub(super) fn deliveries(
     filter: &DeliveryFilter,
     n: usize,
 ) -> Result<Vec<DeliveryRow>, StoreError> {
-    let mut sql =
-        format!("SELECT {DELIVERY} FROM deliveries d JOIN events e USING (cursor) WHERE d.id > ?1");
+    let after = int(filter.after.map_or(0, |d| d.0));
+    let mut values: Vec<Box<dyn rusqlite::ToSql>> = Vec::new();
+    let mut sql = String::new();
+    let mut of_host = "";
+    if let Some(host) = filter.host {
+        values.extend([Box::new(host.0) as Box<dyn rusqlite::ToSql>, Box::new(0), Box::new(-1)]);
+        sql += CHAIN;
+        of_host = " AND d.cursor IN chain";
+    }
+    values.push(Box::new(after));
+    sql += &format!(
+        " SELECT {DELIVERY} FROM deliveries d JOIN events e USING (cursor) WHERE d.id > ?{}{of_host}",
+        values.len()
+    );
     // States are our own words; written out they let SQLite use the partial indexes.
     if let Some(state) = filter.state {
         sql += &format!(" AND d.state = '{}'", state.as_str());
@@ -114,17 +143,12 @@ pub(super) fn deliveries(
             sql += " AND d.state IN ('held', 'pending', 'dead')";
         }
     }
-    let after = int(filter.after.map_or(0, |d| d.0));
-    let mut values: Vec<Box<dyn rusqlite::ToSql>> = vec![Box::new(after)];
     let mut term = |column: &str, value: Box<dyn rusqlite::ToSql>| {
         values.push(value);
         sql += &format!(" AND d.{column} = ?{}", values.len());
     };
     if let Some(receiver) = &filter.receiver {
         term("receiver", Box::new(receiver.clone()));
-    }
-    if let Some(host) = filter.host {
-        term("host", Box::new(host.0));
     }
     if let Some(incident) = filter.incident {
         term("incident", Box::new(incident.0.into_bytes()));

@@ -4,11 +4,16 @@
 //! | --- | --- | --- |
 //! | `meta` | `controller` (16 hex digits), `epoch` (decimal) | who wrote this, and the store epoch |
 //! | `kv` | small named value | [`Store::put`](crate::store::Store::put) |
-//! | `hosts` | host | the registry, columns as in [`HostRow`](crate::store::HostRow); `labels` is a JSON object |
-//! | `tokens` | host that ever had an event | `last` token handed out or learnt of; `pruned`: highest token whose event was thrown away. Survives `forget` |
-//! | `events` | event | `cursor` rises and is never used again; `body` is what is sent, and holds `data` |
+//! | `hosts` | host | the registry, columns as in [`HostRow`](crate::store::HostRow); `labels` is a JSON object; then its *mark*, see below |
+//! | `tokens` | host with a mark and no row | the marks of hosts that were forgotten |
+//! | `events` | event | `cursor` rises and is never used again; `body` is what is sent, and holds `data`; `prev` is the cursor of the host's event before, whether or not that is still there |
 //! | `deliveries` | event and receiver | see below |
 //! | `attempts` | begun attempt | newest [`ATTEMPTS_LEN_MAX`](super::ATTEMPTS_LEN_MAX) of a delivery |
+//!
+//! A host's mark: the last `token` (in `tokens`: `last`) handed out or learnt of; `pruned`, the highest
+//! token whose event was thrown away; `head`, the cursor of its newest event, 0 if there was none. From
+//! there `prev` leads back through all of its events: an index by host would cost every event a page of
+//! its own, for hosts come in any order, where the mark lies in the row that is written anyway.
 //!
 //! Ids of events, incidents and hosts are 16-byte blobs; times are milliseconds since 1970; kinds and
 //! states stand as the words that the API uses, so that plain `sqlite3` can inspect a backup.
@@ -25,7 +30,7 @@ use crate::store::StoreError;
 pub(super) const APPLICATION_ID: i64 = 0x4857_4442;
 
 /// What a database of each version lacks to become the next.
-const MIGRATIONS: [&str; 2] = [V1, V2];
+const MIGRATIONS: [&str; 3] = [V1, V2, V3];
 
 /// The newest version that this code knows.
 pub(super) const VERSION: usize = MIGRATIONS.len();
@@ -105,6 +110,49 @@ CREATE TABLE attempts (
 /// Margins can be frozen.
 const V2: &str = "ALTER TABLE hosts ADD COLUMN frozen_ms INTEGER;";
 
+/// One page changes for an event, beside those at the ends of tables: marks stand in the registry, and the
+/// indexes by host give way to a chain. Rows lie in the order in which hosts came, so that a fleet that
+/// registers fills page after page, and not in the order of their ids, which is none.
+const V3: &str = "
+CREATE TABLE registry (
+    n INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    os TEXT NOT NULL,
+    agent_version TEXT NOT NULL,
+    state TEXT NOT NULL,
+    cause TEXT,
+    boot INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    address TEXT,
+    first_seen INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    incident BLOB,
+    duplicate INTEGER NOT NULL,
+    frozen_ms INTEGER,
+    token INTEGER NOT NULL DEFAULT 0,
+    pruned INTEGER NOT NULL DEFAULT 0,
+    head INTEGER NOT NULL DEFAULT 0
+) STRICT;
+INSERT INTO registry
+SELECT NULL, h.*, coalesce(t.last, 0), coalesce(t.pruned, 0),
+    coalesce((SELECT max(e.cursor) FROM events e WHERE e.host = h.id), 0)
+FROM hosts h LEFT JOIN tokens t ON t.host = h.id ORDER BY h.id;
+DROP TABLE hosts;
+ALTER TABLE registry RENAME TO hosts;
+ALTER TABLE tokens ADD COLUMN head INTEGER NOT NULL DEFAULT 0;
+DELETE FROM tokens WHERE host IN (SELECT id FROM hosts);
+UPDATE tokens
+SET head = coalesce((SELECT max(e.cursor) FROM events e WHERE e.host = tokens.host), 0);
+ALTER TABLE events ADD COLUMN prev INTEGER NOT NULL DEFAULT 0;
+UPDATE events SET prev = coalesce(
+    (SELECT max(e.cursor) FROM events e WHERE e.host = events.host AND e.cursor < events.cursor), 0)
+WHERE host IS NOT NULL;
+DROP INDEX events_host;
+DROP INDEX deliveries_host;
+";
+
 /// The schema version of a database; 0 is an empty one.
 pub(super) fn version(c: &Connection) -> Result<usize, StoreError> {
     let n: i64 = c.pragma_query_value(None, "user_version", |r| r.get(0))?;
@@ -142,7 +190,53 @@ pub(super) fn migrate(c: &Connection) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Cursor;
     use crate::store::sqlite::{journal, read};
+    use heartwatch_common::id::HostId;
+
+    #[test]
+    fn a_database_of_the_second_version_keeps_marks_and_finds_the_events_of_each_host() {
+        let c = Connection::open_in_memory().unwrap();
+        c.execute_batch(&format!("{V1}{V2}")).unwrap();
+        let id = |n: u8| format!("x'{}'", format!("{n:02x}").repeat(16));
+        let host = |n| {
+            format!(
+                "INSERT INTO hosts VALUES ({}, 'h', '{{}}', 'linux', '0.1.0', 'alive', NULL, 3, 1, \
+                 NULL, 5, 6, NULL, 0, NULL); INSERT INTO tokens VALUES ({}, {n}00, {n}0);",
+                id(n),
+                id(n)
+            )
+        };
+        let event = |n: u8, of: u8| {
+            let body = r#"{"data":{}}"#;
+            format!(
+                "INSERT INTO events (id, kind, at, host, body) VALUES \
+                 ({}, 'host.down', 7, {}, '{body}');",
+                id(n),
+                id(of)
+            )
+        };
+        let of: [u8; 6] = [2, 1, 2, 3, 1, 2];
+        let events: String = of.iter().zip(10..).map(|(of, n)| event(n, *of)).collect();
+        // Host 3 was forgotten.
+        let hosts = [host(2), host(1), host(3)].concat();
+        c.execute_batch(&format!(
+            "{hosts}{events} DELETE FROM hosts WHERE id = {};
+             PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 2;",
+            id(3)
+        ))
+        .unwrap();
+        migrate(&c).unwrap();
+        for n in 1..4u8 {
+            let host = HostId([n; 16]);
+            let found = read::events(&c, Cursor(0), Some(host), 9).unwrap();
+            let own = (1..).zip(of).filter(|(_, of)| *of == n).map(|(cursor, _)| Cursor(cursor));
+            assert!(found.iter().map(|e| e.cursor).eq(own));
+            let mark = journal::Mark::of(&c, host).unwrap();
+            assert_eq!(mark.next(0, host).unwrap().0, u64::from(n) * 100 + 1);
+        }
+        assert_eq!(read::hosts(&c).unwrap().len(), 2);
+    }
 
     #[test]
     fn a_database_of_the_first_version_keeps_its_hosts_and_learns_of_frozen_margins() {

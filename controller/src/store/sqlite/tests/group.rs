@@ -60,6 +60,8 @@ async fn a_group_that_the_disk_refuses_is_answered_and_the_next_one_works() {
             Ok(db.c.query_row(&sql, [], |_| Ok(()))?)
         })
     };
+    // Pages that a migration has set free.
+    store.put("fill", Some("x".repeat(100_000))).await.unwrap();
     squeeze(1).await.unwrap();
     let mut big = event(1, EventKind::HostDown, &["a"]);
     big.data.insert("fill".to_owned(), "x".repeat(100_000).into());

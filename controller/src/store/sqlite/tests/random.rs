@@ -1,12 +1,13 @@
 //! Random histories: SQL and oracle answer alike and stand alike after every step.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::store::oracle::{Oracle, same_begin};
-use crate::store::{Cursor, Token};
+use crate::store::{Cursor, Retention, Token};
 
 const RECEIVERS: [&str; 3] = ["a", "b", "c"];
 
@@ -179,8 +180,28 @@ fn compare(db: &Db, oracle: &Oracle) {
     for r in RECEIVERS {
         assert_eq!(db.pending(r, None, 1_000).unwrap(), oracle.pending(r));
     }
-    let known: Vec<HostId> = db.hosts().unwrap().iter().map(|h| h.id).collect();
-    assert!(known.iter().eq(&oracle.hosts));
+    let known: BTreeSet<HostId> = db.hosts().unwrap().iter().map(|h| h.id).collect();
+    assert_eq!(known, oracle.hosts);
+    chains(db);
+}
+
+/// What is found by host is what is found by looking at everything.
+fn chains(db: &Db) {
+    let events = db.events(Cursor(0), None, 1_000).unwrap();
+    let deliveries = db.deliveries(&DeliveryFilter::default(), 1_000).unwrap();
+    for h in 0..5 {
+        let h = host(h);
+        let own: Vec<_> = events.iter().filter(|e| e.host == Some(h)).cloned().collect();
+        assert_eq!(db.events(Cursor(0), Some(h), 1_000).unwrap(), own);
+        let half = own.get(own.len() / 2).map_or(Cursor(0), |e| e.cursor);
+        let late: Vec<_> = own.iter().filter(|e| e.cursor > half).cloned().take(2).collect();
+        assert_eq!(db.events(half, Some(h), 2).unwrap(), late);
+        let newest: Vec<_> = own.iter().rev().take(3).cloned().collect();
+        assert_eq!(db.events_of(h, 3).unwrap(), newest);
+        let filter = DeliveryFilter { host: Some(h), ..DeliveryFilter::default() };
+        let own: Vec<_> = deliveries.iter().filter(|d| d.host == Some(h)).cloned().collect();
+        assert_eq!(db.deliveries(&filter, 1_000).unwrap(), own);
+    }
 }
 
 proptest! {
@@ -193,6 +214,22 @@ proptest! {
         for op in &ops {
             step(&db, &mut oracle, op);
             compare(&db, &oracle);
+        }
+    }
+
+    /// An event stays while a delivery of it is unfinished, newer ones of its host may go before it.
+    #[test]
+    fn whatever_is_thrown_away_what_stays_is_found(
+        ops in proptest::collection::vec(op(), 1..60),
+        keep in 0..30u64,
+    ) {
+        let db = Db::memory().unwrap();
+        let mut oracle = Oracle { epoch: 1, ..Oracle::default() };
+        ops.iter().for_each(|op| step(&db, &mut oracle, op));
+        let long = Duration::from_secs(1 << 40);
+        for events_max in [keep, 0] {
+            db.prune(Retention { events: long, events_max, dead: long }, NOW).unwrap();
+            chains(&db);
         }
     }
 }
