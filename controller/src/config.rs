@@ -124,7 +124,7 @@ pub struct RawDetector {
     /// the longest of them (three times, if it lost several beats in a row), but no longer than this
     /// beyond its expected beat; 0s to 10m, 0s gives nobody more time. Default: 20s.
     pub confirm_max: Span,
-    /// Probes per second and shard, 10 to 1000000: bounds a storm of suspects. Default: 20000.
+    /// Probes per second and shard, 10 to 1000000: bounds a storm of suspects. Default: 5000.
     pub probe_rate_max: u32,
     /// Peers in other failure domains asked to probe a suspect, with each of the last two probes; 0 to 8,
     /// 0 asks nobody. Default: 3.
@@ -159,7 +159,7 @@ impl Default for RawDetector {
             probes: 3,
             probe_spacing: ms(200),
             confirm_max: secs(20),
-            probe_rate_max: 20_000,
+            probe_rate_max: 5_000,
             peers: 3,
             domain_labels: vec!["zone".to_owned(), "rack".to_owned()],
             doubt_max: secs(90),

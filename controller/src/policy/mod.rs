@@ -160,7 +160,7 @@ impl Policy {
     }
 
     /// Takes a shard's opinion about a host whose recorded row is `row`. `candidates` answers who could
-    /// take over under a rule's conditions; it is asked only for actions.
+    /// take over under a rule's conditions; it is asked only for actions that somebody is told of.
     pub fn take<R: Rng + ?Sized>(
         &mut self,
         row: &HostRow,
@@ -225,7 +225,8 @@ impl Policy {
         let evidence = serde_json::to_value(transition.evidence).unwrap_or(Value::Null);
         data.insert("evidence".to_owned(), evidence);
         data.extend(story.extra);
-        if is_action(story.kind) {
+        let told = |v: &Verdict| !matches!(v.disposition, Disposition::Suppress { .. });
+        if is_action(story.kind) && verdicts.iter().any(told) {
             let same = rules::matching(&self.rules, story.kind, Some(&row.labels))
                 .find(|r| !r.candidates_same.is_empty())
                 .map(|r| r.candidates_same.clone())

@@ -51,7 +51,7 @@ const CHALLENGE_RATE_MAX: u32 = 50_000;
 /// every beat instead of every tenth, and a datagram sent costs some four times one that is read.
 const ACK_RATE: u32 = 4_000;
 const ACK_BURST: u32 = 4_096;
-const READ_PER_ACK: u32 = 8;
+const READ_PER_ACK: u32 = 64;
 /// Hosts of a shard for each beat of the cadence at which they want acks, and the slowest such cadence: half
 /// a million hosts that each want one for every tenth beat would cost more in answers than in beats.
 const HOSTS_PER_BEAT_OF_CADENCE: usize = 10_000;

@@ -198,9 +198,8 @@ fn is_ours(c: &Connection, host: HostId, token: Token) -> Result<bool, StoreErro
          OR coalesce((SELECT pruned FROM hosts WHERE id = ?1), \
                      (SELECT pruned FROM tokens WHERE host = ?1), 0) >= ?4"
     );
-    let known = c
-        .prepare_cached(&sql)?
-        .query_row(params![host.0, 0, -1, int(token.0)], |r| r.get(0))?;
+    let known =
+        c.prepare_cached(&sql)?.query_row(params![host.0, 0, -1, int(token.0)], |r| r.get(0))?;
     Ok(known)
 }
 

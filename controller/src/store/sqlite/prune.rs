@@ -85,9 +85,8 @@ fn remove(c: &Connection, cursor: i64) -> Result<u64, StoreError> {
         }
         if prev > 0 && c.prepare_cached("SELECT 1 FROM events WHERE cursor = ?1")?.exists([prev])? {
             // An older one stays, for a delivery of it is unfinished: the chain must not lose it.
-            let sql = format!(
-                "{CHAIN} UPDATE events SET prev = ?4 WHERE cursor IN chain AND prev = ?2"
-            );
+            let sql =
+                format!("{CHAIN} UPDATE events SET prev = ?4 WHERE cursor IN chain AND prev = ?2");
             c.prepare_cached(&sql)?.execute(params![host, cursor, -1, prev])?;
             for sql in [
                 "UPDATE hosts SET head = ?3 WHERE id = ?1 AND head = ?2",

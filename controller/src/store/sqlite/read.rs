@@ -48,7 +48,8 @@ pub(super) fn hosts_after(
             .optional()?,
     };
     let Some(place) = place else {
-        let text = "the page was to begin after a host that was forgotten meanwhile: read from the start";
+        let text =
+            "the page was to begin after a host that was forgotten meanwhile: read from the start";
         return Err(StoreError::Invalid(text.to_owned()));
     };
     let sql = format!("SELECT {HOST} FROM hosts WHERE n > ?1 ORDER BY n LIMIT ?2");
