@@ -13,6 +13,7 @@ fn rule(events: &[EventKind], receiver: &str) -> Rule {
         receivers: vec![receiver.to_owned()],
         candidates_same: Vec::new(),
         dry_run: false,
+        always: false,
     }
 }
 
