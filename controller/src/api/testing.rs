@@ -16,8 +16,8 @@ use super::types::ConfigSummary;
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
     Control, ControlError, Doubt, Freeze, GuardStatus, HoldKind, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive, RedriveReport, Status, StormStatus,
-    Target, Word,
+    HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive, RedriveReport, Status,
+    StormStatus, Target, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
@@ -43,7 +43,10 @@ pub(crate) fn status() -> Status {
         events_waiting: 0,
         rows_waiting: 0,
         guard: GuardStatus {
-            holds: HoldKind::ALL.into_iter().map(|k| (k, u64::from(k == HoldKind::Storm))).collect(),
+            holds: HoldKind::ALL
+                .into_iter()
+                .map(|k| (k, u64::from(k == HoldKind::Storm)))
+                .collect(),
             oldest_ms: Some(Wall(500)),
             storms: vec![StormStatus {
                 domain: "zone=even".to_owned(),

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::pacing::Shown;
 use crate::control::{
     Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive, RedriveReport, ShardStatus, Status,
-    Target, Word,
+    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive, RedriveReport, ShardStatus,
+    Status, Target, Word,
 };
 use crate::detector::knobs::AllKnobs;
 use crate::event::State;

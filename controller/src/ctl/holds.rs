@@ -95,7 +95,10 @@ impl Run<'_> {
         }
         let parts = [
             (report.released, "let go, if it is still true"),
-            (report.queued, "approved: each goes at its domain's action rate, if it is still true then"),
+            (
+                report.queued,
+                "approved: each goes at its domain's action rate, if it is still true then",
+            ),
             (report.rejected, "rejected"),
         ];
         for (n, what) in parts.iter().filter(|(n, _)| *n > 0) {
@@ -142,7 +145,10 @@ pub(super) fn of_host(out: &mut dyn Write, hold: &HoldStatus, now: Wall) -> io::
         clean(&hold.reason)
     )?;
     if hold.approved {
-        return writeln!(out, "Somebody approved it: it goes as soon as its domain's action rate allows.");
+        return writeln!(
+            out,
+            "Somebody approved it: it goes as soon as its domain's action rate allows."
+        );
     }
     writeln!(
         out,
@@ -162,10 +168,14 @@ pub(super) fn of_all(out: &mut dyn Write, guard: &GuardStatus, now: Wall) -> io:
             .filter(|(_, n)| **n > 0)
             .map(|(kind, n)| format!("{n} by {}", HoldKind::words(*kind)))
             .collect();
-        let oldest = guard.oldest_ms.map_or_else(String::new, |at| {
-            format!(", the oldest for {}", between(at, now))
-        });
-        writeln!(out, "\nHeld failovers: {}{oldest}. See `heartwatchctl holds`.", kinds.join(", "))?;
+        let oldest = guard
+            .oldest_ms
+            .map_or_else(String::new, |at| format!(", the oldest for {}", between(at, now)));
+        writeln!(
+            out,
+            "\nHeld failovers: {}{oldest}. See `heartwatchctl holds`.",
+            kinds.join(", ")
+        )?;
     }
     if guard.flapping > 0 {
         writeln!(out, "{} hosts come and go (flapping).", guard.flapping)?;

@@ -237,7 +237,9 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::ControllerSighted, _) => "the controller could trust its eyes again",
         (EventKind::ControllerPaused, _) => "an operator held all actions",
         (EventKind::ControllerResumed, _) => "the operator's pause ended",
-        (EventKind::HostFlapping, _) => "it comes and goes: its suspicions are told to nobody for now",
+        (EventKind::HostFlapping, _) => {
+            "it comes and goes: its suspicions are told to nobody for now"
+        }
         (EventKind::HostSteady, _) => "it has been steady for long enough",
         (EventKind::DomainDown, _) => "all hosts of a failure domain fell silent",
         (EventKind::DomainStorm, _) => "many hosts of a failure domain fell silent together",

@@ -298,6 +298,16 @@ impl Domains {
         parts.join(",")
     }
 
+    /// How many domains it lies in.
+    pub(super) fn depth(&self, id: DomainId) -> usize {
+        let (mut at, mut depth) = (id, 0);
+        while at != DomainId::FLEET {
+            let Some(domain) = self.get(at) else { break };
+            (at, depth) = (domain.parent, depth + 1);
+        }
+        depth
+    }
+
     /// Whether `inner` lies in `outer`, or is it.
     pub(super) fn is_within(&self, inner: DomainId, outer: DomainId) -> bool {
         let mut at = inner;

@@ -62,8 +62,7 @@ impl Flaps {
 
     /// Highest penalty.
     fn ceiling(&self) -> f64 {
-        let halvings =
-            self.config.suppress_max.as_secs_f64() / self.config.half_life.as_secs_f64();
+        let halvings = self.config.suppress_max.as_secs_f64() / self.config.half_life.as_secs_f64();
         let ceiling = f64::from(self.config.reuse) * halvings.min(60.0).exp2();
         ceiling.max(f64::from(self.config.suppress))
     }

@@ -14,7 +14,9 @@
 //!
 //! Evidence of a storm are suspects, hosts that wait for their order, and hosts that were acted upon within
 //! `storm_window`: a slow cascade adds up. So no more than the threshold less one are ever acted upon in a
-//! domain before its storm is seen, however slowly they fall. What somebody approved, rejected, or what was
+//! domain before its storm is seen, however slowly they fall. A domain most of whose silent hosts lie in one
+//! smaller domain that is in a storm is in none itself: a dead rack is the rack's matter, not the zone's.
+//! What somebody approved, rejected, or what was
 //! let go as the storm had become steady, is evidence no more.
 //!
 //! # Cost
@@ -230,7 +232,8 @@ impl Guard {
         match new.filter(|row| is_out(row)) {
             Some(row) => {
                 // Of one whose order is long past only news makes another.
-                let news = old.is_none_or(|o| !is_out(o) || (o.state, o.cause) != (row.state, row.cause));
+                let news =
+                    old.is_none_or(|o| !is_out(o) || (o.state, o.cause) != (row.state, row.cause));
                 if news {
                     self.enter(row, self.now);
                     self.look_around(row.id);
@@ -247,7 +250,7 @@ impl Guard {
         {
             self.flaps.forget(row.id);
         }
-        for id in risen.unwrap_or_default() {
+        for id in risen.unwrap_or_default().into_iter().rev() {
             self.look_for_storm(id);
         }
     }
@@ -279,7 +282,12 @@ impl Guard {
 
     fn look_around(&mut self, host: HostId) {
         let path = self.entries.get(&host).map(|e| e.path.clone()).unwrap_or_default();
-        path.iter().for_each(|id| self.look_for_storm(*id));
+        // The smallest first: it may explain the larger ones.
+        path.iter().rev().for_each(|id| self.look_for_storm(*id));
+    }
+
+    fn is_stormy(&self, path: &[DomainId]) -> bool {
+        path.iter().any(|id| self.storms.contains_key(id))
     }
 
     /// It is back, or gone, or long past.
@@ -301,7 +309,9 @@ impl Guard {
     }
 
     fn count(&mut self, host: HostId, counts: bool) {
-        let Some(entry) = self.entries.get_mut(&host).filter(|e| e.counted != counts) else { return };
+        let Some(entry) = self.entries.get_mut(&host).filter(|e| e.counted != counts) else {
+            return;
+        };
         entry.counted = counts;
         for id in &entry.path {
             let Some(domain) = self.domains.get_mut(*id) else { continue };
@@ -457,7 +467,9 @@ impl Guard {
     /// The generic cell rate algorithm (ITU-T I.371): one instant says how full a bucket is.
     fn has_token(&self, id: DomainId) -> bool {
         let rate = self.rate(id);
-        let Some(domain) = self.domains.get(id).filter(|_| rate.per_minute > 0) else { return true };
+        let Some(domain) = self.domains.get(id).filter(|_| rate.per_minute > 0) else {
+            return true;
+        };
         let ahead = per_action(rate) * (rate.burst - 1);
         domain.action_due - ahead <= self.now
     }
@@ -481,12 +493,7 @@ impl Guard {
         self.look_around(host);
         match self.judge(host, turn) {
             Ok(()) => self.let_go(host),
-            Err(why) => {
-                self.hold(host, why);
-                if self.entries.get(&host).is_some_and(|e| e.excused) {
-                    self.count(host, false);
-                }
-            }
+            Err(why) => self.hold(host, why),
         }
     }
 
@@ -550,7 +557,9 @@ impl Guard {
         let mut judged = 0;
         for id in ids {
             while judged < JUDGED_MAX && self.has_token(id) {
-                let Some(host) = self.lines.get_mut(&id).and_then(VecDeque::pop_front) else { break };
+                let Some(host) = self.lines.get_mut(&id).and_then(VecDeque::pop_front) else {
+                    break;
+                };
                 let waits = Stage::Held(Why::Rate(id));
                 // Who is back, approved or held by something else meanwhile is passed over.
                 if self.entries.get(&host).is_some_and(|e| e.stage == waits) {
@@ -592,9 +601,8 @@ impl Guard {
             self.tell_overdue(why);
         }
         let hold_max = self.config.hold_max;
-        self.overdue.retain(|_, o| {
-            o.count > 0 || o.told_at.is_some_and(|told| told + hold_max > now)
-        });
+        self.overdue
+            .retain(|_, o| o.count > 0 || o.told_at.is_some_and(|told| told + hold_max > now));
     }
 
     fn tell_overdue(&mut self, why: Why) {

@@ -119,7 +119,8 @@ impl Policy {
         rng: &mut R,
     ) -> HoldReport {
         let held = self.held_before(target, at);
-        let report = self.guard.reject(target, &format!("rejected by {}: {}", word.by, word.reason));
+        let report =
+            self.guard.reject(target, &format!("rejected by {}: {}", word.by, word.reason));
         let count = report.rejected;
         self.say(EventKind::HoldRejected, "rejected", target, word, count, held, row, at, rng);
         report

@@ -279,7 +279,10 @@ impl Policy {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a turn, the row on both sides of it, and the world")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a turn, the row on both sides of it, and the world"
+    )]
     fn write<R: Rng + ?Sized>(
         &mut self,
         before: &HostRow,

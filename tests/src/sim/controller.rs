@@ -21,17 +21,17 @@ use heartwatch_controller::event::{EventKind, State};
 use heartwatch_controller::intervals::Assigned;
 use heartwatch_controller::metrics::{ShardMetrics, get};
 use heartwatch_controller::policy::driver::known_of;
-use heartwatch_controller::policy::placement::{Candidate, Ranking, fits};
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
+use heartwatch_controller::policy::placement::{Candidate, Ranking, fits};
 use heartwatch_controller::policy::{Author, Order, Policy, new_row, order_of};
 use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
 use heartwatch_controller::shard::notices::Notice;
 use heartwatch_controller::shard::watch::Watch;
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
-    Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, EventRow, Finish, FinishVerdict,
-    HostRow, NewEvent,
+    Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, EventRow, Finish,
+    FinishVerdict, HostRow, NewEvent,
 };
 use heartwatch_controller::view::LiveId;
 use rand::rngs::StdRng;

@@ -30,8 +30,8 @@ use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
     Begin, DeliveryFilter, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, HostRow, NewEvent,
 };
-use rand::rngs::StdRng;
 use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use crate::invariants::Violation;
 use fleet::Host;
@@ -384,7 +384,8 @@ impl World {
         let (now, wall) = (self.now, self.wall());
         let author = Author { id: ControllerId(1), name: "simulated".to_owned() };
         let mut policy = Policy::guarded(author, rules(), self.plan.guard.clone());
-        self.rows = self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
+        self.rows =
+            self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         self.rows.values().for_each(|row| policy.register(row, now, wall));
         let held = DeliveryFilter { state: Some(DeliveryState::Held), ..DeliveryFilter::default() };
         for delivery in promises::deliveries(&self.db, held) {

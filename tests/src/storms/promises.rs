@@ -232,6 +232,35 @@ impl Promises {
         now: Instant,
     ) {
         self.looked += 1;
+        let limit = if name == "fleet" { self.guard.fleet } else { self.guard.storm };
+        let (silent, heard) = self.silent_and_heard(name, hosts, rows, now);
+        let share = f64::from(silent) / f64::from(silent + heard);
+        if silent < limit.hosts || share < limit.share {
+            return;
+        }
+        // Unless most of them lie in one smaller domain, and others are heard.
+        let inner: std::collections::BTreeSet<String> =
+            hosts.iter().flat_map(|h| domains(&h.labels)).collect();
+        let within = |d: &&String| *d != name && (name == "fleet" || d.starts_with(name));
+        let explained = inner.iter().filter(within).any(|inner| {
+            let (s, h) = self.silent_and_heard(inner, hosts, rows, now);
+            s * 4 >= silent * 3 && heard > h
+        });
+        if !explained {
+            let seen = format!(
+                "{host} is acted upon while {silent} hosts of {name} are silent, and {heard} heard"
+            );
+            self.broken("a_storm_holds", seen);
+        }
+    }
+
+    fn silent_and_heard(
+        &self,
+        name: &str,
+        hosts: &[Host],
+        rows: &BTreeMap<HostId, HostRow>,
+        now: Instant,
+    ) -> (u32, u32) {
         // At the edge of the window either answer is right.
         let window = self.guard.storm_window - Duration::from_secs(2);
         let (mut silent, mut heard) = (0, 0);
@@ -247,14 +276,7 @@ impl Promises {
                 _ => {}
             }
         }
-        let limit = if name == "fleet" { self.guard.fleet } else { self.guard.storm };
-        let share = f64::from(silent) / f64::from(silent + heard);
-        if silent >= limit.hosts && share >= limit.share {
-            let seen = format!(
-                "{host} is acted upon while {silent} hosts of {name} are silent, and {heard} heard"
-            );
-            self.broken("a_storm_holds", seen);
-        }
+        (silent, heard)
     }
 
     fn see_who_slipped(&mut self, host: HostId, now: Instant) {
@@ -266,7 +288,8 @@ impl Promises {
             }
         }
         if let Some(of) = slipped {
-            let seen = format!("{host} is one of more than {SLIPPED_MAX} of {of} that died together");
+            let seen =
+                format!("{host} is one of more than {SLIPPED_MAX} of {of} that died together");
             self.broken("the_first_do_not_slip_through", seen);
         }
     }
@@ -307,7 +330,8 @@ impl Promises {
         let listed: Hosts = shown.holds.iter().map(|h| h.host).collect();
         if held != listed && shown.total <= 1_000 {
             let unseen: Vec<_> = held.symmetric_difference(&listed).take(3).collect();
-            let seen = format!("{} held, {} shown: {unseen:?} at {now:?}", held.len(), listed.len());
+            let seen =
+                format!("{} held, {} shown: {unseen:?} at {now:?}", held.len(), listed.len());
             self.broken("nothing_is_held_unseen", seen);
         }
         // One told of its domain may wait for the next round of that domain.
@@ -331,7 +355,8 @@ impl Promises {
         deliveries: &[DeliveryRow],
     ) {
         for d in deliveries {
-            if matches!(d.state, DeliveryState::Held | DeliveryState::Pending | DeliveryState::Dead) {
+            if matches!(d.state, DeliveryState::Held | DeliveryState::Pending | DeliveryState::Dead)
+            {
                 let seen = format!("{} of {:?} is {:?}: {:?}", d.kind, d.host, d.state, d.reason);
                 self.broken("nothing_is_left", seen);
             }
@@ -378,7 +403,8 @@ impl Promises {
                     self.named.iter().filter(|(at, _)| within(at)).map(|(_, n)| n).sum();
                 // A restart forgets how full the buckets were.
                 let starts = self.starts.iter().filter(|at| within(at)).count() as u64;
-                let most = u64::from(rate.burst) * (1 + starts) + u64::from(rate.per_minute) + named;
+                let most =
+                    u64::from(rate.burst) * (1 + starts) + u64::from(rate.per_minute) + named;
                 if count > most + 1 {
                     let seen = format!("{count} in a minute in {name}, {most} are allowed");
                     self.broken("actions_keep_to_their_rate", seen);

@@ -17,26 +17,49 @@ use super::{STORIES_UNTIL, World};
 /// Something that happens at a moment.
 #[derive(Clone, Debug)]
 pub(super) enum Happening {
-    Die { host: usize, agent_only: bool },
-    Return { host: usize },
+    Die {
+        host: usize,
+        agent_only: bool,
+    },
+    Return {
+        host: usize,
+    },
     /// All of these at once.
-    DieTogether { hosts: Vec<usize> },
+    DieTogether {
+        hosts: Vec<usize>,
+    },
     /// What the detector would say, if nothing came between.
-    Suspect { host: usize, life: u32 },
-    Down { host: usize, life: u32 },
-    Heard { host: usize, life: u32 },
+    Suspect {
+        host: usize,
+        life: u32,
+    },
+    Down {
+        host: usize,
+        life: u32,
+    },
+    Heard {
+        host: usize,
+        life: u32,
+    },
     /// A suspicion that proves wrong at once.
-    Hiccup { host: usize },
+    Hiccup {
+        host: usize,
+    },
     KillController,
     StartController,
     CutLink,
     MendLink,
     Blind,
     Sighted,
-    Pause { span: Duration },
+    Pause {
+        span: Duration,
+    },
     ReceiverDown,
     ReceiverUp,
-    Operator { target: Target, approves: bool },
+    Operator {
+        target: Target,
+        approves: bool,
+    },
 }
 
 /// A seed's fleet, settings, and mix of stories.
@@ -90,11 +113,7 @@ fn with(hosts: &[Host], label: &str, value: &str) -> Vec<usize> {
     (0..hosts.len()).filter(|i| has(&hosts[*i])).collect()
 }
 
-pub(super) fn draw(
-    plan: &Plan,
-    hosts: &[Host],
-    rng: &mut StdRng,
-) -> Vec<(Duration, Happening)> {
+pub(super) fn draw(plan: &Plan, hosts: &[Host], rng: &mut StdRng) -> Vec<(Duration, Happening)> {
     let mut story = Vec::new();
     let last = STORIES_UNTIL.as_secs() - 60;
     for _ in 0..rng.random_range(0..6) {
@@ -184,12 +203,7 @@ fn together(
     story.push((at, Happening::DieTogether { hosts }));
 }
 
-fn flapping(
-    hosts: usize,
-    at: Duration,
-    story: &mut Vec<(Duration, Happening)>,
-    rng: &mut StdRng,
-) {
+fn flapping(hosts: usize, at: Duration, story: &mut Vec<(Duration, Happening)>, rng: &mut StdRng) {
     let flappers = rng.random_range(1..=hosts.min(12));
     for _ in 0..flappers {
         let host = rng.random_range(0..hosts);
@@ -221,8 +235,10 @@ impl World {
         if ended && !inner {
             return;
         }
-        if !matches!(what, Happening::Suspect { .. } | Happening::Down { .. } | Happening::Heard { .. })
-        {
+        if !matches!(
+            what,
+            Happening::Suspect { .. } | Happening::Down { .. } | Happening::Heard { .. }
+        ) {
             self.tell(format!("{what:?}"));
         }
         match what {

@@ -59,9 +59,8 @@ impl Guard {
             Target::Host(host) => Some(*host).into_iter().filter(held).collect(),
             Target::Domain(labels) => {
                 let Some(id) = self.domains.find(labels) else { return Vec::new() };
-                let inside = |host: &HostId| {
-                    self.entries.get(host).is_some_and(|e| e.path.contains(&id))
-                };
+                let inside =
+                    |host: &HostId| self.entries.get(host).is_some_and(|e| e.path.contains(&id));
                 self.by_age.iter().map(|(_, host)| *host).filter(inside).collect()
             }
         }
@@ -117,7 +116,10 @@ impl Guard {
     }
 
     /// A domain's name, for people.
-    pub(in crate::policy) fn domain_name(&self, labels: &BTreeMap<String, String>) -> Option<String> {
+    pub(in crate::policy) fn domain_name(
+        &self,
+        labels: &BTreeMap<String, String>,
+    ) -> Option<String> {
         self.domains.find(labels).map(|id| self.domains.name(id))
     }
 
@@ -140,7 +142,11 @@ impl Guard {
 
     /// Takes over what was written down before a restart, when all hosts and orders are known again.
     /// `Err`: it can't be read; storms are then found from the orders that are held alone.
-    pub(in crate::policy) fn resume(&mut self, saved: Option<&str>, at: Wall) -> Result<(), String> {
+    pub(in crate::policy) fn resume(
+        &mut self,
+        saved: Option<&str>,
+        at: Wall,
+    ) -> Result<(), String> {
         let read = saved.map_or_else(|| Ok(Saved::default()), serde_json::from_str::<Saved>);
         let saved = read.map_err(|e| e.to_string());
         for storm in saved.iter().flat_map(|s| &s.storms) {

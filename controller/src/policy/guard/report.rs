@@ -137,9 +137,7 @@ pub struct GuardStatus {
 impl Guard {
     pub(super) fn words(&self, host: HostId, why: Why) -> String {
         let Some(entry) = self.entries.get(&host) else { return String::new() };
-        let counts = |id: DomainId| {
-            self.domains.get(id).map_or((0, 0), |d| (d.silent(), d.base()))
-        };
+        let counts = |id: DomainId| self.domains.get(id).map_or((0, 0), |d| (d.silent(), d.base()));
         match why {
             Why::Own => self.own.clone().unwrap_or_else(|| {
                 "the controller has been restarted: every host gets its chance first".to_owned()
@@ -161,7 +159,8 @@ impl Guard {
             ),
             Why::Settle => {
                 let fullest = entry.path.iter().filter(|id| counts(**id).0 > 1);
-                let name = fullest.last().map_or_else(|| "fleet".to_owned(), |id| self.domains.name(*id));
+                let name =
+                    fullest.last().map_or_else(|| "fleet".to_owned(), |id| self.domains.name(*id));
                 let span = self.config.settle.max(entry.gap).min(super::SETTLE_MAX);
                 format!(
                     "others of {name} are silent too: it waits {} to see whether this is a storm",

@@ -1,7 +1,6 @@
 //! When a storm is seen, when it is told, and when it is over.
 
-use std::time::Duration;
-
+use heartwatch_common::id::HostId;
 use heartwatch_common::time::Instant;
 use serde_json::{Map, json};
 
@@ -44,20 +43,35 @@ impl Guard {
             && silent >= share * f64::from(domain.base()) * by
     }
 
+    /// Whether a storm inside a domain accounts for three quarters of who is silent in it, while others of it
+    /// are heard: then that one holds its hosts, and this domain's others go on.
+    fn is_explained(&self, id: DomainId) -> bool {
+        let Some(domain) = self.domains.get(id) else { return false };
+        self.storms.keys().any(|inner| {
+            *inner != id
+                && self.domains.is_within(*inner, id)
+                && self.domains.get(*inner).is_some_and(|d| {
+                    d.silent() * 4 >= domain.silent() * 3 && domain.heard > d.heard
+                })
+        })
+    }
+
     /// Trips the guard of a domain if there is reason to. Suspects alone are none: there is nothing to hold.
     pub(super) fn look_for_storm(&mut self, id: DomainId) {
         let Some(domain) = self.domains.get(id) else { return };
         let silent = domain.silent();
         if let Some(storm) = self.storms.get_mut(&id) {
             storm.peak = storm.peak.max(silent);
-        } else if domain.counted > 0 && self.exceeds(id, 1.0) {
+        } else if domain.counted > 0 && self.exceeds(id, 1.0) && !self.is_explained(id) {
             self.begin(id, self.now, false);
         }
     }
 
     /// After a restart, when all hosts are registered.
     pub(super) fn look_everywhere(&mut self) {
-        let ids: Vec<DomainId> = self.domains.ids().collect();
+        // Inner ones first: they may explain the outer ones.
+        let mut ids: Vec<DomainId> = self.domains.ids().collect();
+        ids.sort_by_key(|id| std::cmp::Reverse(self.domains.depth(*id)));
         ids.into_iter().for_each(|id| self.look_for_storm(id));
     }
 
@@ -71,33 +85,45 @@ impl Guard {
 
     pub(super) fn storms_step(&mut self) {
         let ids: Vec<DomainId> = self.storms.keys().copied().collect();
-        let now = self.now;
-        for id in ids {
-            // Hysteresis: it takes half as much to go on as it took to begin.
-            let goes_on = self.exceeds(id, 0.5);
-            let silent_wholly = self.domains.get(id).is_some_and(|d| d.heard == 0);
-            let Some(storm) = self.storms.get_mut(&id) else { continue };
-            if goes_on {
-                storm.calm_since = None;
-            } else {
-                storm.calm_since.get_or_insert(now);
-            }
-            let calm_for = storm.calm_since.map_or(Duration::ZERO, |since| now.since(since));
-            let (changed, steady) = (storm.changed, self.config.release_after);
-            // Told earlier, a dead rack would be told as a storm, and a mistake of a moment at all.
-            let settled = now >= storm.since + self.config.settle || silent_wholly;
-            if goes_on && settled && !storm.told && !self.is_covered(id) {
-                self.tell(id);
-            }
-            let may_settle = id != DomainId::FLEET
-                && !steady.is_zero()
-                && !self.storms.contains_key(&DomainId::FLEET);
-            if !goes_on && calm_for >= self.config.calm {
-                self.end(id, End::Calm);
-            } else if goes_on && may_settle && now.since(changed) >= steady {
-                self.end(id, End::Steady);
+        let mut ended = Vec::new();
+        for id in &ids {
+            if let Some(how) = self.has_ended(*id) {
+                ended.extend(self.end(*id, how));
             }
         }
+        // Who is let go by a storm that has become steady is no evidence of the next: all of them, before the
+        // first is judged.
+        for host in &ended {
+            if self.entries.get(host).is_some_and(|e| e.excused && !self.is_stormy(&e.path)) {
+                self.count(*host, false);
+            }
+        }
+        self.again.extend(ended);
+        for id in ids {
+            let Some(storm) = self.storms.get(&id).filter(|s| !s.told) else { continue };
+            let silent_wholly = self.domains.get(id).is_some_and(|d| d.heard == 0);
+            // Told earlier, a dead rack would be told as a storm, and a mistake of a moment at all.
+            let settled = self.now >= storm.since + self.config.settle || silent_wholly;
+            if settled && storm.calm_since.is_none() && !self.is_covered(id) {
+                self.tell(id);
+            }
+        }
+    }
+
+    fn has_ended(&mut self, id: DomainId) -> Option<End> {
+        // Hysteresis: it takes half as much to go on as it took to begin.
+        let goes_on = self.exceeds(id, 0.5);
+        let (now, steady) = (self.now, self.config.release_after);
+        let may_settle = id != DomainId::FLEET
+            && !steady.is_zero()
+            && !self.storms.contains_key(&DomainId::FLEET);
+        let storm = self.storms.get_mut(&id)?;
+        if goes_on {
+            storm.calm_since = None;
+            return (may_settle && now.since(storm.changed) >= steady).then_some(End::Steady);
+        }
+        let calm_since = *storm.calm_since.get_or_insert(now);
+        (now.since(calm_since) >= self.config.calm).then_some(End::Calm)
     }
 
     /// Whether a larger domain's storm tells of this one too.
@@ -141,16 +167,19 @@ impl Guard {
         self.unsaved = true;
     }
 
-    fn end(&mut self, id: DomainId, how: End) {
-        let Some(storm) = self.storms.remove(&id) else { return };
+    /// Ends a storm; answers whose orders it held.
+    fn end(&mut self, id: DomainId, how: End) -> Vec<HostId> {
+        let Some(storm) = self.storms.remove(&id) else { return Vec::new() };
         self.unsaved = true;
-        let bound = self.stormbound.get(&id).cloned().unwrap_or_default();
+        let bound: Vec<HostId> = self.stormbound.get(&id).into_iter().flatten().copied().collect();
         if storm.told {
             let name = self.domains.name(id);
             let lasted = self.now.since(storm.since).as_secs();
             let (word, what) = match how {
                 End::Calm => ("calm", "its hosts are heard again, or were dealt with"),
-                End::Steady => ("steady", "nothing changes any more: what is silent is taken for dead"),
+                End::Steady => {
+                    ("steady", "nothing changes any more: what is silent is taken for dead")
+                }
             };
             let mut data = self.figures(id);
             let reason = format!(
@@ -164,13 +193,13 @@ impl Guard {
             let labels = self.domains.labels(id);
             self.news.push_back(News::Tell(EventKind::DomainCalm, labels, data));
         }
-        for host in bound {
-            if let Some(entry) = self.entries.get_mut(&host) {
+        for host in &bound {
+            if let Some(entry) = self.entries.get_mut(host) {
                 entry.excused |= how == End::Steady;
                 entry.settled = true;
             }
-            self.again.push_back(host);
         }
         self.domains.release(&[id]);
+        bound
     }
 }

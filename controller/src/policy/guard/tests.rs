@@ -262,6 +262,20 @@ fn most_of_the_fleet_silent_may_be_us_and_never_lets_go_by_itself() {
 }
 
 #[test]
+fn a_dead_rack_is_no_storm_of_its_zone_nor_of_the_fleet_while_others_are_heard() {
+    let mut f = Fleet::new(40);
+    (0..20).for_each(|n| f.suspect(n));
+    (0..20).for_each(|n| f.fall(n));
+    f.wait(SECOND * 5);
+    assert_eq!(f.told(), [(EventKind::DomainDown, "zone=0,rack=0")], "half of all, but one rack");
+    assert!(f.down(25), "the other rack goes on");
+    (26..36).for_each(|n| f.fall(n));
+    f.wait(SECOND * 5);
+    assert!(f.told().contains(&(EventKind::DomainStorm, "fleet")), "{:?}", f.told());
+    f.check();
+}
+
+#[test]
 fn own_doubt_holds_all_and_what_it_held_is_judged_again() {
     let mut f = Fleet::new(200);
     f.guard.set_own(Some("paused".to_owned()));
@@ -280,7 +294,9 @@ fn own_doubt_holds_all_and_what_it_held_is_judged_again() {
 #[test]
 fn a_flapping_host_is_acted_upon_once_it_has_been_down_for_a_while() {
     let mut f = Fleet::new(200);
-    (0..6).for_each(|_| assert!(!f.guard.flaps.fell(id(3), 700.0, f.now) || f.guard.flaps.is_flapping(id(3))));
+    (0..6).for_each(|_| {
+        assert!(!f.guard.flaps.fell(id(3), 700.0, f.now) || f.guard.flaps.is_flapping(id(3)))
+    });
     assert!(!f.down(3));
     assert_eq!(f.kind(3), Some(HoldKind::Flapping));
     f.wait(SECOND * 119);
