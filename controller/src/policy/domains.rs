@@ -55,7 +55,8 @@ pub(super) struct Domain {
     /// Which label, and its value.
     label: u16,
     value: Box<str>,
-    children: BTreeMap<(u16, Box<str>), DomainId>,
+    /// By label and value.
+    children: BTreeMap<u16, BTreeMap<Box<str>, DomainId>>,
     /// Hosts, orders and storms that are in it.
     refs: u32,
     /// Hosts that are heard.
@@ -169,8 +170,8 @@ impl Domains {
     }
 
     fn child(&mut self, parent: DomainId, label: u16, value: &str) -> Option<DomainId> {
-        let key = (label, Box::from(value));
-        if let Some(known) = self.get(parent)?.children.get(&key) {
+        let known = self.get(parent)?.children.get(&label).and_then(|by_value| by_value.get(value));
+        if let Some(known) = known {
             return Some(*known);
         }
         if self.full || self.len() >= DOMAINS_MAX {
@@ -190,7 +191,7 @@ impl Domains {
         };
         let parent = self.get_mut(parent)?;
         parent.refs += 1;
-        parent.children.insert(key, id);
+        parent.children.entry(label).or_default().insert(value.into(), id);
         Some(id)
     }
 
@@ -217,11 +218,17 @@ impl Domains {
                 if domain.refs > 0 || at == DomainId::FLEET {
                     break;
                 }
-                let (parent, key) = (domain.parent, (domain.label, domain.value.clone()));
+                let (parent, label) = (domain.parent, domain.label);
+                let value = std::mem::take(&mut domain.value);
                 self.slots[at.0 as usize] = None;
                 self.free.push(at);
-                if let Some(above) = self.get_mut(parent) {
-                    above.children.remove(&key);
+                if let Some(above) = self.get_mut(parent)
+                    && let Some(by_value) = above.children.get_mut(&label)
+                {
+                    by_value.remove(&value);
+                    if by_value.is_empty() {
+                        above.children.remove(&label);
+                    }
                 }
                 at = parent;
             }

@@ -78,12 +78,12 @@ impl Running {
     pub(super) fn look_after_holds(&mut self, now: Instant) {
         if self.work.has_room() {
             self.d.policy.step(now);
+            if let Some(text) = self.d.policy.save(self.d.clock.wall()) {
+                self.work.push(Work::Put(GUARD_KEY, Some(text)));
+            }
         }
         self.follow_orders();
         let wall = self.d.clock.wall();
-        if let Some(text) = self.d.policy.save(wall) {
-            self.work.push(Work::Put(GUARD_KEY, Some(text)));
-        }
         self.d.status.set_guard(self.d.policy.guard_status(wall));
     }
 

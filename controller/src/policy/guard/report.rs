@@ -158,9 +158,9 @@ impl Guard {
                 humantime::format_duration(self.config.flaps.act_after)
             ),
             Why::Settle => {
-                let fullest = entry.path.iter().filter(|id| counts(**id).0 > 1);
-                let name =
-                    fullest.last().map_or_else(|| "fleet".to_owned(), |id| self.domains.name(*id));
+                let fullest = entry.path.iter().rfind(|id| counts(**id).0 > 1);
+                let name = fullest.copied().unwrap_or(DomainId::FLEET);
+                let name = self.domains.name(name);
                 let span = self.config.settle.max(entry.gap).min(super::SETTLE_MAX);
                 format!(
                     "others of {name} are silent too: it waits {} to see whether this is a storm",
