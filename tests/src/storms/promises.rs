@@ -176,21 +176,15 @@ impl Promises {
                 }
                 self.excused |= event.data.get("how").is_some_and(|how| how == "steady");
             }
-            (EventKind::HostFlapping, Some(host)) => {
-                if !self.flapping.insert(host) {
-                    self.broken("flapping_is_one_incident", format!("{host} flaps, again"));
-                }
+            (EventKind::HostFlapping, Some(host)) if !self.flapping.insert(host) => {
+                self.broken("flapping_is_one_incident", format!("{host} flaps, again"));
             }
-            (EventKind::HostSteady, Some(host)) => {
-                if !self.flapping.remove(&host) {
-                    self.broken("flapping_is_one_incident", format!("{host} did not flap"));
-                }
+            (EventKind::HostSteady, Some(host)) if !self.flapping.remove(&host) => {
+                self.broken("flapping_is_one_incident", format!("{host} did not flap"));
             }
-            (EventKind::HostSuspect, Some(host)) => {
-                if self.flapping.contains(&host) {
-                    let seen = format!("a suspicion of {host} is told, while it flaps");
-                    self.broken("flapping_is_one_incident", seen);
-                }
+            (EventKind::HostSuspect, Some(host)) if self.flapping.contains(&host) => {
+                let seen = format!("a suspicion of {host} is told, while it flaps");
+                self.broken("flapping_is_one_incident", seen);
             }
             (EventKind::HoldOverdue, _) => self.overdue.push(event.at),
             _ => {}
@@ -284,7 +278,7 @@ impl Promises {
         for together in &mut self.together {
             if together.hosts.contains(&host) && now.since(together.at) < MINUTE {
                 together.ordered += 1;
-                slipped = (together.ordered > SLIPPED_MAX).then(|| together.hosts.len());
+                slipped = (together.ordered > SLIPPED_MAX).then_some(together.hosts.len());
             }
         }
         if let Some(of) = slipped {
