@@ -8,7 +8,7 @@
 //! flapping, restarts, blindness, an operator. Then all is healed but for the dead, an operator approves what
 //! is still held, and all must be settled.
 //!
-//! What must hold is in [`promises`], checked as it goes against what a loop over all hosts says.
+//! What must hold is in `promises`, checked as it goes against what a loop over all hosts says.
 
 mod fleet;
 mod promises;
