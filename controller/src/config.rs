@@ -17,9 +17,11 @@ use crate::event::EventKind;
 use crate::intervals::Rules;
 use crate::intervals::watched::Watch;
 
+mod domains;
 mod intervals;
 mod knobs;
 
+pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
 
@@ -61,6 +63,10 @@ pub struct RawConfig {
     pub detector: RawDetector,
     /// How often hosts beat.
     pub intervals: RawIntervals,
+    /// Failure domains, and when actions in them are held.
+    pub domains: RawDomains,
+    /// When a host flaps.
+    pub flaps: RawFlaps,
     /// How long things are kept.
     pub retention: RawRetention,
     /// Who is told, by name.
@@ -83,6 +89,8 @@ impl Default for RawConfig {
             log_level: "info".to_owned(),
             detector: RawDetector::default(),
             intervals: RawIntervals::default(),
+            domains: RawDomains::default(),
+            flaps: RawFlaps::default(),
             retention: RawRetention::default(),
             receivers: BTreeMap::new(),
             rules: Vec::new(),
@@ -262,6 +270,10 @@ pub struct RawRule {
     /// Decide and record, but send nothing. Default: false.
     #[serde(default)]
     pub dry_run: bool,
+    /// Never hold what this rule sends, whatever storms, pauses or limits hold elsewhere: for alerts, not
+    /// for failovers. Default: false.
+    #[serde(default)]
+    pub always: bool,
 }
 
 /// Settings that have been checked.
@@ -295,6 +307,8 @@ pub struct Config {
     pub watch: Watch,
     /// See [`RawDetector::domain_labels`].
     pub domain_labels: DomainLabels,
+    /// See [`RawDomains`] and [`RawFlaps`].
+    pub guard: GuardConfig,
     /// See [`RawRetention`].
     pub retention: crate::store::Retention,
     /// See [`RawReceiver`].
@@ -347,6 +361,7 @@ pub struct Rule {
     pub receivers: Vec<String>,
     pub candidates_same: Vec<String>,
     pub dry_run: bool,
+    pub always: bool,
 }
 
 impl RawConfig {
@@ -403,6 +418,7 @@ impl RawConfig {
             intervals,
             watch: self.check_watch()?,
             domain_labels: self.detector.check_domain_labels()?,
+            guard: self.check_guard()?,
             retention: self.retention.check()?,
             receivers,
             rules,
@@ -550,6 +566,7 @@ impl RawRule {
             receivers: self.receivers.clone(),
             candidates_same: self.candidates_same.clone(),
             dry_run: self.dry_run,
+            always: self.always,
         })
     }
 }

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 pub use crate::detector::doubt::DoubtReason;
 use crate::event::State;
 use crate::intervals::IntervalsStatus;
+pub use crate::policy::guard::{
+    GuardStatus, HoldKind, HoldReport, HoldStatus, HoldsPage, StormStatus, Target,
+};
+pub use crate::policy::holds::Word;
 use crate::store::{DeliveryId, StoreError};
 
 /// Most hosts in one import.
@@ -187,6 +191,9 @@ pub struct Status {
     /// Rows of the registry that changed without an event and wait to be written.
     #[serde(default)]
     pub rows_waiting: u64,
+    /// What is held, and which failure domains are in a storm.
+    #[serde(default)]
+    pub guard: GuardStatus,
     /// Assigned intervals, if there is a budget of beats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<IntervalsStatus>,
@@ -368,4 +375,21 @@ pub trait Control: Send + Sync {
 
     /// Sends dead letters again, after judging each against the present state.
     async fn redrive(&self, what: Redrive) -> Result<RedriveReport, ControlError>;
+
+    /// Held orders, the oldest first: of one domain (by its labels) or all, after a place, at most `limit`.
+    async fn holds(
+        &self,
+        domain: Option<BTreeMap<String, String>>,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<HoldsPage, ControlError>;
+
+    /// What holds a host's order, if something does.
+    async fn hold_of(&self, host: HostId) -> Result<Option<HoldStatus>, ControlError>;
+
+    /// Lets held orders go: one host's at once, a domain's at its action rate, each if it is still true.
+    async fn approve(&self, target: Target, word: Word) -> Result<HoldReport, ControlError>;
+
+    /// Has held orders cancelled.
+    async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError>;
 }

@@ -129,11 +129,27 @@ pub enum EventKind {
     ControllerPaused,
     /// The pause ended.
     ControllerResumed,
+    /// It comes and goes: until it is steady again its suspicions are told to nobody.
+    HostFlapping,
+    /// It no longer does.
+    HostSteady,
+    /// All hosts of a failure domain are silent: failovers of its hosts are held.
+    DomainDown,
+    /// Many hosts of a failure domain fell silent together: failovers of its hosts are held.
+    DomainStorm,
+    /// That is over: what was held is judged again.
+    DomainCalm,
+    /// Somebody let held orders go.
+    HoldApproved,
+    /// Somebody had held orders cancelled.
+    HoldRejected,
+    /// Orders are held for longer than `domains.hold_max`.
+    HoldOverdue,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 25] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -151,6 +167,14 @@ impl EventKind {
         Self::ControllerSighted,
         Self::ControllerPaused,
         Self::ControllerResumed,
+        Self::HostFlapping,
+        Self::HostSteady,
+        Self::DomainDown,
+        Self::DomainStorm,
+        Self::DomainCalm,
+        Self::HoldApproved,
+        Self::HoldRejected,
+        Self::HoldOverdue,
     ];
 
     /// Whether it tells of something that goes on, and so is no longer true when that ends. News of an end
@@ -186,6 +210,14 @@ impl EventKind {
             Self::ControllerSighted => "controller.sighted",
             Self::ControllerPaused => "controller.paused",
             Self::ControllerResumed => "controller.resumed",
+            Self::HostFlapping => "host.flapping",
+            Self::HostSteady => "host.steady",
+            Self::DomainDown => "domain.down",
+            Self::DomainStorm => "domain.storm",
+            Self::DomainCalm => "domain.calm",
+            Self::HoldApproved => "hold.approved",
+            Self::HoldRejected => "hold.rejected",
+            Self::HoldOverdue => "hold.overdue",
         }
     }
 }

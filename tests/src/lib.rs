@@ -10,5 +10,6 @@ pub mod fuzzing;
 pub mod invariants;
 pub mod machine;
 pub mod sim;
+pub mod storms;
 pub mod vectors;
 pub mod world;

@@ -198,6 +198,8 @@ pub(super) async fn why(
         deliveries.push(DeliveryJson { delivery, attempt_log });
     }
     let status = api.control.status().await;
+    // The rest of the story is worth telling without it.
+    let hold = api.control.hold_of(id).await.unwrap_or_default();
     // Read last, so that the host is no older than its events.
     let host = HostJson::new(&find(&api, &name)?, api.clock.now());
     let incident = host.incident.map(|id| IncidentJson {
@@ -216,6 +218,7 @@ pub(super) async fn why(
         deliveries_truncated,
         doubts: status.doubts,
         pause: status.pause,
+        hold,
     }))
 }
 

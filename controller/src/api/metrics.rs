@@ -82,7 +82,7 @@ pub(super) async fn scrape(State(api): State<Api>, params: Params) -> Result<Res
     Ok(([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
 }
 
-type Labels<'a> = Vec<(&'a str, String)>;
+pub(super) type Labels<'a> = Vec<(&'a str, String)>;
 
 fn label_pairs(labels: Labels<'_>) -> Vec<LabelPair> {
     let pair = |(name, value): (&str, String)| {
@@ -105,7 +105,7 @@ fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> Met
 
 /// The families of one scrape. A family without a sample is left out: the encoder refuses it.
 #[derive(Default)]
-struct Families(Vec<MetricFamily>);
+pub(super) struct Families(Vec<MetricFamily>);
 
 impl Families {
     fn push(&mut self, family: MetricFamily) {
@@ -140,7 +140,7 @@ impl Families {
         self.push(family(name, help, MetricType::COUNTER, metrics));
     }
 
-    fn gauges<'a>(
+    pub(super) fn gauges<'a>(
         &mut self,
         name: &str,
         help: &str,
@@ -157,7 +157,7 @@ impl Families {
         self.push(family(name, help, MetricType::GAUGE, metrics));
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.gauges(name, help, [(Vec::new(), value)]);
     }
 }
@@ -166,6 +166,7 @@ fn families(s: &Snapshot<'_>) -> Vec<MetricFamily> {
     let mut f = Families::default();
     controller(&mut f, s);
     intervals(&mut f, s);
+    super::holds::families(&mut f, s.status, s.now_ms);
     shard_counters(&mut f, s.shards);
     shard_gauges(&mut f, s.shards);
     detection(&mut f, s.shards);

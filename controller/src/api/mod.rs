@@ -9,10 +9,13 @@
 //! | `GET /v1/events?after=&host=&limit=&wait=` | the journal, oldest first; `wait=30s` waits for news; `tail=N` the newest N |
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
+//! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
 //! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
 //! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
+//! | `POST /v1/holds/{host id or name}/approve`, `…/reject` | ▲ `{"by", "reason"}`: one held order goes, or is cancelled |
+//! | `POST /v1/holds/approve?domain=`, `…/reject?domain=` | ▲ the same for all of a domain; approved ones go at its action rate |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
 //!
@@ -50,6 +53,7 @@ mod controller;
 mod deliveries;
 mod events;
 mod extract;
+mod holds;
 mod hosts;
 mod listener;
 pub mod metrics;
@@ -153,6 +157,11 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/deliveries", get(deliveries::list))
         .route("/v1/deliveries/redrive", post(deliveries::redrive))
         .route("/v1/deliveries/{id}", get(deliveries::one))
+        .route("/v1/holds", get(holds::list))
+        .route("/v1/holds/approve", post(holds::approve_domain))
+        .route("/v1/holds/reject", post(holds::reject_domain))
+        .route("/v1/holds/{host}/approve", post(holds::approve))
+        .route("/v1/holds/{host}/reject", post(holds::reject))
         .route("/v1/status", get(controller::status))
         .route("/v1/pause", post(controller::pause).delete(controller::resume))
         .route("/v1/backup", post(controller::backup))

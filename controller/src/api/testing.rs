@@ -15,8 +15,9 @@ use serde_json::{Map, Value, json};
 use super::types::ConfigSummary;
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Control, ControlError, Doubt, Freeze, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause,
-    Redrive, RedriveReport, Status,
+    Control, ControlError, Doubt, Freeze, GuardStatus, HoldKind, HoldReport, HoldStatus, HoldsPage,
+    HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive, RedriveReport, Status,
+    StormStatus, Target, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
@@ -41,6 +42,24 @@ pub(crate) fn status() -> Status {
         deliveries: BTreeMap::new(),
         events_waiting: 0,
         rows_waiting: 0,
+        guard: GuardStatus {
+            holds: HoldKind::ALL
+                .into_iter()
+                .map(|k| (k, u64::from(k == HoldKind::Storm)))
+                .collect(),
+            oldest_ms: Some(Wall(500)),
+            storms: vec![StormStatus {
+                domain: "zone=even".to_owned(),
+                since_ms: Wall(400),
+                silent: 7,
+                heard: 3,
+                held: 1,
+            }],
+            storms_total: 1,
+            flapping: 2,
+            domains: 3,
+            domains_full: false,
+        },
         intervals: Some(IntervalsStatus {
             budget_per_s: 1_000.0,
             planned_per_s: 750.0,
@@ -122,6 +141,7 @@ pub(crate) struct TestControl {
     pub(crate) imported: Mutex<Vec<ImportHost>>,
     pub(crate) forgotten: Mutex<Vec<HostId>>,
     pub(crate) frozen: Mutex<Vec<(HostId, Freeze)>>,
+    pub(crate) words: Mutex<Vec<(&'static str, Target, Word)>>,
     pub(crate) busy: std::sync::atomic::AtomicBool,
     pub(crate) panics: std::sync::atomic::AtomicBool,
 }
@@ -230,6 +250,48 @@ impl Control for TestControl {
             Redrive::Dead { .. } => vec![DeliveryId(1)],
         };
         Ok(RedriveReport { redriven, ..RedriveReport::default() })
+    }
+
+    async fn holds(
+        &self,
+        domain: Option<BTreeMap<String, String>>,
+        after: Option<String>,
+        _: usize,
+    ) -> Result<HoldsPage, ControlError> {
+        if after.is_some() {
+            return Err(ControlError::Invalid("`after` is no place in this list".to_owned()));
+        }
+        let all = domain.is_none_or(|d| d.get("zone").is_some_and(|z| z == "even"));
+        let holds = if all { vec![hold()] } else { Vec::new() };
+        Ok(HoldsPage { holds, total: 1, next_after: None })
+    }
+
+    async fn hold_of(&self, host: HostId) -> Result<Option<HoldStatus>, ControlError> {
+        Ok((host == hold().host).then(hold))
+    }
+
+    async fn approve(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
+        let none = target == Target::Host(HostId([1; 16]));
+        lock(&self.words).push(("approve", target, word));
+        Ok(HoldReport { released: u64::from(!none), ..HoldReport::default() })
+    }
+
+    async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
+        lock(&self.words).push(("reject", target, word));
+        Ok(HoldReport { rejected: 1, ..HoldReport::default() })
+    }
+}
+
+pub(crate) fn hold() -> HoldStatus {
+    HoldStatus {
+        host: HostId([2; 16]),
+        name: "host-2".to_owned(),
+        since_ms: Wall(500),
+        kind: HoldKind::Storm,
+        domain: Some("zone=even".to_owned()),
+        reason: "storm in zone=even: 7 of 10 hosts are silent".to_owned(),
+        approved: false,
+        overdue: true,
     }
 }
 

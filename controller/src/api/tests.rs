@@ -99,6 +99,31 @@ async fn what_operators_ask_is_done() {
 }
 
 #[tokio::test]
+async fn held_orders_are_listed_and_an_operators_word_reaches_the_policy() {
+    use crate::control::Target;
+    let world = World::new();
+    fleet(&world, 5);
+    let page = good(&world, "/v1/holds").await;
+    assert_eq!((&page["total"], &page["holds"][0]["kind"]), (&json!(1), &json!("storm")));
+    assert!(good(&world, "/v1/holds?domain=zone%3Dodd").await["holds"][0].is_null());
+    assert_eq!(good(&world, "/v1/hosts/host-2/why").await["hold"]["domain"], "zone=even");
+    assert!(good(&world, "/v1/hosts/host-3/why").await["hold"].is_null());
+    assert_eq!(good(&world, "/v1/status").await["guard"]["storms"][0]["silent"], 7);
+    let body = json!({"by": "ann", "reason": "it is dead"});
+    let answer = act(&world, Method::POST, "/v1/holds/host-2/approve", &body).await;
+    assert_eq!(answer.json()["released"], 1);
+    let path = "/v1/holds/reject?domain=zone%3Da,rack%3D7";
+    assert_eq!(act(&world, Method::POST, path, &body).await.json()["rejected"], 1);
+    let words = world.control.words.lock().unwrap().clone();
+    assert_eq!(words[0].1, Target::Host(HostId([2; 16])));
+    assert_eq!(words[0].2.by, "ann");
+    let rack = crate::policy::parse_domain("zone=a,rack=7").unwrap();
+    assert_eq!((words[1].0, &words[1].1), ("reject", &Target::Domain(rack)));
+    let nothing = act(&world, Method::POST, "/v1/holds/host-1/approve", &body).await;
+    assert_eq!(nothing.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn pages_walk_every_host_once_while_hosts_come_and_go() {
     let world = World::new();
     fleet(&world, 30);

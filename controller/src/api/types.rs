@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
-use crate::control::{Doubt, HostWhy, Pause, Status};
+use crate::control::{Doubt, HoldStatus, HostWhy, Pause, Status};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{AttemptRow, Cursor, DeliveryRow, EventRow, Token};
 use crate::view::HostView;
@@ -247,6 +247,19 @@ pub struct WhyJson {
     pub doubts: Vec<Doubt>,
     /// A pause of all actions, if one is in force.
     pub pause: Option<Pause>,
+    /// What holds its order now, if something does.
+    #[serde(default)]
+    pub hold: Option<HoldStatus>,
+}
+
+/// The body of a word on a held order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WordBody {
+    /// Who says so: 1 to 100 characters.
+    pub by: String,
+    /// Why: 1 to 500 characters.
+    pub reason: String,
 }
 
 /// The controller, for people.
@@ -283,6 +296,9 @@ pub struct RuleSummary {
     pub receivers: Vec<String>,
     /// Decides, but sends nothing.
     pub dry_run: bool,
+    /// Is never held.
+    #[serde(default)]
+    pub always: bool,
 }
 
 /// Settings that everybody who may read may know.
@@ -310,6 +326,7 @@ impl From<&Config> for ConfigSummary {
                     events: r.events.iter().copied().collect(),
                     receivers: r.receivers.clone(),
                     dry_run: r.dry_run,
+                    always: r.always,
                 })
                 .collect(),
         }

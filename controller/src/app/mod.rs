@@ -36,7 +36,7 @@ use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
 use crate::intervals::Assigned;
 use crate::metrics::{DoubtMetrics, ShardMetrics};
-use crate::policy::driver::{self, Driver, DriverStatus, known_of};
+use crate::policy::driver::{self, Driver, DriverStatus, known_of, load_guard};
 use crate::policy::{Author, Policy};
 use crate::replay::record;
 use crate::shard::core::{Identity, ShardCore};
@@ -204,7 +204,10 @@ impl App {
             mailboxes.push(mailbox);
         }
         let labels = (&config.domain_labels, &*knobs);
-        let known = load_registry(&*store, &view, labels, &*clock, count).await?;
+        let author = Author { id: store.controller(), name: config.name.clone() };
+        let mut policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
+        let known = load_registry(&*store, &view, labels, &mut policy, &*clock, count).await?;
+        load_guard(&mut policy, &*store, &view, &*clock).await?;
         let assigner = config.intervals.as_ref().map(|rules| {
             let known = known.iter().flatten().flatten();
             pacing::at_start(rules, known, &assigned, clock.now())
@@ -253,10 +256,7 @@ impl App {
         let status = Arc::new(DriverStatus::default());
         let started = clock.now();
         let driver = Driver {
-            policy: Policy::new(
-                Author { id: store.controller(), name: config.name.clone() },
-                config.rules.clone(),
-            ),
+            policy,
             view: Arc::clone(&view),
             store: Arc::clone(&store) as Arc<dyn Store>,
             delivery: Arc::clone(&delivery),
@@ -532,11 +532,12 @@ async fn load_registry(
     store: &dyn Store,
     view: &View,
     (domains, knobs): (&DomainLabels, &AllKnobs),
+    policy: &mut Policy,
     clock: &dyn Clock,
     count: u16,
 ) -> Result<Vec<KnownHosts>, AppError> {
     let mut known: Vec<KnownHosts> = vec![Vec::new(); usize::from(count)];
-    let wall = clock.wall();
+    let (now, wall) = (clock.now(), clock.wall());
     let mut page = store.hosts(None, READ_LEN_MAX).await?;
     while let Some(last) = page.last() {
         // The next page is read while this one is taken.
@@ -546,6 +547,7 @@ async fn load_registry(
                 let shard = shard_of(row.id, count);
                 let live = view.live().take(shard);
                 view.upsert(row, Some(live));
+                policy.register(row, now, wall);
                 let pieces = &mut known[usize::from(shard)];
                 if pieces.last().is_none_or(|piece| piece.len() == KNOWN_LEN) {
                     pieces.push(Vec::with_capacity(KNOWN_LEN));

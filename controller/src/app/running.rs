@@ -12,13 +12,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
 use crate::control::{
-    Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HostWhy, ImportHost, ImportReport,
-    PAUSE_MAX, Pause, Redrive, RedriveReport, ShardStatus, Status,
+    Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus, HoldsPage,
+    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive, RedriveReport, ShardStatus,
+    Status, Target, Word,
 };
 use crate::detector::knobs::AllKnobs;
 use crate::event::State;
 use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
-use crate::policy::driver::{Command, DriverStatus};
+use crate::policy::driver::{Ask, Command, DriverStatus};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::Store;
@@ -160,6 +161,7 @@ impl Control for Running {
             deliveries,
             events_waiting: self.driver.waiting(),
             rows_waiting: self.driver.changed(),
+            guard: self.driver.guard(),
             intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -287,5 +289,26 @@ impl Control for Running {
 
     async fn redrive(&self, what: Redrive) -> Result<RedriveReport, ControlError> {
         self.ask(|answer| Command::Redrive(what, answer)).await
+    }
+
+    async fn holds(
+        &self,
+        domain: Option<BTreeMap<String, String>>,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<HoldsPage, ControlError> {
+        self.ask(|answer| Command::Holds(Ask::List { domain, after, limit, answer })).await
+    }
+
+    async fn hold_of(&self, host: HostId) -> Result<Option<HoldStatus>, ControlError> {
+        self.ask(|answer| Command::Holds(Ask::Of(host, answer))).await
+    }
+
+    async fn approve(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
+        self.ask(|answer| Command::Holds(Ask::Approve(target, word, answer))).await
+    }
+
+    async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
+        self.ask(|answer| Command::Holds(Ask::Reject(target, word, answer))).await
     }
 }

@@ -64,6 +64,8 @@ pub(super) enum Command {
     Deliveries(Deliveries),
     /// Sends dead letters again, after judging each against the present state.
     Redrive(Redrive),
+    /// Lists held orders, or approves or rejects them.
+    Holds(super::holds::Holds),
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

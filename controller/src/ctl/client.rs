@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::control::{ImportHost, ImportReport, Redrive, RedriveReport};
+use crate::api::types::WordBody;
+use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport};
 
 mod error;
 mod query;
 
 pub use error::ClientError;
-pub use query::{DeliveriesQuery, EventsQuery, HostsQuery};
+pub use query::{DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery};
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -288,6 +289,31 @@ impl Client {
     /// `POST /v1/deliveries/redrive`
     pub async fn redrive(&self, what: &Redrive) -> Result<RedriveReport, ClientError> {
         self.post(&["v1", "deliveries", "redrive"], what).await
+    }
+
+    /// `GET /v1/holds`: a [`crate::control::HoldsPage`].
+    pub async fn holds(&self, query: &HoldsQuery) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "domain", query.domain.as_ref());
+        given(&mut pairs, "after", query.after.as_ref());
+        given(&mut pairs, "limit", query.limit);
+        self.get(&["v1", "holds"], &pairs).await
+    }
+
+    /// `POST /v1/holds/{host}/approve` or `…/reject`, or of a whole domain.
+    pub async fn judge_hold(
+        &self,
+        verb: &str,
+        host: Option<&str>,
+        domain: Option<&str>,
+        body: &WordBody,
+    ) -> Result<HoldReport, ClientError> {
+        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "domain", domain);
+        let path: Vec<&str> = ["v1", "holds"].into_iter().chain(host).chain([verb]).collect();
+        let request = self.request(Method::POST, &path, &pairs).bearer_auth(token.trim());
+        self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
     }
 
     /// `POST /v1/backup`, into a new file that only its owner can read. It appears under its name only

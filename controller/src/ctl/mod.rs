@@ -14,6 +14,7 @@ use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 
 mod args;
 pub mod client;
+mod holds;
 mod import;
 mod local;
 mod margin;

@@ -22,10 +22,10 @@ const FOLLOW_WAIT: Duration = Duration::from_secs(30);
 const FOLLOW_RETRY: Duration = Duration::from_secs(2);
 
 /// A command with where it asks and where it prints.
-struct Run<'a> {
-    global: &'a Global,
-    client: Client,
-    out: &'a mut dyn Write,
+pub(super) struct Run<'a> {
+    pub(super) global: &'a Global,
+    pub(super) client: Client,
+    pub(super) out: &'a mut dyn Write,
 }
 
 pub(super) async fn execute(
@@ -41,6 +41,7 @@ pub(super) async fn execute(
         | Command::Unfreeze { .. }
         | Command::Pause(_)
         | Command::Backup { .. } => Some(token(&global.token_file)?),
+        Command::Holds(holds) if holds.changes() => Some(token(&global.token_file)?),
         _ => None,
     };
     let client = Client::new(&global.url, token)?;
@@ -62,6 +63,7 @@ pub(super) async fn execute(
         Command::Events(args) => run.events(args).await,
         Command::Deliveries(args) => run.deliveries(args).await,
         Command::Redrive(args) => run.redrive(args).await,
+        Command::Holds(args) => run.holds(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
         Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,
@@ -90,7 +92,7 @@ fn token(path: &Path) -> Result<zeroize::Zeroizing<String>, CtlError> {
 
 impl Run<'_> {
     /// Prints an answer as it is, or as a table.
-    fn print<T: serde::de::DeserializeOwned>(
+    pub(super) fn print<T: serde::de::DeserializeOwned>(
         &mut self,
         answer: Value,
         table: impl FnOnce(&mut dyn Write, T) -> std::io::Result<()>,
@@ -102,7 +104,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn json(&mut self, answer: &impl serde::Serialize) -> Result<(), CtlError> {
+    pub(super) fn json(&mut self, answer: &impl serde::Serialize) -> Result<(), CtlError> {
         let text = serde_json::to_string_pretty(answer).map_err(ClientError::Form)?;
         Ok(writeln!(self.out, "{text}")?)
     }

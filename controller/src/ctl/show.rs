@@ -186,6 +186,7 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
             writeln!(out, "  - {}", doubt(d, s.now_ms))?;
         }
     }
+    super::holds::of_all(out, &status.guard, s.now_ms)?;
     if let Some(assigned) = &status.intervals {
         writeln!(out)?;
         intervals(out, assigned)?;

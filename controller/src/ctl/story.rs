@@ -82,6 +82,9 @@ fn rest(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
         let opened = incident.opened_ms.map_or_else(String::new, |at| format!(", opened {at}"));
         writeln!(out, "It is in outage {}{opened}.", incident.id)?;
     }
+    if let Some(hold) = &why.hold {
+        super::holds::of_host(out, hold, why.now_ms)?;
+    }
     if let Some(address) = why.host.address {
         writeln!(out, "Its last sign of life came from {address}.")?;
     }
@@ -234,6 +237,16 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::ControllerSighted, _) => "the controller could trust its eyes again",
         (EventKind::ControllerPaused, _) => "an operator held all actions",
         (EventKind::ControllerResumed, _) => "the operator's pause ended",
+        (EventKind::HostFlapping, _) => {
+            "it comes and goes: its suspicions are told to nobody for now"
+        }
+        (EventKind::HostSteady, _) => "it has been steady for long enough",
+        (EventKind::DomainDown, _) => "all hosts of a failure domain fell silent",
+        (EventKind::DomainStorm, _) => "many hosts of a failure domain fell silent together",
+        (EventKind::DomainCalm, _) => "the storm in its domain was over",
+        (EventKind::HoldApproved, _) => "somebody let its held order go",
+        (EventKind::HoldRejected, _) => "somebody had its held order cancelled",
+        (EventKind::HoldOverdue, _) => "orders were held for too long",
     };
     writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;
     if let Some(reason) = event.data.get("reason").and_then(Value::as_str) {

@@ -95,6 +95,7 @@ fn the_command_line_is_sound_and_senseless_ones_are_usage_errors() {
     }
     for good in [
         vec!["pause", "--end"],
+        vec!["holds", "approve", "host-2", "--reason", "x"],
         vec!["pause", "--for", "10m", "--reason", "x"],
         vec!["redrive", "1", "2"],
         vec!["redrive", "--dead", "--receiver", "x"],
@@ -479,5 +480,31 @@ fn the_story_says_what_each_knob_did_to_the_margin() {
     for absent in ["margin", "apart", "overdue", "foreseen"] {
         let known = pending.split("WHAT THE CONTROLLER DOUBTS").next().unwrap();
         assert!(!known.contains(absent), "{absent}\nis in\n{known}");
+    }
+}
+
+#[test]
+fn held_orders_are_readable_and_judged() {
+    let served = Served::new();
+    (0..4).for_each(|n| served.world.view.upsert(host_row(n, State::Down), None));
+    let text = served.good(&["holds"]);
+    assert!(text.contains("storm in zone=even: 7 of 10") && text.contains("1 of 1 held"), "{text}");
+    assert!(
+        served.good(&["holds", "list", "--domain", "zone=odd"]).contains("Nothing is held here")
+    );
+    assert_eq!(served.json(&["holds", "list"])["holds"][0]["overdue"], true);
+    let reason = ["--by", "ann", "--reason", "it is dead"];
+    let text = served.good(&[&["holds", "approve", "host-2"], &reason[..]].concat());
+    assert!(text.contains("1 let go"), "{text}");
+    let text = served.good(&[&["holds", "reject", "--domain", "zone=even"], &reason[..]].concat());
+    assert!(text.contains("1 rejected"), "{text}");
+    let error = served.run(&[&["holds", "approve", "host-1"], &reason[..]].concat());
+    assert!(chain(&error.unwrap_err()).contains("nothing is held"));
+    let text = served.good(&["status"]);
+    assert!(text.contains("Held failovers: 1 by a storm") && text.contains("zone=even"), "{text}");
+    let text = served.good(&["why", "host-2"]);
+    assert!(text.contains("Its failover is held for") && text.contains("holds approve"), "{text}");
+    for bad in [&["holds", "approve", "--reason", "x"][..], &["holds", "reject", "h"]] {
+        assert_eq!(command(bad).unwrap_err().exit_code(), EXIT_USAGE);
     }
 }

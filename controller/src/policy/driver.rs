@@ -23,9 +23,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::guard::GuardStatus;
 use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
 use super::queue::{self, Queue};
-use super::{Policy, new_row, order_of};
+use super::{Order, Policy, new_row, order_of};
 use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
 use crate::delivery::DeliveryHandle;
 use crate::detector::host::{Known, Transition, Turn};
@@ -40,6 +41,10 @@ use crate::store::{
     StoreError,
 };
 use crate::view::{Live, LiveId, View};
+
+mod holds;
+
+pub use holds::{Ask, load_guard};
 
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
@@ -66,6 +71,8 @@ pub enum Command {
     Pause(Option<Pause>, oneshot::Sender<Result<Option<Pause>, ControlError>>),
     /// Send dead letters again.
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
+    /// About held orders.
+    Holds(Ask),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -79,6 +86,7 @@ pub struct DriverStatus {
     changed: AtomicU64,
     store_error: Mutex<Option<String>>,
     pause: Mutex<Option<Pause>>,
+    guard: Mutex<GuardStatus>,
 }
 
 impl DriverStatus {
@@ -100,6 +108,15 @@ impl DriverStatus {
     /// The pause in force.
     pub fn pause(&self) -> Option<Pause> {
         self.pause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is held, and which storms there are, as of the last tick.
+    pub fn guard(&self) -> GuardStatus {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_guard(&self, guard: GuardStatus) {
+        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = guard;
     }
 
     fn set_store_error(&self, error: Option<String>) {
@@ -266,6 +283,7 @@ impl Running {
             Notice::Moved { host, address } => self.moved(host, address),
             Notice::Blind { shard, blind } => self.blind(shard, blind),
         }
+        self.follow_orders();
     }
 
     fn facts(&mut self, facts: Facts) {
@@ -285,8 +303,9 @@ impl Running {
         if !facts.new {
             row.generation = row.generation.max(facts.generation);
         }
-        if facts.new || known.is_none_or(|k| k.row != row) {
+        if facts.new || known.as_ref().is_none_or(|k| k.row != row) {
             // Only a new host's cell is taken over: later facts may be older than a removal and an import.
+            self.d.policy.changed(known.as_ref().map(|k| &k.row), Some(&row));
             self.d.view.upsert(&row, facts.new.then_some(facts.live));
             self.work.change(row.id);
         }
@@ -347,20 +366,20 @@ impl Running {
         log::warn!("{kind}: {reason}");
         let event = self.d.policy.own_event(kind, reason, self.d.clock.wall(), &mut self.rng);
         self.work.push(Work::Event(Box::new(event)));
-        self.release_all();
+        self.release_own();
     }
 
-    /// Has all held orders judged again, if nothing holds them any more.
-    fn release_all(&mut self) {
-        if self.d.policy.holding().is_some() {
-            return;
+    /// Has what own doubt held judged again, if the controller does not doubt itself any more.
+    fn release_own(&mut self) {
+        if self.released_at_start {
+            self.d.policy.release_own();
         }
-        self.work.push(Work::Release);
     }
 
     fn forget(&mut self, row: &HostRow, why: &str) {
         let event = self.d.policy.forgotten(row, why, self.d.clock.wall(), &mut self.rng);
         log::info!("{} {}", event.kind, line(row, &event));
+        self.d.policy.changed(Some(row), None);
         self.d.view.remove(row.id);
         self.tell_shard(self.shard_of(row.id), ShardCommand::Remove(row.id));
         self.work.push(Work::Forget(row.id, Box::new(event)));
@@ -411,8 +430,9 @@ impl Running {
         }
         if !self.released_at_start && now >= self.d.release_at {
             self.released_at_start = true;
-            self.release_all();
+            self.release_own();
         }
+        self.look_after_holds(now);
     }
 
     fn end_pause(&mut self, why: &str) {
@@ -426,7 +446,7 @@ impl Running {
         let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
         log::info!("{kind}: {reason}");
         self.work.push(Work::Event(Box::new(event)));
-        self.release_all();
+        self.release_own();
     }
 
     async fn obey(&mut self, command: Command) {
@@ -456,7 +476,9 @@ impl Running {
                 self.answer_when_written(answer, Ok(pause));
             }
             Command::Redrive(what, answer) => drop(answer.send(self.redrive(what).await)),
+            Command::Holds(ask) => self.answer(ask),
         }
+        self.follow_orders();
     }
 
     fn answer_when_written<T: Send + 'static>(&mut self, to: oneshot::Sender<T>, with: T) {
@@ -631,11 +653,10 @@ impl Writer {
             Work::Put(key, value) => {
                 self.insist(seed, || self.store.put(key, value.clone())).await?;
             }
-            Work::Release => {
-                let held = self.insist(seed, || self.store.held_hosts()).await?;
-                for host in held.unwrap_or_default() {
-                    self.release(host, seed).await?;
-                }
+            Work::Release(host) => self.release(host, seed).await?,
+            Work::Cancel(host, why) => {
+                let at = self.clock.wall();
+                self.insist(seed, || self.store.release(host, Err(why.clone()), at)).await?;
             }
             Work::Done(done) => drop(done.send(())),
             Work::Event(_) | Work::Rows(_) => {}

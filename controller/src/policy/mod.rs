@@ -6,17 +6,26 @@
 //! stand in the journaled event, the held and suppressed ones too.
 //!
 //! Seeing and acting are apart: the row (the state) is always true at once; only *actions* (`host.down`,
-//! `host.agent-lost`, `host.unreachable`) are ever held, while the controller is blind or paused. Alerts,
-//! recoveries, goodbyes and joins never are. What was held is judged again on release
-//! ([`Policy::rejudge`]), against the present state; it is not replayed.
+//! `host.agent-lost`, `host.unreachable`) are ever held, by the [`guard`]: while the controller is blind or
+//! paused, in a storm, while a host flaps, or for a rate. Alerts, recoveries, goodbyes and joins never are,
+//! nor what a rule sends `always`. What was held is judged again on release ([`Policy::rejudge`]), against
+//! the present state; it is not replayed.
+//!
+//! The caller hands in every change of a row, turns by [`Policy::take`] and others by [`Policy::changed`],
+//! lets time pass by [`Policy::step`], and does what [`Policy::orders`] says.
 
+mod domains;
 pub mod driver;
+mod flaps;
+pub mod guard;
+pub mod holds;
 pub mod placement;
 pub mod queue;
 pub mod rules;
 pub mod tally;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use heartwatch_common::id::{Boot, ControllerId, HostId};
 use heartwatch_common::time::Wall;
@@ -24,11 +33,14 @@ use rand::Rng;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::Rule;
+use crate::config::{GuardConfig, Rule};
 use crate::control::Pause;
 use crate::detector::host::{Evidence, Transition, Turn};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{Audience, HostRow, NewDelivery, NewEvent, Settle};
+pub use domains::{DOMAINS_MAX, parse_name as parse_domain};
+pub use flaps::FLAPS_MAX;
+use guard::Guard;
 use placement::Candidate;
 use tally::{Opinion, Tally};
 
@@ -88,6 +100,21 @@ pub struct Policy {
     pause: Option<Pause>,
     blind: BTreeSet<u16>,
     tally: Tally,
+    guard: Guard,
+    /// Events beside those that turns bring about.
+    also: Vec<NewEvent>,
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// Nothing holds this host's orders any more: judge them ([`Policy::rejudge`]), and let them go or
+    /// cancel them.
+    Release(HostId),
+    /// Cancel what is held of this host, for this reason.
+    Cancel(HostId, String),
+    /// Journal it.
+    Event(Box<NewEvent>),
 }
 
 /// What of a turn is worth an event.
@@ -113,9 +140,22 @@ enum Incident {
 }
 
 impl Policy {
-    /// A policy that is neither paused nor blind.
+    /// A policy that is neither paused nor blind, and guards as the defaults say.
     pub fn new(author: Author, rules: Vec<Rule>) -> Self {
-        Self { author, rules, pause: None, blind: BTreeSet::new(), tally: Tally::new(1) }
+        Self::guarded(author, rules, GuardConfig::default())
+    }
+
+    /// The same, and it guards as these settings say.
+    pub fn guarded(author: Author, rules: Vec<Rule>, guard: GuardConfig) -> Self {
+        Self {
+            author,
+            rules,
+            pause: None,
+            blind: BTreeSet::new(),
+            tally: Tally::new(1),
+            guard: Guard::new(guard),
+            also: Vec::new(),
+        }
     }
 
     /// The rules.
@@ -131,6 +171,7 @@ impl Policy {
     /// Sets or ends a pause.
     pub fn set_pause(&mut self, pause: Option<Pause>) {
         self.pause = pause;
+        self.guard.set_own(self.holding());
     }
 
     /// Notes that a shard went blind or sees again. Answers whether the controller as a whole did.
@@ -141,6 +182,7 @@ impl Policy {
         } else {
             self.blind.remove(&shard);
         }
+        self.guard.set_own(self.holding());
         before != self.is_blind()
     }
 
@@ -175,10 +217,12 @@ impl Policy {
             boot: transition.boot,
             state: transition.state,
         };
+        let before = row;
         let mut row = row.clone();
         if !self.tally.agrees(&opinion) {
             return Decision { row, event: None };
         }
+        self.guard.advance(transition.at);
         let old_boot = row.boot;
         row.boot = transition.boot;
         row.address = transition.address.or(row.address);
@@ -188,12 +232,60 @@ impl Policy {
         let Some(story) = story(&mut row, old_boot, transition) else {
             return Decision { row, event: None };
         };
-        let event = self.write(&mut row, transition, story, at, candidates, rng);
-        Decision { row, event: Some(event) }
+        let kind = story.kind;
+        self.damp(before, kind, at, rng);
+        let event = self.write(before, &mut row, transition, story, at, candidates, rng);
+        let told = !self.is_quiet(before, kind);
+        Decision { row, event: told.then_some(event) }
     }
 
+    /// Counts a fall of a host; from one too many on it flaps.
+    fn damp<R: Rng + ?Sized>(&mut self, row: &HostRow, kind: EventKind, at: Wall, rng: &mut R) {
+        let penalty = match kind {
+            EventKind::HostSuspect => flaps::SUSPECT_PENALTY,
+            EventKind::HostDown | EventKind::HostAgentLost | EventKind::HostUnreachable => {
+                flaps::DOWN_PENALTY
+            }
+            _ => return,
+        };
+        let now = self.guard.now();
+        if self.guard.flaps.fell(row.id, penalty, now) {
+            self.guard.flap_changed();
+            let penalty = self.guard.flaps.penalty(row.id, now);
+            let reason = format!(
+                "it comes and goes (penalty {penalty:.0}): until it is steady its suspicions are told to \
+                 nobody, and it is acted upon only after it has been down for a while"
+            );
+            let event = self.beside(EventKind::HostFlapping, row, reason, Map::new(), at, rng);
+            self.also.push(event);
+        }
+    }
+
+    /// Whether an event is part of a flapping host's coming and going, of which nobody is told.
+    fn is_quiet(&mut self, before: &HostRow, kind: EventKind) -> bool {
+        let host = before.id;
+        match kind {
+            EventKind::HostSuspect if self.guard.flaps.is_flapping(host) => {
+                self.guard.flaps.set_quiet(host, true);
+                true
+            }
+            EventKind::HostRecovered => {
+                self.guard.flaps.set_quiet(host, false) && before.state == State::Suspect
+            }
+            _ => {
+                self.guard.flaps.set_quiet(host, false);
+                false
+            }
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a turn, the row on both sides of it, and the world"
+    )]
     fn write<R: Rng + ?Sized>(
-        &self,
+        &mut self,
+        before: &HostRow,
         row: &mut HostRow,
         transition: &Transition,
         story: Story,
@@ -220,7 +312,14 @@ impl Policy {
             _ if matches!(row.state, State::Down | State::Suspect) => row.cause,
             _ => None,
         };
-        let verdicts = self.verdicts(row, story.kind);
+        self.guard.observe(Some(before), Some(row));
+        let hold = if self.is_ordered(row, story.kind) {
+            let gap = Duration::from_millis(transition.evidence.gap_ms);
+            self.guard.order(row.id, gap)
+        } else {
+            None
+        };
+        let verdicts = self.verdicts(row, story.kind, hold.as_deref());
         let mut data = self.describe(row, incident, &story);
         let evidence = serde_json::to_value(transition.evidence).unwrap_or(Value::Null);
         data.insert("evidence".to_owned(), evidence);
@@ -277,11 +376,18 @@ impl Policy {
         json!({ "id": self.author.id, "name": self.author.name })
     }
 
+    /// Whether a rule acts upon it: whether there is something to hold.
+    fn is_ordered(&self, row: &HostRow, kind: EventKind) -> bool {
+        is_action(kind)
+            && !row.duplicate
+            && rules::matching(&self.rules, kind, Some(&row.labels))
+                .any(|rule| !rule.dry_run && !rule.always)
+    }
+
     /// Who is told of an event, and what becomes of it there. Of several rules that choose one receiver
-    /// the first that lets it through counts.
-    fn verdicts(&self, row: &HostRow, kind: EventKind) -> Vec<Verdict> {
+    /// the first that lets it through counts. `hold`: why actions wait.
+    fn verdicts(&self, row: &HostRow, kind: EventKind, hold: Option<&str>) -> Vec<Verdict> {
         let action = is_action(kind);
-        let hold = if action { self.holding() } else { None };
         let duplicate = action && row.duplicate;
         rules::choose(&self.rules, kind, Some(&row.labels), |rule| {
             if rule.dry_run {
@@ -289,8 +395,8 @@ impl Policy {
             } else if duplicate {
                 let reason = "two boots answer under this identity: never failed over".to_owned();
                 Disposition::Suppress { reason }
-            } else if let Some(reason) = &hold {
-                Disposition::Hold { reason: reason.clone() }
+            } else if let Some(reason) = hold.filter(|_| action && !rule.always) {
+                Disposition::Hold { reason: reason.to_owned() }
             } else {
                 Disposition::Act
             }
@@ -305,12 +411,22 @@ impl Policy {
         at: Wall,
         rng: &mut R,
     ) -> NewEvent {
-        let verdicts = rules::choose(&self.rules, kind, None, |rule| match rule.dry_run {
+        self.domain_event(kind, &BTreeMap::new(), one("reason", json!(reason)), at, rng)
+    }
+
+    /// An event of a failure domain; rules whose conditions its labels meet apply.
+    fn domain_event<R: Rng + ?Sized>(
+        &self,
+        kind: EventKind,
+        labels: &BTreeMap<String, String>,
+        mut data: Map<String, Value>,
+        at: Wall,
+        rng: &mut R,
+    ) -> NewEvent {
+        let verdicts = rules::choose(&self.rules, kind, Some(labels), |rule| match rule.dry_run {
             true => Disposition::Suppress { reason: "the rule is a dry run".to_owned() },
             false => Disposition::Act,
         });
-        let mut data = Map::new();
-        data.insert("reason".to_owned(), json!(reason));
         data.insert("controller".to_owned(), self.signature());
         data.insert("verdicts".to_owned(), json!(verdicts));
         NewEvent {
@@ -327,29 +443,32 @@ impl Policy {
         }
     }
 
-    /// The event that goes with a host's removal from the registry.
-    pub fn forgotten<R: Rng + ?Sized>(
+    /// An event of a host beside its story: it leaves its state, its row and its orders alone.
+    fn beside<R: Rng + ?Sized>(
         &self,
+        kind: EventKind,
         row: &HostRow,
-        reason: &str,
+        reason: String,
+        extra: Map<String, Value>,
         at: Wall,
         rng: &mut R,
     ) -> NewEvent {
         let story = Story {
-            kind: EventKind::HostForgotten,
+            kind,
             state: row.state,
-            settle: Settle::All,
+            settle: Settle::Nothing,
             audience: Audience::All,
-            incident: Incident::Close,
-            reason: reason.to_owned(),
+            incident: Incident::Keep,
+            reason,
             extra: Map::new(),
         };
-        let verdicts = self.verdicts(row, story.kind);
+        let verdicts = self.verdicts(row, kind, None);
         let mut data = self.describe(row, row.incident, &story);
+        data.extend(extra);
         data.insert("verdicts".to_owned(), json!(verdicts));
         NewEvent {
             id: EventId::new(at, rng),
-            kind: story.kind,
+            kind,
             at,
             host: Some(row.id),
             incident: row.incident,
@@ -361,37 +480,28 @@ impl Policy {
         }
     }
 
+    /// The event that goes with a host's removal from the registry.
+    pub fn forgotten<R: Rng + ?Sized>(
+        &self,
+        row: &HostRow,
+        reason: &str,
+        at: Wall,
+        rng: &mut R,
+    ) -> NewEvent {
+        let event =
+            self.beside(EventKind::HostForgotten, row, reason.to_owned(), Map::new(), at, rng);
+        NewEvent { settle: Settle::All, ..event }
+    }
+
     /// The event that goes with a change of where a host's margin is kept; `row` is the changed one.
     pub fn frozen<R: Rng + ?Sized>(&self, row: &HostRow, at: Wall, rng: &mut R) -> NewEvent {
         let (kind, reason) = match row.frozen_ms {
             Some(ms) => (EventKind::HostFrozen, format!("an operator keeps its margin at {ms} ms")),
             None => (EventKind::HostUnfrozen, "an operator lets its margin learn again".to_owned()),
         };
-        let story = Story {
-            kind,
-            state: row.state,
-            settle: Settle::Nothing,
-            audience: Audience::All,
-            incident: Incident::Keep,
-            reason,
-            extra: Map::new(),
-        };
-        let verdicts = self.verdicts(row, kind);
-        let mut data = self.describe(row, row.incident, &story);
-        data.insert("frozen_ms".to_owned(), json!(row.frozen_ms));
-        data.insert("verdicts".to_owned(), json!(verdicts));
-        NewEvent {
-            id: EventId::new(at, rng),
-            kind,
-            at,
-            host: Some(row.id),
-            incident: row.incident,
-            data,
-            row: Some(row.clone()),
-            settle: story.settle,
-            deliveries: deliveries(&verdicts),
-            audience: story.audience,
-        }
+        let extra = one("frozen_ms", json!(row.frozen_ms));
+        let event = self.beside(kind, row, reason, extra, at, rng);
+        NewEvent { row: Some(row.clone()), ..event }
     }
 
     /// Whether an order about an incident is still true of a host as it stands now (`None`: forgotten).

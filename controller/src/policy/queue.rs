@@ -28,8 +28,10 @@ pub(super) enum Work<D> {
     /// Rows that somebody waits for.
     Rows(Vec<HostRow>),
     Forget(HostId, Box<NewEvent>),
-    /// Judge all that is held again.
-    Release,
+    /// Judge what is held of a host against how it stands now.
+    Release(HostId),
+    /// Cancel what is held of a host.
+    Cancel(HostId, String),
     Put(&'static str, Option<String>),
     /// All before this is written: say so.
     Done(D),
@@ -41,7 +43,7 @@ impl<D> Work<D> {
             Self::Event(event) => (event.host, &[][..]),
             Self::Forget(host, _) => (Some(*host), &[][..]),
             Self::Rows(rows) => (None, rows.as_slice()),
-            Self::Release | Self::Put(..) | Self::Done(_) => (None, &[][..]),
+            Self::Release(_) | Self::Cancel(..) | Self::Put(..) | Self::Done(_) => (None, &[][..]),
         };
         one.into_iter().chain(rows.iter().map(|row| row.id))
     }

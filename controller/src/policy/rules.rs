@@ -61,6 +61,7 @@ mod tests {
             receivers: receivers.iter().map(|r| (*r).to_owned()).collect(),
             candidates_same: Vec::new(),
             dry_run,
+            always: false,
         }
     }
 

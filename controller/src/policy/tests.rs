@@ -4,6 +4,7 @@ use heartwatch_common::time::Instant;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 fn rule(events: &[EventKind], receiver: &str) -> Rule {
     Rule {
@@ -13,6 +14,7 @@ fn rule(events: &[EventKind], receiver: &str) -> Rule {
         receivers: vec![receiver.to_owned()],
         candidates_same: Vec::new(),
         dry_run: false,
+        always: false,
     }
 }
 
@@ -274,4 +276,81 @@ fn what_the_registry_knows_of_a_host_is_known_to_its_shard_from_the_start() {
     assert_eq!(known.profile.knobs, 1);
     assert_ne!(known.profile.group, 0);
     assert_eq!(known.frozen, Some(Duration::from_secs(5)));
+}
+
+/// Alerts of a rule that says `always` go at once, whatever holds the failover; and who is told why.
+#[test]
+fn what_a_rule_sends_always_is_never_held() {
+    let author = Author { id: ControllerId(1), name: "c".to_owned() };
+    let alert = Rule { always: true, ..rule(&[EventKind::HostDown], "pager") };
+    let mut p = Policy::new(author, vec![rule(&[EventKind::HostDown], "orchestrator"), alert]);
+    p.set_pause(Some(Pause { until_ms: Wall(5), reason: "switch work".to_owned() }));
+    let (events, _) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5)]);
+    let holds: Vec<_> =
+        events[1].deliveries.iter().map(|d| (&*d.receiver, d.hold.is_some())).collect();
+    assert_eq!(holds, [("orchestrator", true), ("pager", false)]);
+    let hold = p.hold_of(HostId([1; 16]), Wall(9)).unwrap();
+    assert!(hold.reason.contains("switch work"), "{}", hold.reason);
+}
+
+#[test]
+fn a_flapping_host_is_one_incident_and_not_a_stream() {
+    let (mut p, mut rng) = (policy(), StdRng::seed_from_u64(4));
+    let mut at = row(State::Alive);
+    let mut told = Vec::new();
+    for n in 0..40 {
+        for (t, state) in [SUSPECT, recovered(true)] {
+            let now = Instant::from_millis(1_000_000 + n * 10_000);
+            let decision = take(&mut p, &at, Transition { at: now, ..turn(t, state, 5) });
+            at = decision.row;
+            told.extend(decision.event.map(|e| e.kind));
+            let orders = p.orders(|_| None, Wall(0), &mut rng);
+            told.extend(orders.into_iter().map(|order| match order {
+                Order::Event(event) => event.kind,
+                other => panic!("{other:?}"),
+            }));
+        }
+    }
+    assert_eq!((at.state, at.incident), (State::Alive, None), "what it is, is always true");
+    let count = |kind| told.iter().filter(|k| **k == kind).count();
+    assert_eq!(count(EventKind::HostFlapping), 1);
+    assert_eq!(count(EventKind::HostSuspect), count(EventKind::HostRecovered));
+    assert!((8..16).contains(&count(EventKind::HostSuspect)), "{told:?}");
+    // It stays dead: that is told, and held for a while.
+    let now = Instant::from_millis(2_000_000);
+    let decision = take(&mut p, &at, Transition { at: now, ..turn(DOWN.0, DOWN.1, 5) });
+    let event = decision.event.unwrap();
+    assert!(event.deliveries[0].hold.as_ref().unwrap().contains("flapping"));
+    p.step(now + Duration::from_secs(121));
+    let orders = p.orders(|_| None, Wall(0), &mut rng);
+    assert!(orders.contains(&Order::Release(HostId([1; 16]))), "{orders:?}");
+}
+
+#[test]
+fn a_duplicate_and_a_dry_run_take_no_place_in_any_line() {
+    let author = Author { id: ControllerId(1), name: "c".to_owned() };
+    let dry = Rule { dry_run: true, ..rule(&[EventKind::HostDown], "orchestrator") };
+    let mut p = Policy::new(author, vec![dry]);
+    p.set_pause(Some(Pause { until_ms: Wall(5), reason: "x".to_owned() }));
+    let (events, _) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5)]);
+    assert!(events[1].deliveries.is_empty() && p.hold_of(HostId([1; 16]), Wall(9)).is_none());
+}
+
+#[test]
+fn an_operators_word_is_an_event_of_the_host() {
+    use guard::Target;
+    use holds::Word;
+    let (mut p, mut rng) = (policy(), StdRng::seed_from_u64(4));
+    p.set_pause(Some(Pause { until_ms: Wall(5), reason: "x".to_owned() }));
+    let (_, down) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5)]);
+    let word = Word { by: "ann".to_owned(), reason: "it burns".to_owned() };
+    let target = Target::Host(down.id);
+    let report = p.approve(&target, &word, Some(&down), Wall(9), &mut rng);
+    assert_eq!(report.released, 1);
+    let orders = p.orders(|_| None, Wall(9), &mut rng);
+    let Order::Event(event) = &orders[0] else { panic!("{orders:?}") };
+    assert_eq!((event.kind, event.host), (EventKind::HoldApproved, Some(down.id)));
+    assert_eq!(event.data["reason"], "ann approved its held order: it burns");
+    assert_eq!(orders[1], Order::Release(down.id));
+    assert_eq!(p.approve(&target, &word, Some(&down), Wall(9), &mut rng).released, 0);
 }

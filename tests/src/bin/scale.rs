@@ -331,6 +331,7 @@ impl Scale {
             receivers: Vec::new(),
             candidates_same: vec!["zone".to_owned()],
             dry_run: false,
+            always: false,
         };
         let none = BTreeMap::new();
         let store = Arc::clone(store) as Arc<dyn Store>;

@@ -21,15 +21,17 @@ use heartwatch_controller::event::{EventKind, State};
 use heartwatch_controller::intervals::Assigned;
 use heartwatch_controller::metrics::{ShardMetrics, get};
 use heartwatch_controller::policy::driver::known_of;
+use heartwatch_controller::policy::guard::Target;
+use heartwatch_controller::policy::holds::Word;
 use heartwatch_controller::policy::placement::{Candidate, Ranking, fits};
-use heartwatch_controller::policy::{Author, Policy, new_row, order_of};
+use heartwatch_controller::policy::{Author, Order, Policy, new_row, order_of};
 use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
 use heartwatch_controller::shard::notices::Notice;
 use heartwatch_controller::shard::watch::Watch;
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
-    Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, EventRow, Finish, FinishVerdict,
-    HostRow, NewEvent,
+    Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, EventRow, Finish,
+    FinishVerdict, HostRow, NewEvent,
 };
 use heartwatch_controller::view::LiveId;
 use rand::rngs::StdRng;
@@ -60,6 +62,8 @@ enum Work {
     Event(Box<NewEvent>),
     Row(HostRow),
     Release(HostId),
+    Cancel(HostId, String),
+    Guard(String),
 }
 
 /// The controller's process and its disk.
@@ -110,6 +114,7 @@ fn rules() -> Vec<Rule> {
         receivers: vec![receiver.to_owned()],
         candidates_same: Vec::new(),
         dry_run: false,
+        always: false,
     };
     vec![
         rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], RECEIVERS[0]),
@@ -201,7 +206,7 @@ impl SimController {
             core.register(known_of(row, &domains, &knobs, wall, LiveId::NONE), monotonic);
         }
         self.core = Some(core);
-        self.policy = Policy::new(author(), rules());
+        self.start_policy(monotonic, wall);
         self.schedule = schedule();
         self.sockets = Default::default();
         self.watches = [Watch::new(monotonic), Watch::new(monotonic)];
@@ -210,6 +215,40 @@ impl SimController {
         self.unreachables.clear();
         self.rescan_at = now;
         self.release_at = Some(now + config.restart_grace);
+    }
+
+    /// The policy knows what the disk knows.
+    fn start_policy(&mut self, now: Instant, wall: Wall) {
+        self.policy = Policy::new(author(), rules());
+        self.rows.values().for_each(|row| self.policy.register(row, now, wall));
+        for delivery in self.journal().1 {
+            if let Some(host) = delivery.host.filter(|_| delivery.state == DeliveryState::Held) {
+                let ms = wall.0.saturating_sub(delivery.created_ms.0);
+                let held_for = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+                self.policy.restore(host, self.rows.get(&host), held_for);
+            }
+        }
+        let saved = self.db.get("guard").expect("reading works");
+        self.policy.resume(saved.as_deref(), wall).expect("what was saved can be read");
+    }
+
+    fn follow_orders(&mut self, wall: Wall) {
+        let rows = &self.rows;
+        for order in self.policy.orders(|host| rows.get(&host).cloned(), wall, &mut self.rng) {
+            self.work.push_back(match order {
+                Order::Event(event) => Work::Event(event),
+                Order::Release(host) => Work::Release(host),
+                Order::Cancel(host, why) => Work::Cancel(host, why),
+            });
+        }
+    }
+
+    /// An operator approves all that is held: the world has healed, so what is still dead is dead.
+    pub(super) fn approve_all(&mut self, wall: Wall) {
+        let word = Word { by: "operator".to_owned(), reason: "healed".to_owned() };
+        let fleet = Target::Domain(BTreeMap::new());
+        self.policy.approve(&fleet, &word, None, wall, &mut self.rng);
+        self.follow_orders(wall);
     }
 
     pub(super) fn heal(&mut self) {
@@ -297,10 +336,10 @@ impl SimController {
             .collect()
     }
 
-    fn release_all(&mut self) {
-        if self.policy.holding().is_none() {
-            let open = self.rows.values().filter(|r| r.incident.is_some()).map(|r| r.id);
-            self.work.extend(open.collect::<Vec<_>>().into_iter().map(Work::Release));
+    /// Has what own doubt held judged again, once every host has had its chance.
+    fn release_own(&mut self) {
+        if self.release_at.is_none() {
+            self.policy.release_own();
         }
     }
 }
@@ -483,6 +522,7 @@ impl World {
         for notice in notices {
             self.hear(notice, wall);
         }
+        self.controller.follow_orders(wall);
         let now = self.now;
         if now >= self.look_at {
             self.look_at = now + Duration::from_secs(1);
@@ -490,7 +530,17 @@ impl World {
         }
         if self.controller.release_at.is_some_and(|at| now >= at) {
             self.controller.release_at = None;
-            self.controller.release_all();
+            self.controller.release_own();
+        }
+        if now >= self.approve_at {
+            self.approve_at = now + Duration::from_secs(5);
+            self.controller.approve_all(wall);
+        }
+        let c = &mut self.controller;
+        c.policy.step(now - c.asleep);
+        c.follow_orders(wall);
+        if let Some(text) = c.policy.save(wall) {
+            c.work.push_back(Work::Guard(text));
         }
         self.write(wall);
         self.deliver(wall);
@@ -506,6 +556,7 @@ impl World {
                 };
                 row.name = facts.name;
                 row.labels = facts.labels;
+                c.policy.changed(c.rows.get(&facts.host), Some(&row));
                 c.rows.insert(row.id, row.clone());
                 c.work.push_back(Work::Row(row));
             }
@@ -526,7 +577,7 @@ impl World {
                     };
                     let event = c.policy.own_event(kind, "simulated", wall, &mut c.rng);
                     c.work.push_back(Work::Event(Box::new(event)));
-                    c.release_all();
+                    c.release_own();
                     self.tell(kind.as_str().to_owned());
                 }
             }
@@ -607,6 +658,13 @@ impl World {
                     let row = c.rows.get(&host);
                     let verdict = Policy::rejudge(row, order_of(row), row.and_then(|r| r.incident));
                     c.db.release(host, verdict, wall).expect("the disk has room")
+                }
+                Work::Cancel(host, why) => {
+                    c.db.release(host, Err(why), wall).expect("the disk has room")
+                }
+                Work::Guard(text) => {
+                    c.db.put("guard", Some(&text)).expect("the disk has room");
+                    Vec::new()
                 }
             };
             for one in due {
@@ -719,6 +777,6 @@ impl World {
 
     pub(super) fn unpause_controller(&mut self) {
         self.controller.policy.set_pause(None);
-        self.controller.release_all();
+        self.controller.release_own();
     }
 }

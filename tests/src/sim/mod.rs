@@ -42,6 +42,8 @@ use receiver::SimReceiver;
 
 /// Faults happen before this; then the world must heal.
 pub const FAULTS_UNTIL: Duration = Duration::from_secs(150);
+/// From then on somebody approves what the guard holds: by then every host is known as it is.
+const APPROVED_FROM: Duration = Duration::from_secs(215);
 /// The run ends here.
 pub const END: Duration = Duration::from_secs(270);
 /// The last part of a run, in which nothing may be left to settle.
@@ -114,6 +116,8 @@ pub struct World {
     datagrams: u64,
     /// When dead hosts are next looked for.
     look_at: Instant,
+    /// When somebody next approves what is held: only once the world has healed.
+    approve_at: Instant,
     /// Challenges sent until half a minute before the end.
     challenges_before: u64,
 }
@@ -140,6 +144,7 @@ impl World {
             wall_offset_ms: 0,
             datagrams: 0,
             look_at: now,
+            approve_at: now + APPROVED_FROM,
             challenges_before: 0,
             rng,
         };

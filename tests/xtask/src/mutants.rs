@@ -18,7 +18,7 @@ struct Mutant {
     to: &'static str,
 }
 
-const MUTANTS: [Mutant; 14] = [
+const MUTANTS: [Mutant; 21] = [
     Mutant {
         name: "watermark ignored: hosts are judged while their beats lie unread",
         file: "controller/src/shard/watch.rs",
@@ -104,6 +104,48 @@ const MUTANTS: [Mutant; 14] = [
         file: "controller/src/detector/mod.rs",
         from: "            h.learned.rebase();\n",
         to: "",
+    },
+    Mutant {
+        name: "slow cascade forgotten: who was acted upon is no evidence any more",
+        file: "controller/src/policy/guard.rs",
+        from: "self.wake(host, Some(self.now + self.config.storm_window));",
+        to: "self.wake(host, Some(self.now));",
+    },
+    Mutant {
+        name: "rate ignored: all that a storm held goes at once",
+        file: "controller/src/policy/guard.rs",
+        from: "domain.action_due - ahead <= self.now",
+        to: "domain.action_due - ahead <= Instant::FAR",
+    },
+    Mutant {
+        name: "the first slip through: nobody waits although others are silent",
+        file: "controller/src/policy/guard.rs",
+        from: "&& others > 0\n",
+        to: "&& others > 99_999\n",
+    },
+    Mutant {
+        name: "restart forgets: what a storm held is held on, and nobody sees it",
+        file: "controller/src/policy/guard.rs",
+        from: "self.stage(host, Stage::Held(Why::Own), since);",
+        to: "self.stage(host, Stage::Acted, since);",
+    },
+    Mutant {
+        name: "overdue untold: what is held for long is held unseen",
+        file: "controller/src/policy/guard/steps.rs",
+        from: "group.count += 1;",
+        to: "group.count += 0;",
+    },
+    Mutant {
+        name: "storm told again and again: one event for each look at it",
+        file: "controller/src/policy/guard/storms.rs",
+        from: "storm.told = true;",
+        to: "storm.told = false;",
+    },
+    Mutant {
+        name: "fleet unguarded: our own cut link fails everybody over",
+        file: "controller/src/policy/guard/storms.rs",
+        from: "        hosts > 0\n",
+        to: "        hosts > 0 && id != DomainId::FLEET\n",
     },
 ];
 

@@ -32,7 +32,8 @@ const PURE: [&str; 11] = [
 ];
 
 /// Shells that live beside the values they drive.
-const SHELLS: [&str; 1] = ["controller/src/policy/driver.rs"];
+const SHELLS: [&str; 2] =
+    ["controller/src/policy/driver.rs", "controller/src/policy/driver/holds.rs"];
 
 /// What a pure module does not name.
 const IMPURE: [&str; 15] = [

@@ -57,6 +57,12 @@ fn the_text_is_sane_and_holds_the_figures() {
         "heartwatch_doubt{reason=\"cut\"} 0",
         "heartwatch_doubt_seconds_total{reason=\"drops\"} 1.5",
         "heartwatch_hosts{state=\"left\"} 5",
+        "heartwatch_holds{kind=\"storm\"} 1",
+        "heartwatch_holds{kind=\"rate\"} 0",
+        "heartwatch_hold_oldest_seconds 3",
+        "heartwatch_storms 1",
+        "heartwatch_storm_fleet 0",
+        "heartwatch_hosts_flapping 2",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const CHANGING: [(Method, &str); 8] = [
+const CHANGING: [(Method, &str); 12] = [
     (Method::POST, "/v1/hosts/import"),
     (Method::DELETE, "/v1/hosts/host-1"),
     (Method::PUT, "/v1/hosts/host-1/freeze"),
@@ -10,6 +10,10 @@ const CHANGING: [(Method, &str); 8] = [
     (Method::POST, "/v1/pause"),
     (Method::DELETE, "/v1/pause"),
     (Method::POST, "/v1/deliveries/redrive"),
+    (Method::POST, "/v1/holds/host-1/approve"),
+    (Method::POST, "/v1/holds/host-1/reject"),
+    (Method::POST, "/v1/holds/approve"),
+    (Method::POST, "/v1/holds/reject"),
     (Method::POST, "/v1/backup"),
 ];
 
@@ -129,6 +133,12 @@ async fn bodies_are_bounded_and_understood_or_refused() {
         ("/v1/pause", json!({"for": 10, "reason": "x"}), 400),
         ("/v1/pause", json!({"for": "10m", "reason": "x".repeat(70_000)}), 413),
         ("/v1/deliveries/redrive", json!({"ids": []}), 400),
+        ("/v1/holds/approve", json!({"by": "ann", "reason": "x"}), 400),
+        ("/v1/holds/reject?domain=zone", json!({"by": "ann", "reason": "x"}), 400),
+        ("/v1/holds/reject?domain=fleet", json!({"by": "", "reason": "x"}), 400),
+        ("/v1/holds/reject?domain=fleet", json!({"by": "ann", "reason": "a\nb"}), 400),
+        ("/v1/holds/reject?domain=fleet", json!({"reason": "x"}), 400),
+        ("/v1/holds/nobody/approve", json!({"by": "ann", "reason": "x"}), 404),
         ("/v1/deliveries/redrive", json!({"ids": ["x"]}), 400),
         ("/v1/deliveries/redrive", json!("everything"), 400),
     ];

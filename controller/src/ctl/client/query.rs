@@ -48,3 +48,14 @@ pub struct DeliveriesQuery {
     /// Page length.
     pub limit: Option<u64>,
 }
+
+/// Which held orders to list.
+#[derive(Clone, Debug, Default)]
+pub struct HoldsQuery {
+    /// Of this failure domain, `zone=a,rack=7` or `fleet`.
+    pub domain: Option<String>,
+    /// `next_after` of the answer before.
+    pub after: Option<String>,
+    /// Page length.
+    pub limit: Option<u64>,
+}
