@@ -14,6 +14,10 @@ use crate::event::State;
 use crate::intervals::IntervalsStatus;
 use crate::store::{DeliveryId, StoreError};
 
+mod receivers;
+
+pub use receivers::{BEHIND_AFTER, Health, ReceiverReport, TestBegun};
+
 /// Most hosts in one import.
 pub const IMPORT_LEN_MAX: usize = 100_000;
 /// Longest pause.
@@ -368,4 +372,11 @@ pub trait Control: Send + Sync {
 
     /// Sends dead letters again, after judging each against the present state.
     async fn redrive(&self, what: Redrive) -> Result<RedriveReport, ControlError>;
+
+    /// Where each receiver stands, by name: those of the config, and others that the store has unfinished
+    /// or dead deliveries for.
+    async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError>;
+
+    /// Journals a test event for one receiver of the config, which is then delivered as any other.
+    async fn test_receiver(&self, receiver: &str) -> Result<TestBegun, ControlError>;
 }

@@ -130,11 +130,13 @@ pub enum EventKind {
     ControllerPaused,
     /// The pause ended.
     ControllerResumed,
+    /// An operator tries a receiver (`heartwatchctl receivers test`). Nothing happened; no rule names it.
+    Test,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -152,6 +154,7 @@ impl EventKind {
         Self::ControllerSighted,
         Self::ControllerPaused,
         Self::ControllerResumed,
+        Self::Test,
     ];
 
     /// Whether it tells of something that goes on, and so is no longer true when that ends. News of an end
@@ -187,6 +190,7 @@ impl EventKind {
             Self::ControllerSighted => "controller.sighted",
             Self::ControllerPaused => "controller.paused",
             Self::ControllerResumed => "controller.resumed",
+            Self::Test => "heartwatch.test",
         }
     }
 }

@@ -9,11 +9,13 @@
 //! | `GET /v1/events?after=&host=&limit=&wait=` | the journal, oldest first; `wait=30s` waits for news; `tail=N` the newest N |
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
+//! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
 //! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
 //! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
+//! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
 //!
 //! ▲ = changes something (or hands out everything): needs `Authorization: Bearer TOKEN`.
@@ -54,6 +56,7 @@ mod hosts;
 mod listener;
 pub mod metrics;
 pub mod problem;
+mod receivers;
 mod shield;
 mod token;
 pub mod types;
@@ -153,6 +156,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/deliveries", get(deliveries::list))
         .route("/v1/deliveries/redrive", post(deliveries::redrive))
         .route("/v1/deliveries/{id}", get(deliveries::one))
+        .route("/v1/receivers", get(receivers::list))
+        .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))
         .route("/v1/pause", post(controller::pause).delete(controller::resume))
         .route("/v1/backup", post(controller::backup))

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::control::{ImportHost, ImportReport, Redrive, RedriveReport};
+use crate::control::{ImportHost, ImportReport, Redrive, RedriveReport, TestBegun};
 
 mod error;
 mod query;
@@ -288,6 +288,16 @@ impl Client {
     /// `POST /v1/deliveries/redrive`
     pub async fn redrive(&self, what: &Redrive) -> Result<RedriveReport, ClientError> {
         self.post(&["v1", "deliveries", "redrive"], what).await
+    }
+
+    /// `GET /v1/receivers`: a [`crate::api::types::ReceiversJson`].
+    pub async fn receivers(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "receivers"], &Vec::new()).await
+    }
+
+    /// `POST /v1/receivers/{name}/test`
+    pub async fn test_receiver(&self, name: &str) -> Result<TestBegun, ClientError> {
+        self.post(&["v1", "receivers", name, "test"], &json!({})).await
     }
 
     /// `POST /v1/backup`, into a new file that only its owner can read. It appears under its name only

@@ -234,6 +234,7 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::ControllerSighted, _) => "the controller could trust its eyes again",
         (EventKind::ControllerPaused, _) => "an operator held all actions",
         (EventKind::ControllerResumed, _) => "the operator's pause ended",
+        (EventKind::Test, _) => "an operator tried a receiver",
     };
     writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;
     if let Some(reason) = event.data.get("reason").and_then(Value::as_str) {
