@@ -154,3 +154,60 @@ pub fn test_data(event: EventId, author: Value) -> Map<String, Value> {
         _ => Map::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks what the schema uses: types, required members, members of members.
+    fn check(schema: &Value, value: &Value, at: &str) {
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(_) => "integer",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        let allowed = match &schema["type"] {
+            Value::Array(several) => several.clone(),
+            one => vec![one.clone()],
+        };
+        assert!(allowed.iter().any(|t| t == kind), "{at} is {kind}, the schema says {allowed:?}");
+        for name in schema["required"].as_array().into_iter().flatten() {
+            assert!(value.get(name.as_str().unwrap()).is_some(), "{at} lacks {name}");
+        }
+        let Some(members) = schema["properties"].as_object() else { return };
+        for (name, member) in value.as_object().into_iter().flatten() {
+            let known = members.get(name).unwrap_or_else(|| panic!("{at}.{name} is not told of"));
+            check(known, member, &format!("{at}.{name}"));
+        }
+    }
+
+    #[test]
+    fn every_event_is_as_the_schema_says() {
+        let text = include_str!("../../docs/event.schema.json");
+        let schema: Value = serde_json::from_str(text).unwrap();
+        for kind in EventKind::ALL {
+            let body: Value = serde_json::from_str(&sample(kind, &Sample::default()).body).unwrap();
+            check(&schema, &body, kind.as_str());
+            assert_eq!(body["type"], kind.as_str());
+        }
+    }
+
+    #[test]
+    fn what_the_policy_writes_of_the_controller_itself_is_so_too() {
+        use rand::SeedableRng;
+        let schema: Value =
+            serde_json::from_str(include_str!("../../docs/event.schema.json")).unwrap();
+        let author = crate::policy::Author {
+            id: heartwatch_common::id::ControllerId(7),
+            name: "c".to_owned(),
+        };
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let policy = crate::policy::Policy::new(author, Vec::new());
+        let mut event = policy.own_event(EventKind::ControllerBlind, "why", AT, &mut rng);
+        event.data.insert("event_id".to_owned(), json!(event.id));
+        check(&schema, &payload(event.kind, event.at, event.data), "own");
+    }
+}

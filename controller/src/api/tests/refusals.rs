@@ -10,6 +10,7 @@ const CHANGING: [(Method, &str); 8] = [
     (Method::POST, "/v1/pause"),
     (Method::DELETE, "/v1/pause"),
     (Method::POST, "/v1/deliveries/redrive"),
+    (Method::POST, "/v1/receivers/orchestrator/test"),
     (Method::POST, "/v1/backup"),
 ];
 

@@ -12,8 +12,9 @@
 //! ```
 //!
 //! They know `event` (the whole journaled event), `type`, `timestamp`, `data`, `host` (`data.host`), `url`
-//! (the receiver's), `vars.NAME`, `secrets.NAME`, the filters and tests of minijinja, the filter `base64`,
-//! and `refuse("why")`, which makes the event unsendable. What is undefined is an error, not an empty text.
+//! (the receiver's), `vars.NAME`, `secrets.NAME`, the filters and tests of minijinja, the filters `tojson`,
+//! `urlencode` (every byte but letters, digits and `-._~`) and `base64`, and `refuse("why")`, which makes the
+//! event unsendable. What is undefined is an error where it is printed or filtered, not an empty text.
 //! Nothing of the attempt is known (no time, no number), so every attempt says the same.
 //!
 //! What hosts say of themselves (names, labels) is not to be trusted, so:
@@ -364,11 +365,49 @@ fn environment() -> Environment<'static> {
     // By name it would guess what to escape; each place here says it.
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_fuel(Some(FUEL));
+    // Our own, as the usual ones make `null` and nothing of what is undefined.
+    env.add_filter("tojson", |value: Value| -> Result<Value, minijinja::Error> {
+        let json = serde_json::to_string(defined(&value)?);
+        let bad = |e: serde_json::Error| {
+            minijinja::Error::new(ErrorKind::BadSerialization, e.to_string())
+        };
+        json.map(Value::from_safe_string).map_err(bad)
+    });
+    env.add_filter("urlencode", |value: Value| -> Result<String, minijinja::Error> {
+        let text = defined(&value)?.to_string();
+        if [".", ".."].contains(&text.as_str()) {
+            // A step in a path, encoded or not.
+            let why = "`.` and `..` cannot be part of a URL's path";
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, why));
+        }
+        Ok(url_encoded(&text))
+    });
     env.add_filter("base64", |text: String| STANDARD.encode(text));
     env.add_function("refuse", |why: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("refused: {why}")))
     });
     env
+}
+
+fn defined(value: &Value) -> Result<&Value, minijinja::Error> {
+    if value.is_undefined() {
+        return Err(ErrorKind::UndefinedError.into());
+    }
+    Ok(value)
+}
+
+/// Percent-encoded but for what RFC 3986 calls unreserved: fit for one segment of a path or one parameter.
+fn url_encoded(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+    let mut out = String::with_capacity(text.len());
+    for b in text.bytes() {
+        if plain(b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
 }
 
 /// What went wrong and where, without the values that it went wrong with.
