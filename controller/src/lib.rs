@@ -27,7 +27,7 @@
 //! | *state* | pending, alive, suspect, down, left |
 //! | *transition* | one turn of a host's story; *incident*: one outage of one host |
 //! | *event* | a journaled turn; *delivery*: an event on its way to a *receiver* |
-//! | *attempt* | one POST of a delivery; *outcome*: how it ended |
+//! | *attempt* | one request, or run of a command, for a delivery or several; *outcome*: how it ended |
 //! | *verdict* | what becomes of an event at a receiver; *hold*: an action kept back, with its reason |
 //! | *token* | fencing number, rising per host; *dead letter*: a delivery that was given up |
 //! | *context* | calm or disturbed: whether a host's last beats came as usual |

@@ -10,7 +10,7 @@ use rand::Rng;
 
 use super::breaker::{Breaker, BreakerState};
 use super::bucket::Bucket;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, OutcomeClass};
 use super::schedule::{Policy, QueueStatus, Read, Rescan, next};
 use crate::store::{DeliveryId, Due, FinishVerdict, READ_LEN_MAX};
 
@@ -293,10 +293,12 @@ impl Queue {
         let attempt = self.attempts.get_mut(&flight.attempt)?;
         // Once an attempt, however many it carried.
         if !std::mem::replace(&mut attempt.judged, true) {
-            if outcome.class.is_failing() {
-                self.breaker.failed(flight.trial, now, rng);
-            } else {
-                self.breaker.succeeded();
+            match outcome.class {
+                // Nothing was sent, so that nothing was learnt of the receiver.
+                OutcomeClass::Unsendable if flight.trial => self.breaker.trial_void(now),
+                OutcomeClass::Unsendable => {}
+                class if class.is_failing() => self.breaker.failed(flight.trial, now, rng),
+                _ => self.breaker.succeeded(),
             }
         }
         let alone;

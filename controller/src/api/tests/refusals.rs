@@ -2,7 +2,7 @@
 
 use super::*;
 
-const CHANGING: [(Method, &str); 8] = [
+const CHANGING: [(Method, &str); 9] = [
     (Method::POST, "/v1/hosts/import"),
     (Method::DELETE, "/v1/hosts/host-1"),
     (Method::PUT, "/v1/hosts/host-1/freeze"),

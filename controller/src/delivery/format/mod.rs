@@ -1,4 +1,5 @@
-//! Pure: what is said to a receiver of a format: method, address, headers, body.
+//! What is said to a receiver of a format: method, address, headers, body. Saying it is pure; only
+//! [`Template::read`] opens files, once, at start.
 //!
 //! A format sees nothing but the journaled events, so that every attempt of a delivery says the same;
 //! Alertmanager's alone also says until when an alert holds, counted from the attempt.

@@ -298,6 +298,22 @@ fn what_nobody_pushed_is_found_by_a_rescan() {
     assert_eq!(s.next_due(at(0)).len(), 3);
 }
 
+#[test]
+fn what_cannot_be_said_is_dead_at_once_and_tells_nothing_of_the_receiver() {
+    let mut s = schedule(Policy { concurrency: 10, ..policy() });
+    push_hosts(&mut s, 7);
+    for id in s.next_due(at(0)).iter().take(5) {
+        end(&mut s, id.0, &Outcome::of_status(503), at(0));
+    }
+    assert_eq!(s.status()["a"].breaker, BreakerState::Open);
+    let mute = Outcome::failed(OutcomeClass::Unsendable, "no word for it");
+    let verdict = end(&mut s, 6, &mute, at(0));
+    assert_eq!(verdict, FinishVerdict::Dead { reason: "unsendable: no word for it".to_owned() });
+    assert_eq!(s.status()["a"].breaker, BreakerState::Open);
+    end(&mut s, 7, &Outcome::of_status(200), at(0));
+    assert_eq!(s.status()["a"].breaker, BreakerState::Closed);
+}
+
 /// One delivery about each of so many hosts.
 fn push_hosts(s: &mut Schedule, hosts: u8) {
     for n in 1..=hosts {

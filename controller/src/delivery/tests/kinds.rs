@@ -235,11 +235,11 @@ async fn the_end_of_an_alert_waits_for_a_resend_that_is_under_way() {
     }
     let open_now = vec![(HostId([1; 16]), outage(1))];
     let recovered = store.append(vec![of_outage(2, 1, EventKind::HostRecovered, Settle::All)]);
-    let (resent, appended) = tokio::join!(handle.resend("am", open_now), async {
+    let told = async {
         let appended = recovered.await.unwrap();
         handle.wake(appended[0].deliveries.clone());
-    });
-    let ((), ()) = (resent, appended);
+    };
+    tokio::join!(handle.resend("am", open_now), told);
     until(&store, is_empty).await;
     handle.shutdown(PATIENCE).await;
     let last = server.seen().last().unwrap().clone();
