@@ -84,7 +84,7 @@ pub enum TemplateError {
         source: SecretFileError,
     },
     /// It does not do for an event that a rule sends.
-    #[error("the template {path} does not do for {kind}: {source}")]
+    #[error("the template {path} does not do for {kind}")]
     Event {
         /// The file.
         path: PathBuf,
@@ -272,12 +272,15 @@ impl Template {
         let event = Value::from(Serde(parsed(outgoing)?));
         let at = |key: &str| event.get_attr(key).unwrap_or_default();
         let data = at("data");
+        // The controller's own events are about none, which a template may ask.
+        let host = data.get_attr("host").unwrap_or_default();
+        let host = if host.is_undefined() { Value::from(()) } else { host };
         let secrets: BTreeMap<&str, &str> =
             self.secrets.iter().map(|(name, secret)| (name.as_str(), secret.as_str())).collect();
         let known = context! {
             type => at("type"),
             timestamp => at("timestamp"),
-            host => data.get_attr("host").unwrap_or_default(),
+            host => host,
             data => data,
             event => event,
             url => self.url.trim_end_matches('/'),
@@ -332,6 +335,10 @@ impl Template {
         let (Some(host), "http" | "https") = (parsed.host_str(), parsed.scheme()) else {
             return bad("is neither http:// nor https://");
         };
+        // Parsers let more through than any name holds.
+        if host.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._:[]".contains(c)) {
+            return bad("names a host that cannot be");
+        }
         if !self.allow_hosts.is_empty() {
             if strict == Strict::Sample {
                 // Samples have no such names; real events are held to it.
