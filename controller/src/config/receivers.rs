@@ -201,7 +201,7 @@ pub struct TemplateConfig {
 
 impl Kind {
     /// Whether events of this kind can be told so; `Err` says why not. What a template can tell is found by
-    /// rendering it: `delivery::check`.
+    /// rendering it: `delivery::target::check`.
     pub fn has_word_for(&self, event: EventKind) -> Result<(), String> {
         let (name, known): (_, fn(EventKind) -> bool) = match self {
             Self::Alertmanager { .. } => {
