@@ -20,10 +20,12 @@ use crate::intervals::watched::Watch;
 mod domains;
 mod intervals;
 mod knobs;
+mod receivers;
 
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
+pub use receivers::{Kind, RawFormat, RawKind, RawReceiver, Receiver, TemplateConfig};
 
 const fn ms(n: u64) -> Span {
     Span(Duration::from_millis(n))
@@ -196,61 +198,6 @@ impl Default for RawRetention {
     }
 }
 
-/// A webhook endpoint.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawReceiver {
-    /// Where to POST: http:// or https://.
-    pub url: String,
-    /// Signing secrets as Standard Webhooks writes them (`whsec_` and base64, 24 to 64 bytes), one a
-    /// line, at most two, mode 0600; every live one signs. Without a file nothing is signed, and the
-    /// controller says so at start.
-    pub secret_file: Option<PathBuf>,
-    /// Bearer token to send, mode 0600.
-    pub bearer_token_file: Option<PathBuf>,
-    /// Time to connect, 100ms to 1m. Default: 3s.
-    #[serde(default = "receiver::connect_timeout")]
-    pub connect_timeout: Span,
-    /// Time for the whole attempt, 100ms to 5m. Default: 15s.
-    #[serde(default = "receiver::timeout")]
-    pub timeout: Span,
-    /// Attempts under way at once, 1 to 1000. Default: 16.
-    #[serde(default = "receiver::concurrency")]
-    pub concurrency: u16,
-    /// Bound of the first wait between attempts, 10ms to 1m; it doubles. Default: 1s.
-    #[serde(default = "receiver::retry_base")]
-    pub retry_base: Span,
-    /// Bound of any wait, 1s to 1h. Default: 5m.
-    #[serde(default = "receiver::retry_cap")]
-    pub retry_cap: Span,
-    /// Time waited in all before a delivery becomes a dead letter, 1m to 30d. Default: 25h.
-    #[serde(default = "receiver::give_up_after")]
-    pub give_up_after: Span,
-}
-
-mod receiver {
-    use super::{HOUR, Span, secs};
-
-    pub(super) const fn connect_timeout() -> Span {
-        secs(3)
-    }
-    pub(super) const fn timeout() -> Span {
-        secs(15)
-    }
-    pub(super) const fn concurrency() -> u16 {
-        16
-    }
-    pub(super) const fn retry_base() -> Span {
-        secs(1)
-    }
-    pub(super) const fn retry_cap() -> Span {
-        secs(300)
-    }
-    pub(super) const fn give_up_after() -> Span {
-        secs(25 * HOUR)
-    }
-}
-
 /// Which events go to whom.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -333,22 +280,6 @@ pub struct DetectorConfig {
     pub restart_grace: Duration,
     pub missing_after: Duration,
     pub forget_after: Duration,
-}
-
-/// See [`RawReceiver`], field by field.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "each field is documented in RawReceiver under the same name")]
-pub struct Receiver {
-    pub name: String,
-    pub url: String,
-    pub secret_file: Option<PathBuf>,
-    pub bearer_token_file: Option<PathBuf>,
-    pub connect_timeout: Duration,
-    pub timeout: Duration,
-    pub concurrency: u16,
-    pub retry_base: Duration,
-    pub retry_cap: Duration,
-    pub give_up_after: Duration,
 }
 
 /// See [`RawRule`], field by field.
@@ -498,44 +429,6 @@ impl RawRetention {
     }
 }
 
-impl RawReceiver {
-    fn check(&self, name: &str) -> Result<Receiver, ConfigError> {
-        let key = |field: &str| format!("receivers.{name}.{field}");
-        let usable = !name.is_empty()
-            && name.len() <= 63
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        if !usable {
-            return Err(ConfigError::value(
-                &format!("receivers.{name}"),
-                "a receiver's name has 1 to 63 letters, digits, `-`, `_` or `.`",
-            ));
-        }
-        let url_ok = reqwest::Url::parse(&self.url)
-            .is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.host().is_some());
-        if !url_ok {
-            return Err(ConfigError::value(&key("url"), "an http:// or https:// URL is needed"));
-        }
-        if !(1..=1000).contains(&self.concurrency) {
-            return Err(ConfigError::value(&key("concurrency"), "1 to 1000 are allowed"));
-        }
-        let b = |field: &str, span: Span, min: Span, max: Span| {
-            bounded(&key(field), span, min.0, max.0)
-        };
-        Ok(Receiver {
-            name: name.to_owned(),
-            url: self.url.clone(),
-            secret_file: self.secret_file.clone(),
-            bearer_token_file: self.bearer_token_file.clone(),
-            connect_timeout: b("connect_timeout", self.connect_timeout, ms(100), secs(60))?,
-            timeout: b("timeout", self.timeout, ms(100), secs(300))?,
-            concurrency: self.concurrency,
-            retry_base: b("retry_base", self.retry_base, ms(10), secs(60))?,
-            retry_cap: b("retry_cap", self.retry_cap, secs(1), secs(HOUR))?,
-            give_up_after: b("give_up_after", self.give_up_after, secs(60), secs(30 * DAY))?,
-        })
-    }
-}
-
 impl RawRule {
     fn check(
         &self,
@@ -552,12 +445,23 @@ impl RawRule {
             .map(|e| e.parse())
             .collect::<Result<BTreeSet<EventKind>, String>>()
             .map_err(|message| ConfigError::value(&key("events"), message))?;
+        if events.contains(&EventKind::Test) {
+            let message = "heartwatch.test is sent by `heartwatchctl receivers test` alone";
+            return Err(ConfigError::value(&key("events"), message));
+        }
         if self.receivers.is_empty() {
             return Err(ConfigError::value(&key("receivers"), "at least one receiver is needed"));
         }
         if let Some(unknown) = self.receivers.iter().find(|r| !receivers.contains_key(*r)) {
             let message = format!("`{unknown}` is not among the receivers of this file");
             return Err(ConfigError::value(&key("receivers"), message));
+        }
+        for name in &self.receivers {
+            for event in &events {
+                receivers[name].kind.has_word_for(*event).map_err(|why| {
+                    ConfigError::value(&key("events"), format!("receiver {name}: {why}"))
+                })?;
+            }
         }
         Ok(Rule {
             name: self.name.clone(),

@@ -18,6 +18,10 @@ pub use crate::policy::guard::{
 pub use crate::policy::holds::Word;
 use crate::store::{DeliveryId, StoreError};
 
+mod receivers;
+
+pub use receivers::{BEHIND_AFTER, Health, ReceiverReport, TestBegun};
+
 /// Most hosts in one import.
 pub const IMPORT_LEN_MAX: usize = 100_000;
 /// Longest pause.
@@ -392,4 +396,11 @@ pub trait Control: Send + Sync {
 
     /// Has held orders cancelled.
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError>;
+
+    /// Where each receiver stands, by name: those of the config, and others that the store has unfinished
+    /// or dead deliveries for.
+    async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError>;
+
+    /// Journals a test event for one receiver of the config, which is then delivered as any other.
+    async fn test_receiver(&self, receiver: &str) -> Result<TestBegun, ControlError>;
 }

@@ -145,11 +145,13 @@ pub enum EventKind {
     HoldRejected,
     /// Orders are held for longer than `domains.hold_max`.
     HoldOverdue,
+    /// An operator tries a receiver (`heartwatchctl receivers test`). Nothing happened; no rule names it.
+    Test,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -175,6 +177,7 @@ impl EventKind {
         Self::HoldApproved,
         Self::HoldRejected,
         Self::HoldOverdue,
+        Self::Test,
     ];
 
     /// Whether it tells of something that goes on, and so is no longer true when that ends. News of an end
@@ -218,6 +221,7 @@ impl EventKind {
             Self::HoldApproved => "hold.approved",
             Self::HoldRejected => "hold.rejected",
             Self::HoldOverdue => "hold.overdue",
+            Self::Test => "heartwatch.test",
         }
     }
 }
@@ -311,10 +315,7 @@ uuid_id! {
 
 /// The body of a webhook: `{"type", "timestamp", "data"}` (Standard Webhooks' shape). `data` holds at
 /// least `event_id` and, for events of a host, `host`, `incident`, `token` and `supersedes`.
-///
-/// # Errors
-/// If `data` cannot be said in JSON.
-pub fn payload(kind: EventKind, at: Wall, data: &impl Serialize) -> serde_json::Result<String> {
+pub fn payload(kind: EventKind, at: Wall, data: &impl Payload) -> String {
     #[derive(Serialize)]
     struct Body<'a, D> {
         r#type: EventKind,
@@ -322,7 +323,13 @@ pub fn payload(kind: EventKind, at: Wall, data: &impl Serialize) -> serde_json::
         data: &'a D,
     }
     serde_json::to_string(&Body { r#type: kind, timestamp: at.to_string(), data })
+        .expect("objects with text for keys can be written")
 }
+
+/// What can be a payload's `data`: an object of JSON values, which can always be written.
+pub trait Payload: Serialize {}
+
+impl Payload for serde_json::Map<String, serde_json::Value> {}
 
 #[cfg(test)]
 mod tests {

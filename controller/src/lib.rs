@@ -27,7 +27,7 @@
 //! | *state* | pending, alive, suspect, down, left |
 //! | *transition* | one turn of a host's story; *incident*: one outage of one host |
 //! | *event* | a journaled turn; *delivery*: an event on its way to a *receiver* |
-//! | *attempt* | one POST of a delivery; *outcome*: how it ended |
+//! | *attempt* | one request, or run of a command, for a delivery or several; *outcome*: how it ended |
 //! | *verdict* | what becomes of an event at a receiver; *hold*: an action kept back, with its reason |
 //! | *domain* | hosts that share a fate: rack, zone, power tree, fleet; *storm*: too many of one are silent |
 //! | *order* | the action that a host's fall asks for; what may hold it: `policy::guard` |

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use heartwatch_controller::config::RawConfig;
+use heartwatch_controller::config::{Kind, RawConfig};
 
 fn example(name: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../packaging/examples").join(name);
@@ -44,10 +44,21 @@ fn what_the_controllers_example_only_suggests_is_accepted_too_and_equals_the_def
     raw.check().unwrap();
     let short = "[receivers.orchestrator]\nurl = \"https://orchestrator.example/hooks/heartwatch\"\n\
                  secret_file = \"/etc/heartwatch/orchestrator.secret\"\n\
-                 bearer_token_file = \"/etc/heartwatch/orchestrator.token\"\n";
+                 bearer_token_file = \"/etc/heartwatch/orchestrator.token\"\n\
+                 client_cert_file = \"/etc/heartwatch/orchestrator-client.pem\"\n\
+                 client_key_file = \"/etc/heartwatch/orchestrator-client.key\"\n\
+                 ca_file = \"/etc/heartwatch/orchestrator-ca.pem\"\n";
     let defaults: RawConfig = toml::from_str(short).unwrap();
-    let print = |c: &RawConfig| toml::to_string(&c.receivers).unwrap();
+    let print = |c: &RawConfig| toml::to_string(&c.receivers["orchestrator"]).unwrap();
     assert_eq!(print(&raw), print(&defaults));
+    // The other receivers are of every other kind.
+    let config = raw.check().unwrap();
+    let kinds: Vec<_> = config.receivers.values().map(|r| r.kind.as_str()).collect();
+    assert_eq!(kinds, ["alertmanager", "masakari", "native", "template", "exec"]);
+    let Kind::Alertmanager { resend_every, .. } = &config.receivers["alerts"].kind else {
+        panic!("it is one")
+    };
+    assert_eq!(resend_every.as_secs(), 60, "the default, as the example shows it");
     assert!(!raw.rules[0].dry_run);
 }
 

@@ -41,6 +41,10 @@ pub struct DeliveryMetricRow {
     pub in_flight: u64,
     /// Whether its circuit breaker keeps deliveries back.
     pub breaker_open: bool,
+    /// Requests that said again what goes on, and were taken.
+    pub resent: u64,
+    /// And those that were not.
+    pub resends_failed: u64,
 }
 
 /// Reads the delivery's counters; called once per scrape.
@@ -421,6 +425,12 @@ fn deliveries(f: &mut Families, s: &Snapshot<'_>) {
     let each = |read: fn(&DeliveryMetricRow) -> f64| {
         rows.iter().map(move |row| (vec![receiver(row)], read(row)))
     };
+    let help = "Requests that said again to a receiver what goes on, by how that ended.";
+    let resends = rows.iter().flat_map(|row| {
+        let both = [("success", row.resent), ("failure", row.resends_failed)];
+        both.map(|(outcome, n)| (vec![receiver(row), ("outcome", outcome.to_owned())], n))
+    });
+    f.counters("delivery_resends_total", help, resends);
     f.gauges("delivery_attempts_in_flight", "Attempts under way.", each(|r| r.in_flight as f64));
     let help = "1 while a receiver's circuit breaker keeps deliveries back.";
     f.gauges("delivery_breaker_open", help, each(|r| flag(r.breaker_open)));

@@ -10,6 +10,7 @@
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
+//! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
 //! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
@@ -17,6 +18,7 @@
 //! | `POST /v1/holds/{host id or name}/approve`, `…/reject` | ▲ `{"by", "reason"}`: one held order goes, or is cancelled |
 //! | `POST /v1/holds/approve?domain=`, `…/reject?domain=` | ▲ the same for all of a domain; approved ones go at its action rate |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
+//! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
 //!
 //! ▲ = changes something (or hands out everything): needs `Authorization: Bearer TOKEN`.
@@ -58,6 +60,7 @@ mod hosts;
 mod listener;
 pub mod metrics;
 pub mod problem;
+mod receivers;
 mod shield;
 mod token;
 pub mod types;
@@ -162,6 +165,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/holds/reject", post(holds::reject_domain))
         .route("/v1/holds/{host}/approve", post(holds::approve))
         .route("/v1/holds/{host}/reject", post(holds::reject))
+        .route("/v1/receivers", get(receivers::list))
+        .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))
         .route("/v1/pause", post(controller::pause).delete(controller::resume))
         .route("/v1/backup", post(controller::backup))

@@ -12,12 +12,12 @@ use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId, Seq};
 use heartwatch_common::time::{Instant, ManualClock, Wall};
 use serde_json::{Map, Value, json};
 
-use super::types::ConfigSummary;
+use super::types::{ConfigSummary, ReceiverSummary};
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Control, ControlError, Doubt, Freeze, GuardStatus, HoldKind, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, Redrive, RedriveReport, Status,
-    StormStatus, Target, Word,
+    Control, ControlError, Doubt, Freeze, GuardStatus, Health, HoldKind, HoldReport, HoldStatus,
+    HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, ReceiverReport, Redrive,
+    RedriveReport, Status, StormStatus, Target, TestBegun, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
@@ -280,6 +280,31 @@ impl Control for TestControl {
         lock(&self.words).push(("reject", target, word));
         Ok(HoldReport { rejected: 1, ..HoldReport::default() })
     }
+
+    async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {
+        let report = |name: &str, health| ReceiverReport {
+            name: name.to_owned(),
+            format: "native".to_owned(),
+            health,
+            in_flight: 1,
+            held: 0,
+            pending: 7,
+            dead: 2,
+            oldest_pending_ms: Some(Wall(1_000)),
+            last_outcome: Some("503 Service Unavailable".to_owned()),
+            last_ms: Some(Wall(2_000)),
+        };
+        Ok(vec![report("orchestrator", Health::Failing), report("old", Health::NotConfigured)])
+    }
+
+    async fn test_receiver(&self, receiver: &str) -> Result<TestBegun, ControlError> {
+        if receiver == "mute" {
+            return Err(ControlError::Invalid(
+                "Masakari has no word for heartwatch.test".to_owned(),
+            ));
+        }
+        Ok(TestBegun { delivery: DeliveryId(1), event: EventId(uuid(1)) })
+    }
 }
 
 pub(crate) fn hold() -> HoldStatus {
@@ -471,7 +496,16 @@ impl World {
             }),
             clock: clock.clone(),
             token: ApiToken::new(TOKEN).unwrap(),
-            config: ConfigSummary::default(),
+            config: ConfigSummary {
+                receivers: ["orchestrator", "mute"]
+                    .map(|name| ReceiverSummary {
+                        name: name.to_owned(),
+                        signed: true,
+                        format: "native".to_owned(),
+                    })
+                    .into(),
+                rules: Vec::new(),
+            },
             state_dir: state_dir.path().to_owned(),
         });
         Self { control, store, view, clock, state_dir, router }

@@ -407,3 +407,21 @@ async fn serving_stops_when_told_even_if_somebody_waits() {
     stop.send(()).unwrap();
     tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn receivers_are_listed_with_their_health_and_can_be_tried() {
+    let world = World::new();
+    let all = good(&world, "/v1/receivers").await;
+    assert_eq!(all["now_ms"], 1_000_000);
+    let first = &all["receivers"][0];
+    assert_eq!((&first["name"], &first["health"]), (&json!("orchestrator"), &json!("failing")));
+    assert_eq!((&first["pending"], &first["oldest_pending_ms"]), (&json!(7), &json!(1_000)));
+    assert_eq!(all["receivers"][1]["health"], "not-configured");
+    let path = |name: &str| format!("/v1/receivers/{name}/test");
+    let begun = act(&world, Method::POST, &path("orchestrator"), &json!({})).await;
+    assert_eq!((begun.status, &begun.json()["delivery"]), (StatusCode::OK, &json!(1)));
+    let unknown = act(&world, Method::POST, &path("nobody"), &json!({})).await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    let mute = act(&world, Method::POST, &path("mute"), &json!({})).await;
+    assert!(mute.status.is_client_error() && mute.text().contains("no word"), "{}", mute.text());
+}

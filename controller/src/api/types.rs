@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
-use crate::control::{Doubt, HoldStatus, HostWhy, Pause, Status};
+use crate::control::{Doubt, HoldStatus, HostWhy, Pause, ReceiverReport, Status};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{AttemptRow, Cursor, DeliveryRow, EventRow, Token};
 use crate::view::HostView;
@@ -281,6 +281,18 @@ pub struct ReceiverSummary {
     pub name: String,
     /// Whether what it gets is signed.
     pub signed: bool,
+    /// How it is told, such as `native` or `exec`.
+    #[serde(default)]
+    pub format: String,
+}
+
+/// The answer of `GET /v1/receivers`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiversJson {
+    /// By name.
+    pub receivers: Vec<ReceiverReport>,
+    /// The controller's wall clock.
+    pub now_ms: Wall,
 }
 
 /// A rule.
@@ -315,7 +327,11 @@ impl From<&Config> for ConfigSummary {
         let receivers = config.receivers.values();
         Self {
             receivers: receivers
-                .map(|r| ReceiverSummary { name: r.name.clone(), signed: r.secret_file.is_some() })
+                .map(|r| ReceiverSummary {
+                    name: r.name.clone(),
+                    signed: r.secret_file.is_some(),
+                    format: r.kind.as_str().to_owned(),
+                })
                 .collect(),
             rules: config
                 .rules

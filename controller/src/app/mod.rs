@@ -6,6 +6,7 @@
 
 mod memory;
 mod pacing;
+mod receivers;
 mod running;
 mod secrets;
 mod surroundings;
@@ -13,7 +14,7 @@ mod surroundings;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use heartwatch_common::auth::Keyring;
@@ -27,8 +28,9 @@ use tokio::sync::{mpsc, watch};
 use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
 use crate::config::Config;
 use crate::delivery::metrics::{DeliveryMetrics, ReceiverCounts};
+use crate::delivery::target::kinds_for;
 use crate::delivery::webhook::WebhookError;
-use crate::delivery::{Delivery, DeliveryHandle};
+use crate::delivery::{Delivery, DeliveryHandle, resend};
 use crate::detector::Settings;
 use crate::detector::host::Known;
 use crate::detector::knobs::AllKnobs;
@@ -217,9 +219,10 @@ impl App {
         let (stop, stopped) = watch::channel(false);
         let (stop_driver, driver_stopped) = watch::channel(false);
         let delivery_metrics = Arc::new(DeliveryMetrics::new(config.receivers.keys()));
-        let delivery = Arc::new(Delivery::spawn(
+        let delivery = Arc::new(Delivery::spawn_for(
             Arc::clone(&store) as Arc<dyn Store>,
             config.receivers.clone(),
+            |receiver| kinds_for(&config, receiver),
             Arc::clone(&clock),
             rng.random(),
             Arc::clone(&delivery_metrics),
@@ -298,6 +301,8 @@ impl App {
             own_doubts,
             knobs: Arc::clone(&knobs),
             intervals: pacing::Shown::clone(&intervals),
+            delivery: Arc::clone(&delivery),
+            rng: Mutex::new(StdRng::seed_from_u64(rng.random())),
         };
         let api = serve_api(
             &config,
@@ -321,6 +326,10 @@ impl App {
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
         background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));
+        for (receiver, every) in resend::receivers(&config.receivers) {
+            let (delivery, view) = (Arc::clone(&delivery), Arc::clone(&view));
+            background.push(tokio::spawn(resend::run(delivery, view, receiver, every)));
+        }
         let addresses = Addresses { listen, api: api_addr };
         write_runtime_file(&config.state_dir, &addresses)?;
         warn_of_small_buffers(&shards);
@@ -638,6 +647,8 @@ fn delivery_rows(metrics: &DeliveryMetrics) -> Vec<DeliveryMetricRow> {
         dead: c.dead,
         in_flight: c.in_flight,
         breaker_open: c.breaker_open,
+        resent: c.resent,
+        resends_failed: c.resends_failed,
     };
     metrics.snapshot().into_iter().map(row).collect()
 }

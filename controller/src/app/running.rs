@@ -8,14 +8,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use heartwatch_common::id::{Epoch, HostId};
 use heartwatch_common::time::{Clock, Instant, Wall};
+use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
 use crate::control::{
     Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, Redrive, RedriveReport, ShardStatus,
-    Status, Target, Word,
+    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport,
+    ShardStatus, Status, Target, TestBegun, Word,
 };
+use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;
 use crate::event::State;
 use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
@@ -92,6 +94,10 @@ pub(super) struct Running {
     pub(super) knobs: Arc<AllKnobs>,
     /// What intervals are assigned.
     pub(super) intervals: Shown,
+    /// What sends.
+    pub(super) delivery: Arc<DeliveryHandle>,
+    /// Names events of tests.
+    pub(super) rng: Mutex<StdRng>,
 }
 
 impl Running {
@@ -310,5 +316,13 @@ impl Control for Running {
 
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
         self.ask(|answer| Command::Holds(Ask::Reject(target, word, answer))).await
+    }
+
+    async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {
+        self.receiver_reports().await
+    }
+
+    async fn test_receiver(&self, receiver: &str) -> Result<TestBegun, ControlError> {
+        self.begin_test(receiver).await
     }
 }

@@ -12,6 +12,7 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::SystemClock;
 use heartwatch_controller::app::App;
 use heartwatch_controller::config::{Config, RawConfig};
+use heartwatch_controller::delivery::target;
 use heartwatch_controller::replay::record;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -119,12 +120,16 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(match cli.command {
-        Command::CheckConfig => check_config(&raw),
+        Command::CheckConfig => check_config(&raw, &config),
         Command::Run(recording) => run(config, recording.plan()),
     })
 }
 
-fn check_config(raw: &RawConfig) -> u8 {
+fn check_config(raw: &RawConfig, config: &Config) -> u8 {
+    if let Err(e) = target::check(config) {
+        log::error!("{:#}", anyhow::Error::from(e));
+        return daemon::EXIT_CONFIG;
+    }
     match toml::to_string_pretty(raw) {
         Ok(text) => {
             use std::io::Write;
@@ -141,7 +146,8 @@ fn check_config(raw: &RawConfig) -> u8 {
 
 fn run(config: Config, recording: Option<record::Plan>) -> u8 {
     daemon::init_log(config.log_level);
-    for receiver in config.receivers.values().filter(|r| r.secret_file.is_none()) {
+    for receiver in config.receivers.values().filter(|r| r.should_sign() && r.secret_file.is_none())
+    {
         log::warn!(
             "receiver {} has no secret_file: what it gets is not signed, so it can't tell a true \
              failover from a forged one",

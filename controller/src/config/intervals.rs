@@ -12,7 +12,7 @@ use super::{HOUR, RawConfig, ms, secs};
 use crate::intervals::watched::Watch;
 use crate::intervals::{CLASSES_MAX, Class, Rules};
 
-/// Beats per second, as they are written: `"50000/s"`.
+/// Beats, or requests, per second, as they are written: `"50000/s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PerSecond(pub u64);
 
@@ -22,7 +22,7 @@ impl FromStr for PerSecond {
     fn from_str(text: &str) -> Result<Self, String> {
         let number = text.strip_suffix("/s").map(str::trim).unwrap_or_default();
         number.parse().map(Self).map_err(|_| {
-            format!("`{text}` is no rate: write whole beats per second, such as \"50000/s\"")
+            format!("`{text}` is no rate: write whole numbers per second, such as \"50000/s\"")
         })
     }
 }

@@ -7,6 +7,7 @@ use heartwatch_common::config::Span;
 use heartwatch_common::id::HostId;
 
 use super::plan::Share;
+use super::receivers::Receivers;
 use crate::event::State;
 use crate::store::DeliveryState;
 
@@ -62,6 +63,8 @@ pub(super) enum Command {
     Events(Events),
     /// Lists deliveries of webhooks.
     Deliveries(Deliveries),
+    /// Shows who is told and how that goes; tries a receiver, or shows what it would get.
+    Receivers(Receivers),
     /// Sends dead letters again, after judging each against the present state.
     Redrive(Redrive),
     /// Lists held orders, or approves or rejects them.

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
 use crate::api::types::WordBody;
-use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport};
+use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun};
 
 mod error;
 mod query;
@@ -314,6 +314,16 @@ impl Client {
         let path: Vec<&str> = ["v1", "holds"].into_iter().chain(host).chain([verb]).collect();
         let request = self.request(Method::POST, &path, &pairs).bearer_auth(token.trim());
         self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
+    }
+
+    /// `GET /v1/receivers`: a [`crate::api::types::ReceiversJson`].
+    pub async fn receivers(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "receivers"], &Vec::new()).await
+    }
+
+    /// `POST /v1/receivers/{name}/test`
+    pub async fn test_receiver(&self, name: &str) -> Result<TestBegun, ClientError> {
+        self.post(&["v1", "receivers", name, "test"], &json!({})).await
     }
 
     /// `POST /v1/backup`, into a new file that only its owner can read. It appears under its name only

@@ -24,7 +24,7 @@ pub(super) fn config_file(global: &Global) -> Option<PathBuf> {
 }
 
 /// The controller's settings; without a file, its defaults.
-fn config(global: &Global) -> Result<Config, CtlError> {
+pub(super) fn config(global: &Global) -> Result<Config, CtlError> {
     let path = config_file(global);
     let raw = RawConfig::load(path.as_deref());
     raw.and_then(|raw| raw.check()).map_err(|e| CtlError::Config(chain(&e)))

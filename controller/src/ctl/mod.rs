@@ -1,7 +1,7 @@
 //! `heartwatchctl`, the operator's command line, and the API client underneath it.
 //!
-//! Most commands ask the controller's API; `key`, `secret`, `restore`, `replay` and `plan` work on this
-//! machine's files alone. Tables are for people and may change; `--json` prints what the API says. Exit
+//! Most commands ask the controller's API; `key`, `secret`, `restore`, `replay`, `plan` and `receivers
+//! preview` work on this machine's files alone. Tables are for people and may change; `--json` prints what the API says. Exit
 //! codes: 0 done, 64 usage, 78 a config or secret file cannot be used, 1 the rest ("no such host" among
 //! it).
 
@@ -19,6 +19,7 @@ mod import;
 mod local;
 mod margin;
 mod plan;
+mod receivers;
 mod remote;
 mod replay;
 mod show;
@@ -115,6 +116,9 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), CtlError> {
         }
         Command::Replay(args) => replay::run(&cli.global, args, out),
         Command::Plan(args) => plan::run(&cli.global, args, out),
+        Command::Receivers(args) if let Some(preview) = args.preview() => {
+            receivers::preview(&cli.global, preview, out)
+        }
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

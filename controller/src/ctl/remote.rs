@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::args::{Command, Deliveries, Events, Global, Hosts, Pause, Redrive};
 use super::client::{Client, ClientError, DeliveriesQuery, EventsQuery, HostsQuery, typed};
 use super::text::{clean, count, human_ms};
-use super::{CtlError, chain, import, show, story};
+use super::{CtlError, chain, import, receivers, show, story};
 use crate::api::types::{EventsPage, FreezeJson, HostsPage, PauseJson};
 use crate::control::{self, FREEZE, ImportReport};
 use crate::store::DeliveryId;
@@ -34,6 +34,7 @@ pub(super) async fn execute(
     out: &mut dyn Write,
 ) -> Result<(), CtlError> {
     let token = match command {
+        Command::Receivers(args) if args.needs_token() => Some(token(&global.token_file)?),
         Command::Redrive(_)
         | Command::Import { .. }
         | Command::Forget { .. }
@@ -62,6 +63,7 @@ pub(super) async fn execute(
         }
         Command::Events(args) => run.events(args).await,
         Command::Deliveries(args) => run.deliveries(args).await,
+        Command::Receivers(args) => receivers::run(global, &run.client, args, run.out).await,
         Command::Redrive(args) => run.redrive(args).await,
         Command::Holds(args) => run.holds(args).await,
         Command::Import { file } => run.import(file).await,

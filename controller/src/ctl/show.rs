@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 use super::text::{Table, between, clean, details, human_f64, human_ms, percent, ppm, shorten};
-use crate::api::types::{DeliveriesPage, EventJson, HostJson, HostsPage, StatusJson};
+use crate::api::types::{
+    DeliveriesPage, EventJson, HostJson, HostsPage, ReceiversJson, StatusJson,
+};
 use crate::control::Doubt;
 use crate::event::Cause;
 use crate::intervals::IntervalsStatus;
@@ -305,6 +307,40 @@ pub(super) fn event_line(out: &mut dyn Write, event: &EventJson) -> io::Result<(
     let host = clean(&event_host(event));
     let line = format!("{at}  {kind:<19}  {host}  {}", details(&event.data, &BRIEF));
     writeln!(out, "{}", line.trim_end())
+}
+
+/// Where receivers stand.
+pub(super) fn receiver_reports(out: &mut dyn Write, all: &ReceiversJson) -> io::Result<()> {
+    if all.receivers.is_empty() {
+        return writeln!(out, "No receiver is configured: nobody is told when a host goes down.");
+    }
+    let header = [
+        "RECEIVER",
+        "FORMAT",
+        "HEALTH",
+        "HELD",
+        "PENDING",
+        "OLDEST",
+        "DEAD",
+        "LAST",
+        "LAST ANSWER",
+    ];
+    let mut table = Table::new(&header, &[3, 4, 5, 6, 7]);
+    let age = |at: Option<Wall>| at.map_or_else(|| "-".to_owned(), |at| between(at, all.now_ms));
+    for r in &all.receivers {
+        table.row([
+            r.name.clone(),
+            if r.format.is_empty() { "-".to_owned() } else { r.format.clone() },
+            r.health.as_str().to_owned(),
+            r.held.to_string(),
+            r.pending.to_string(),
+            age(r.oldest_pending_ms),
+            r.dead.to_string(),
+            age(r.last_ms),
+            shorten(r.last_outcome.as_deref().unwrap_or("-"), 80),
+        ]);
+    }
+    table.write(out)
 }
 
 /// Deliveries, oldest first.

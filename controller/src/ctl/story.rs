@@ -247,6 +247,7 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::HoldApproved, _) => "somebody let its held order go",
         (EventKind::HoldRejected, _) => "somebody had its held order cancelled",
         (EventKind::HoldOverdue, _) => "orders were held for too long",
+        (EventKind::Test, _) => "an operator tried a receiver",
     };
     writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;
     if let Some(reason) = event.data.get("reason").and_then(Value::as_str) {

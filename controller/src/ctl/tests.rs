@@ -136,7 +136,7 @@ fn status_events_and_deliveries_are_readable() {
     let text = served.good(&["status"]);
     assert!(text.contains("test (0000000000000007), version 0.1.0"), "{text}");
     assert!(text.contains("drops (shard 0): its own machine lost datagrams"), "{text}");
-    assert!(text.contains("nobody is told"), "{text}");
+    assert!(text.contains("orchestrator  yes") && text.contains("mute"), "{text}");
     served.world.store.push(event(id, EventKind::HostJoined, 1));
     served.world.store.push(event(id, EventKind::HostDown, 2));
     let text = served.good(&["events"]);

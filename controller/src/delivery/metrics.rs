@@ -15,6 +15,8 @@ struct Counters {
     dead: AtomicU64,
     in_flight: AtomicU64,
     breaker_open: AtomicBool,
+    resent: AtomicU64,
+    resends_failed: AtomicU64,
 }
 
 /// Counters of every receiver. They start at zero with the process and only rise, but for the gauges.
@@ -38,6 +40,10 @@ pub struct ReceiverCounts {
     pub in_flight: u64,
     /// Gauge: whether the breaker keeps deliveries back.
     pub breaker_open: bool,
+    /// Requests that said again what goes on, and were taken.
+    pub resent: u64,
+    /// And those that were not.
+    pub resends_failed: u64,
 }
 
 impl DeliveryMetrics {
@@ -57,6 +63,8 @@ impl DeliveryMetrics {
             dead: get(&c.dead),
             in_flight: get(&c.in_flight),
             breaker_open: c.breaker_open.load(Ordering::Relaxed),
+            resent: get(&c.resent),
+            resends_failed: get(&c.resends_failed),
         };
         self.receivers.iter().map(|(name, c)| (name.clone(), counts(c))).collect()
     }
@@ -67,6 +75,15 @@ impl DeliveryMetrics {
         if attempt > 1 {
             c.retries.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn resent(&self, receiver: &str, class: OutcomeClass) {
+        let Some(c) = self.receivers.get(receiver) else { return };
+        let counter = match class {
+            OutcomeClass::Success => &c.resent,
+            _ => &c.resends_failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn delivered(&self, receiver: &str) {

@@ -4,8 +4,10 @@
 //! Whatever dies in between, the next controller finds the delivery pending and begun, and sends it
 //! again under the same idempotency key.
 //!
-//! - [`schedule`] (pure) decides which delivery is attempted when;
-//! - [`webhook`] makes one signed attempt;
+//! - [`schedule`] (pure) decides which delivery is attempted when, and which go together;
+//! - [`format`](self::format) (pure) says what a receiver's request looks like;
+//! - [`webhook`] makes one signed attempt, [`exec`] runs a command; [`target`] is either;
+//! - [`resend`] says again to Alertmanager what goes on;
 //! - the worker here is the shell: one task that owns the schedule, and one short-lived task for each
 //!   attempt, as many as the receivers' concurrency allows.
 //!
@@ -14,11 +16,17 @@
 //! for everything every [`SWEEP_EVERY`].
 
 mod breaker;
+pub mod bucket;
+pub mod exec;
+pub mod format;
 pub mod metrics;
 pub mod outcome;
 mod queue;
+pub mod resend;
+pub mod sample;
 pub mod schedule;
 pub mod sign;
+pub mod target;
 #[cfg(test)]
 mod tests;
 pub mod webhook;
@@ -30,7 +38,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use heartwatch_common::time::{Clock, Wall};
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 pub use metrics::{DeliveryMetrics, ReceiverCounts};
@@ -39,8 +46,10 @@ pub use schedule::BreakerState;
 pub use webhook::WebhookError;
 
 use crate::config::Receiver;
+use crate::event::EventKind;
 use crate::store::{DeliveryId, Due, Store};
-use webhook::Webhook;
+use resend::Open;
+use target::Target;
 use worker::{Command, Worker};
 
 /// Hints that may wait for the worker; what does not fit is found by asking the store.
@@ -51,8 +60,10 @@ pub const POLL_EVERY: Duration = Duration::from_secs(1);
 pub const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Where a receiver stands, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiverStatus {
+    /// How it is told, such as `native` or `exec`; empty if it is not configured.
+    pub format: &'static str,
     /// Whether it is in the config. Deliveries to others stay in the store until it is again.
     pub configured: bool,
     /// Its breaker.
@@ -79,7 +90,7 @@ impl Delivery {
     /// within a tokio runtime. `rng_seed` draws the jitter.
     ///
     /// # Errors
-    /// If a receiver's secret or token cannot be used; then nothing is started.
+    /// If a receiver's secret, token, certificate or template cannot be used; then nothing is started.
     pub fn spawn(
         store: Arc<dyn Store>,
         receivers: BTreeMap<String, Receiver>,
@@ -87,20 +98,37 @@ impl Delivery {
         rng_seed: u64,
         metrics: Arc<DeliveryMetrics>,
     ) -> Result<DeliveryHandle, WebhookError> {
-        let mut webhooks = BTreeMap::new();
+        Self::spawn_for(store, receivers, |_| Vec::new(), clock, rng_seed, metrics)
+    }
+
+    /// The same; `kinds` says what the rules send to a receiver, on which its template is tried.
+    ///
+    /// # Errors
+    /// As [`Delivery::spawn`]'s.
+    pub fn spawn_for(
+        store: Arc<dyn Store>,
+        receivers: BTreeMap<String, Receiver>,
+        kinds: impl Fn(&str) -> Vec<EventKind>,
+        clock: Arc<dyn Clock>,
+        rng_seed: u64,
+        metrics: Arc<DeliveryMetrics>,
+    ) -> Result<DeliveryHandle, WebhookError> {
+        let mut targets = BTreeMap::new();
         for (name, receiver) in &receivers {
-            let webhook = Webhook::new(receiver)?;
-            if !webhook.is_signed() {
+            let target = Target::new(receiver, &kinds(name))?;
+            if matches!(&target, Target::Http(webhook) if !webhook.is_signed())
+                && receiver.should_sign()
+            {
                 log::warn!("receiver {name} has no secret_file: its webhooks are not signed");
             }
-            webhooks.insert(name.clone(), Arc::new(webhook));
+            targets.insert(name.clone(), Arc::new(target));
         }
         let (commands, queue) = mpsc::channel(HINTS_LEN_MAX);
         let missed = Arc::new(AtomicBool::new(false));
         let status = Arc::new(Mutex::new(BTreeMap::new()));
         let worker = Worker::new(
             store,
-            webhooks,
+            targets.clone(),
             &receivers,
             clock,
             rng_seed,
@@ -109,7 +137,7 @@ impl Delivery {
             Arc::clone(&status),
         );
         drop(tokio::spawn(worker.run(queue)));
-        Ok(DeliveryHandle { commands, missed, status })
+        Ok(DeliveryHandle { commands, missed, status, targets })
     }
 }
 
@@ -120,9 +148,25 @@ pub struct DeliveryHandle {
     commands: mpsc::Sender<Command>,
     missed: Arc<AtomicBool>,
     status: Arc<Mutex<BTreeMap<String, ReceiverStatus>>>,
+    targets: BTreeMap<String, Arc<Target>>,
 }
 
 impl DeliveryHandle {
+    /// A receiver of the config.
+    pub fn target(&self, receiver: &str) -> Option<&Target> {
+        self.targets.get(receiver).map(Arc::as_ref)
+    }
+
+    /// Says again to a receiver what it was last told of these hosts, at most
+    /// [`resend::PAGE_LEN_MAX`]; returns when that has ended.
+    pub(crate) async fn resend(&self, receiver: &str, open: Vec<Open>) {
+        let (done, ended) = oneshot::channel();
+        let command = Command::Resend { receiver: receiver.to_owned(), open, done };
+        if self.commands.send(command).await.is_ok() && ended.await.is_err() {
+            log::debug!("{receiver}: what was to be said again was dropped at the end");
+        }
+    }
+
     /// Deliveries that have become pending. Never waits: what does not fit is found in the store.
     pub fn wake(&self, due: Vec<Due>) {
         if !due.is_empty() {

@@ -31,11 +31,13 @@ pub enum OutcomeClass {
     Timeout,
     /// The connection broke before an answer came.
     Broken,
+    /// Nothing was sent: the receiver's format or template cannot say this event, now or ever.
+    Unsendable,
 }
 
 impl OutcomeClass {
     /// Every class, in the order of [`OutcomeClass::index`].
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Success,
         Self::Redirect,
         Self::Conflict,
@@ -45,6 +47,7 @@ impl OutcomeClass {
         Self::Connect,
         Self::Timeout,
         Self::Broken,
+        Self::Unsendable,
     ];
 
     /// As it stands in labels.
@@ -59,6 +62,7 @@ impl OutcomeClass {
             Self::Connect => "connect",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
+            Self::Unsendable => "unsendable",
         }
     }
 
@@ -77,6 +81,12 @@ impl OutcomeClass {
             500.. => Self::ServerError,
             _ => Self::ClientError,
         }
+    }
+
+    /// Whether the receiver answered, and refused what it was given: then another part of the same request
+    /// may be what it refuses.
+    pub const fn is_refusal(self) -> bool {
+        matches!(self, Self::Conflict | Self::Gone | Self::ClientError | Self::Unsendable)
     }
 
     /// Whether the receiver as a whole is in trouble, rather than this one delivery.

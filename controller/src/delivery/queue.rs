@@ -8,8 +8,9 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::Instant;
 use rand::Rng;
 
-use super::breaker::Breaker;
-use super::outcome::Outcome;
+use super::breaker::{Breaker, BreakerState};
+use super::bucket::Bucket;
+use super::outcome::{Outcome, OutcomeClass};
 use super::schedule::{Policy, QueueStatus, Read, Rescan, next};
 use crate::store::{DeliveryId, Due, FinishVerdict, READ_LEN_MAX};
 
@@ -31,6 +32,8 @@ struct Entry {
     /// When its present wait began, and how much of it is in `waited` already.
     since: Instant,
     counted: Duration,
+    /// It was refused together with others: from now on it goes alone.
+    alone: bool,
     flight: Option<Flight>,
 }
 
@@ -43,13 +46,25 @@ impl Entry {
             due: now,
             since: now,
             counted: Duration::ZERO,
+            alone: false,
             flight: None,
         }
     }
 }
 
+/// One attempt of one or more deliveries.
+#[derive(Debug)]
+struct Attempt {
+    len: usize,
+    /// Of these, those that fly still.
+    flying: usize,
+    /// The breaker has heard how it ended.
+    judged: bool,
+}
+
 #[derive(Debug)]
 struct Flight {
+    attempt: u64,
     trial: bool,
     settled: bool,
     /// Time waited before this attempt that is not in `waited` yet.
@@ -75,7 +90,11 @@ pub(super) struct Queue {
     lanes: BTreeMap<Option<HostId>, Lane>,
     /// Heads of lanes that do not fly, by due time.
     ready: BTreeSet<(Instant, DeliveryId)>,
-    in_flight: usize,
+    /// Hosts whose lanes are kept free.
+    borrowed: BTreeSet<HostId>,
+    attempts: BTreeMap<u64, Attempt>,
+    attempt_next: u64,
+    bucket: Option<Bucket>,
     /// The store may have pending ones above `read_after` that are not here.
     more: bool,
     read_after: Option<DeliveryId>,
@@ -97,7 +116,10 @@ impl Queue {
             entries: BTreeMap::new(),
             lanes: BTreeMap::new(),
             ready: BTreeSet::new(),
-            in_flight: 0,
+            borrowed: BTreeSet::new(),
+            attempts: BTreeMap::new(),
+            attempt_next: 0,
+            bucket: policy.rate.map(Bucket::new),
             more: true,
             read_after: None,
             reading: false,
@@ -162,6 +184,7 @@ impl Queue {
             return;
         }
         match l.ids.first() {
+            Some(_) if lane.is_some_and(|host| self.borrowed.contains(&host)) => {}
             None => {
                 self.lanes.remove(&lane);
             }
@@ -173,30 +196,89 @@ impl Queue {
         }
     }
 
-    pub(super) fn start(&mut self, now: Instant) -> Vec<DeliveryId> {
+    /// When the next attempt may start, as far as the receiver as a whole is concerned.
+    fn open_at(&self) -> Option<Instant> {
+        let bucket = self.bucket.as_ref().map_or(Instant(0), Bucket::ready_at);
+        Some(self.breaker.opens_at()?.max(bucket))
+    }
+
+    pub(super) fn start(&mut self, now: Instant) -> Vec<Vec<DeliveryId>> {
         let mut started = Vec::new();
-        while self.in_flight < self.policy.concurrency
-            && self.breaker.opens_at().is_some_and(|at| at <= now)
+        while self.attempts.len() < self.policy.concurrency
+            && self.open_at().is_some_and(|at| at <= now)
+        {
+            let batch = self.take_batch(now);
+            if batch.is_empty() {
+                break;
+            }
+            let trial = self.breaker.started();
+            if let Some(bucket) = &mut self.bucket {
+                bucket.take(now);
+            }
+            let attempt = self.attempt_next;
+            self.attempt_next += 1;
+            let len = batch.len();
+            self.attempts.insert(attempt, Attempt { len, flying: len, judged: false });
+            batch.iter().for_each(|id| self.launch(*id, attempt, trial, now));
+            started.push(batch);
+        }
+        started
+    }
+
+    /// Heads that go together now.
+    fn take_batch(&mut self, now: Instant) -> Vec<DeliveryId> {
+        // To see whether a receiver is back, one is enough.
+        let most = match self.breaker.state() {
+            BreakerState::Closed => self.policy.batch_len_max,
+            BreakerState::Open | BreakerState::HalfOpen => 1,
+        };
+        let mut batch = Vec::new();
+        while batch.len() < most
             && let Some((due, id)) = self.ready.first().copied()
             && due <= now
         {
-            self.ready.pop_first();
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
-            let extra = if entry.attempts == 0 {
-                // Not a wait between attempts: the first one is yet to come.
-                Duration::ZERO
-            } else {
-                now.since(entry.since).saturating_sub(entry.counted)
-            };
-            let trial = self.breaker.started();
-            entry.flight = Some(Flight { trial, settled: false, extra, delay: None });
-            self.in_flight += 1;
-            if let Some(lane) = self.lanes.get_mut(&entry.lane) {
-                (lane.flying, lane.filed) = (Some(id), None);
+            let alone = self.entries.get(&id).is_some_and(|e| e.alone);
+            if alone && !batch.is_empty() {
+                break;
             }
-            started.push(id);
+            self.ready.pop_first();
+            batch.push(id);
+            if alone {
+                break;
+            }
         }
-        started
+        batch
+    }
+
+    fn launch(&mut self, id: DeliveryId, attempt: u64, trial: bool, now: Instant) {
+        let entry = self.entries.get_mut(&id).expect("what is ready is here: see `check`");
+        let extra = if entry.attempts == 0 {
+            // Not a wait between attempts: the first one is yet to come.
+            Duration::ZERO
+        } else {
+            now.since(entry.since).saturating_sub(entry.counted)
+        };
+        entry.flight = Some(Flight { attempt, trial, settled: false, extra, delay: None });
+        if let Some(lane) = self.lanes.get_mut(&entry.lane) {
+            (lane.flying, lane.filed) = (Some(id), None);
+        }
+    }
+
+    /// Those of the hosts that have nothing to be delivered: their lanes stay free.
+    pub(super) fn borrow(&mut self, hosts: &[HostId]) -> Vec<HostId> {
+        if self.breaker.state() != BreakerState::Closed {
+            return Vec::new();
+        }
+        let free = |host: &HostId| !self.lanes.contains_key(&Some(*host));
+        let free: Vec<_> = hosts.iter().copied().filter(free).collect();
+        free.into_iter().filter(|host| self.borrowed.insert(*host)).collect()
+    }
+
+    pub(super) fn give_back(&mut self, hosts: &[HostId]) {
+        for host in hosts {
+            self.borrowed.remove(host);
+            self.file(Some(*host));
+        }
     }
 
     pub(super) fn judge<R: Rng + ?Sized>(
@@ -208,11 +290,26 @@ impl Queue {
     ) -> Option<FinishVerdict> {
         let entry = self.entries.get_mut(&id)?;
         let flight = entry.flight.as_mut()?;
-        if outcome.class.is_failing() {
-            self.breaker.failed(flight.trial, now, rng);
-        } else {
-            self.breaker.succeeded();
+        let attempt = self.attempts.get_mut(&flight.attempt)?;
+        // Once an attempt, however many it carried.
+        if !std::mem::replace(&mut attempt.judged, true) {
+            match outcome.class {
+                // Nothing was sent, so that nothing was learnt of the receiver.
+                OutcomeClass::Unsendable if flight.trial => self.breaker.trial_void(now),
+                OutcomeClass::Unsendable => {}
+                class if class.is_failing() => self.breaker.failed(flight.trial, now, rng),
+                _ => self.breaker.succeeded(),
+            }
         }
+        let alone;
+        let outcome = if attempt.len > 1 && outcome.class.is_refusal() {
+            entry.alone = true;
+            let detail = format!("{}, in a batch of {}: now alone", outcome.detail, attempt.len);
+            alone = Outcome { detail, retry_after: outcome.retry_after, ..Outcome::of_status(400) };
+            &alone
+        } else {
+            outcome
+        };
         let waited = entry.waited.saturating_add(flight.extra);
         let attempts = entry.attempts.saturating_add(1);
         let verdict = next(outcome, attempts, waited, &self.policy, rng);
@@ -230,7 +327,12 @@ impl Queue {
     fn land(&mut self, id: DeliveryId) -> Option<Flight> {
         let entry = self.entries.get_mut(&id)?;
         let flight = entry.flight.take()?;
-        self.in_flight -= 1;
+        if let Some(attempt) = self.attempts.get_mut(&flight.attempt) {
+            attempt.flying -= 1;
+            if attempt.flying == 0 {
+                self.attempts.remove(&flight.attempt);
+            }
+        }
         if let Some(lane) = self.lanes.get_mut(&entry.lane) {
             lane.flying = None;
         }
@@ -299,11 +401,11 @@ impl Queue {
     }
 
     pub(super) fn wake(&self) -> Option<Instant> {
-        if self.in_flight >= self.policy.concurrency {
+        if self.attempts.len() >= self.policy.concurrency {
             return None;
         }
         let (due, _) = self.ready.first()?;
-        Some(self.breaker.opens_at()?.max(*due))
+        Some(self.open_at()?.max(*due))
     }
 
     pub(super) fn want(&mut self) -> Option<Read> {
@@ -351,7 +453,7 @@ impl Queue {
             breaker: self.breaker.state(),
             queued: self.entries.len(),
             more: self.more,
-            in_flight: self.in_flight,
+            in_flight: self.attempts.len(),
         }
     }
 
@@ -362,18 +464,29 @@ impl Queue {
 
     #[cfg(test)]
     pub(super) fn check(&self) {
-        assert!(self.entries.len() <= self.policy.queue_len_max + self.policy.concurrency);
-        assert!(self.in_flight <= self.policy.concurrency);
+        let flying_max = self.policy.concurrency * self.policy.batch_len_max;
+        assert!(self.entries.len() <= self.policy.queue_len_max + flying_max);
+        assert!(self.attempts.len() <= self.policy.concurrency);
+        for (n, attempt) in &self.attempts {
+            let of = |e: &&Entry| e.flight.as_ref().is_some_and(|f| f.attempt == *n);
+            assert_eq!(attempt.flying, self.entries.values().filter(of).count());
+            assert!((1..=attempt.len).contains(&attempt.flying));
+        }
         let flying = self.entries.values().filter(|e| e.flight.is_some()).count();
-        assert_eq!(self.in_flight, flying);
+        assert_eq!(self.attempts.values().map(|a| a.flying).sum::<usize>(), flying);
         let in_lanes: usize = self.lanes.values().map(|l| l.ids.len()).sum();
         assert_eq!(self.entries.len(), in_lanes);
-        for lane in self.lanes.values() {
+        for (host, lane) in &self.lanes {
+            let free = !host.is_some_and(|host| self.borrowed.contains(&host));
             let head = lane.ids.first().copied();
             assert!(head.is_some());
             let flying = lane.ids.iter().filter(|id| self.entries[id].flight.is_some());
             assert!(flying.eq(&lane.flying));
-            assert_eq!(lane.filed.map(|(_, id)| id), head.filter(|_| lane.flying.is_none()));
+            assert_eq!(
+                lane.filed.map(|(_, id)| id),
+                head.filter(|_| lane.flying.is_none() && free)
+            );
+            assert!(free || lane.flying.is_none(), "nothing flies in a borrowed lane");
         }
         let filed = self.lanes.values().filter_map(|l| l.filed);
         assert_eq!(self.ready, filed.collect());

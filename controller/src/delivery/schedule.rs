@@ -2,8 +2,12 @@
 //!
 //! Per receiver there is one *lane* a host (and one for the controller's own events), in the order of
 //! delivery ids, which is the order of events. Only the head of a lane may be in flight. Heads wait in
-//! a queue by due time; how many fly at once is bounded per receiver, and a breaker leaves a receiver
-//! that fails as a whole alone. Due times are on the monotonic clock.
+//! a queue by due time; how many attempts fly at once is bounded per receiver, a token bucket bounds how
+//! many start in a second, and a breaker leaves a receiver that fails as a whole alone. Due times are on the
+//! monotonic clock.
+//!
+//! One attempt may carry several deliveries, heads of different lanes. They succeed together; a receiver
+//! that refuses them gets each alone, since it may be one of them that it refuses.
 //!
 //! Only a window of the outbox is held here, at most [`QUEUE_LEN_MAX`] deliveries a receiver; the
 //! store has the rest. [`Schedule::reads`] says what to read next, [`Schedule::read`] takes it. What is
@@ -16,11 +20,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use heartwatch_common::backoff::Backoff;
+use heartwatch_common::id::HostId;
 use heartwatch_common::time::Instant;
 use rand::Rng;
 
 pub use super::breaker::{BREAKER_FAILURES, BreakerState};
-use super::outcome::Outcome;
+pub use super::bucket::Rate;
+use super::outcome::{Outcome, OutcomeClass};
 use super::queue::{Keep, Queue};
 use crate::config::Receiver;
 use crate::store::{DeliveryId, Due, FinishVerdict};
@@ -42,6 +48,10 @@ pub struct Policy {
     pub give_up_after: Duration,
     /// Most deliveries held. Not zero. [`QUEUE_LEN_MAX`] but in tests.
     pub queue_len_max: usize,
+    /// Most deliveries in one attempt. Not zero.
+    pub batch_len_max: usize,
+    /// Limit on attempts, if there is one.
+    pub rate: Option<Rate>,
 }
 
 impl From<&Receiver> for Policy {
@@ -51,6 +61,8 @@ impl From<&Receiver> for Policy {
             backoff: Backoff { base: r.retry_base, cap: r.retry_cap },
             give_up_after: r.give_up_after,
             queue_len_max: QUEUE_LEN_MAX,
+            batch_len_max: usize::from(r.max_batch),
+            rate: Rate::per_second(r.rate, r.burst),
         }
     }
 }
@@ -58,7 +70,8 @@ impl From<&Receiver> for Policy {
 /// What becomes of a delivery whose attempt ended so. `attempts` counts this one; `waited` is the time
 /// waited between attempts so far.
 ///
-/// 2xx is success; 409 with a token is a conflict; 410 is final; everything else is tried again, after
+/// 2xx is success; 409 with a token is a conflict; 410 is final, and so is an event that the receiver's
+/// format cannot say; everything else is tried again, after
 /// the longer of a full-jitter backoff and `Retry-After`, never longer than the cap, until the waits
 /// add up to `give_up_after`.
 pub fn next<R: Rng + ?Sized>(
@@ -68,10 +81,13 @@ pub fn next<R: Rng + ?Sized>(
     policy: &Policy,
     rng: &mut R,
 ) -> FinishVerdict {
-    match (outcome.status, outcome.highest_token) {
-        (Some(200..=299), _) => return FinishVerdict::Delivered,
-        (Some(409), Some(highest)) => return FinishVerdict::Conflict { highest },
-        (Some(410), _) => return FinishVerdict::Dead { reason: "gone".to_owned() },
+    match (outcome.class, outcome.highest_token) {
+        (OutcomeClass::Success, _) => return FinishVerdict::Delivered,
+        (OutcomeClass::Conflict, Some(highest)) => return FinishVerdict::Conflict { highest },
+        (OutcomeClass::Gone, _) => return FinishVerdict::Dead { reason: "gone".to_owned() },
+        (OutcomeClass::Unsendable, _) => {
+            return FinishVerdict::Dead { reason: format!("unsendable: {}", outcome.detail) };
+        }
         _ => {}
     }
     if waited >= policy.give_up_after {
@@ -96,7 +112,7 @@ pub struct QueueStatus {
     pub queued: usize,
     /// Whether the store may have more than these.
     pub more: bool,
-    /// Attempts under way.
+    /// Attempts under way; one may carry several deliveries.
     pub in_flight: usize,
 }
 
@@ -158,9 +174,32 @@ impl Schedule {
     }
 
     /// Starts what is due: these are in flight until [`Schedule::finished`], [`Schedule::postponed`] or
-    /// [`Schedule::gone`] is said of them.
-    pub fn next_due(&mut self, now: Instant) -> Vec<DeliveryId> {
+    /// [`Schedule::gone`] is said of them. What one answer holds is to be sent together; no two of it are
+    /// about the same host.
+    pub fn next_batches(&mut self, now: Instant) -> Vec<Vec<DeliveryId>> {
         self.queues.values_mut().flat_map(|q| q.start(now)).collect()
+    }
+
+    /// [`Schedule::next_batches`] of receivers that take one at a time.
+    pub fn next_due(&mut self, now: Instant) -> Vec<DeliveryId> {
+        self.next_batches(now).into_iter().flatten().collect()
+    }
+
+    /// Keeps the lanes of those hosts free that have nothing to be delivered to a receiver: nothing of
+    /// theirs starts until [`Schedule::give_back`]. Answers whose. Nobody's, while the breaker is not
+    /// closed.
+    ///
+    /// What is said in between about a host is said after everything that the receiver was told of it, and
+    /// before everything that it will be.
+    pub fn borrow(&mut self, receiver: &str, hosts: &[HostId]) -> Vec<HostId> {
+        self.queues.get_mut(receiver).map(|q| q.borrow(hosts)).unwrap_or_default()
+    }
+
+    /// Ends a [`Schedule::borrow`].
+    pub fn give_back(&mut self, receiver: &str, hosts: &[HostId]) {
+        if let Some(queue) = self.queues.get_mut(receiver) {
+            queue.give_back(hosts);
+        }
     }
 
     /// Decides what becomes of a delivery in flight. The journal is to be told this verdict, and then

@@ -104,16 +104,14 @@ impl Server {
 
 fn receiver(name: &str, url: String) -> (String, Receiver) {
     let receiver = Receiver {
-        name: name.to_owned(),
-        url,
-        secret_file: None,
-        bearer_token_file: None,
         connect_timeout: Duration::from_secs(5),
+        first_byte_timeout: Duration::from_secs(5),
         timeout: Duration::from_secs(5),
         concurrency: 8,
         retry_base: Duration::from_millis(5),
         retry_cap: Duration::from_millis(40),
         give_up_after: Duration::from_secs(3_600),
+        ..Receiver::sample(name, &format!("url = \"{url}\""))
     };
     (name.to_owned(), receiver)
 }
@@ -348,3 +346,5 @@ async fn a_gone_receiver_makes_a_dead_letter_and_a_redrive_sends_it() {
     assert_eq!((counts.delivered, counts.dead, counts.retries), (1, 1, 1));
     store.shutdown().await;
 }
+
+mod kinds;

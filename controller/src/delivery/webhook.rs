@@ -1,19 +1,23 @@
-//! One signed POST, and what came back.
+//! One signed request, and what came back.
 //!
-//! Headers: `webhook-id` (the event's id, the same on every attempt: the idempotency key),
-//! `webhook-timestamp` (this attempt's, seconds since 1970), `webhook-signature` (see
-//! [`sign`](super::sign); absent if the receiver has no secret), `heartwatch-attempt` (from 1),
-//! `heartwatch-token` (if the event has one), `authorization: Bearer …` (if configured).
+//! What it says is its [`Format`]'s; every request has these headers too: `webhook-id` (the event's id, the
+//! same on every attempt: the idempotency key; of several events a hash of theirs), `webhook-timestamp` (this
+//! attempt's, seconds since 1970), `webhook-signature` (see [`sign`](super::sign); absent if the receiver has
+//! no secret), `heartwatch-attempt` (from 1, of several the highest), `heartwatch-token` (if it is one event
+//! and has one), `authorization: Bearer …` (if configured; Masakari gets it as `x-auth-token`). A template
+//! may set its own in their place.
 //!
 //! Redirects are not followed: a signed failover belongs to nobody but the receiver that was
 //! configured. Of the answer's body [`BODY_LEN_MAX`] bytes are read and no longer than
 //! [`BODY_WAIT_MAX`]; the status alone decides, but for a 409's `{"highest_token": N}`. Proxies are
 //! taken from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, except for loopback addresses,
-//! which are always reached directly. Certificates are checked against the system's authorities.
+//! which are always reached directly. Certificates are checked against the system's authorities and those
+//! of `ca_file`; with `client_cert_file` the controller shows its own.
 
 use std::error::Error;
 use std::fmt;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use heartwatch_common::auth::{SecretFileError, read_secret_file};
@@ -21,8 +25,9 @@ use heartwatch_common::time::Wall;
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
 };
-use reqwest::{Client, Response, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, Response, Url};
 
+use super::format::{Format, Message, TemplateError, masakari};
 use super::outcome::{Outcome, OutcomeClass, clip};
 use super::sign::{SecretTextError, SigningSecret, signatures};
 use crate::config::Receiver;
@@ -33,6 +38,8 @@ pub const BODY_LEN_MAX: usize = 1_024;
 /// Longest that an answer's body is waited for once the status is there.
 pub const BODY_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// Longest file of certificates.
+const PEM_LEN_MAX: u64 = 1_024 * 1_024;
 const USER_AGENT: &str = concat!("heartwatch/", env!("CARGO_PKG_VERSION"));
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -69,6 +76,24 @@ pub enum WebhookError {
         /// The file.
         path: PathBuf,
     },
+    /// A certificate or its key cannot be used.
+    #[error("receiver {receiver}: {path} {why}")]
+    Pem {
+        /// Whose.
+        receiver: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Its template cannot be used.
+    #[error("receiver {receiver}")]
+    Template {
+        /// Whose.
+        receiver: String,
+        /// Why.
+        source: TemplateError,
+    },
     /// The URL is not one, or TLS cannot be set up.
     #[error("receiver {receiver}: cannot set up HTTP: {detail}")]
     Client {
@@ -82,9 +107,11 @@ pub enum WebhookError {
 /// A receiver, ready to be sent to.
 pub struct Webhook {
     client: Client,
-    url: Url,
+    url: String,
+    format: Format,
     secrets: Vec<SigningSecret>,
-    bearer: Option<HeaderValue>,
+    bearer_file: Option<PathBuf>,
+    first_byte_timeout: Duration,
     timeout: Duration,
 }
 
@@ -97,7 +124,7 @@ impl fmt::Debug for Webhook {
 
 impl Webhook {
     /// Reads the receiver's secrets and prepares its connections; opens none.
-    pub fn new(receiver: &Receiver) -> Result<Self, WebhookError> {
+    pub fn new(receiver: &Receiver, format: Format) -> Result<Self, WebhookError> {
         let name = || receiver.name.clone();
         let file = |source| WebhookError::File { receiver: name(), source };
         let secrets = match &receiver.secret_file {
@@ -111,27 +138,35 @@ impl Webhook {
                 })?
             }
         };
-        let bearer = match &receiver.bearer_token_file {
-            None => None,
-            Some(path) => {
-                let text = read_secret_file(path).map_err(file)?;
-                let bad = || WebhookError::Bearer { receiver: name(), path: path.clone() };
-                Some(bearer(text.trim()).ok_or_else(bad)?)
-            }
-        };
+        if let Some(path) = &receiver.bearer_token_file {
+            // Read again for each attempt; here only so that a mistake shows at start.
+            let text = read_secret_file(path).map_err(file)?;
+            let bad = || WebhookError::Bearer { receiver: name(), path: path.clone() };
+            token_value("Bearer ", &text).ok_or_else(bad)?;
+        }
         let client_error = |detail: String| WebhookError::Client { receiver: name(), detail };
-        let url = Url::parse(&receiver.url).map_err(|e| client_error(e.to_string()))?;
         install_crypto();
         let mut builder = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(receiver.connect_timeout)
             .timeout(receiver.timeout)
             .user_agent(USER_AGENT);
-        if is_loopback(&url) {
-            builder = builder.no_proxy();
+        if !receiver.url.is_empty() {
+            let url = Url::parse(&receiver.url).map_err(|e| client_error(e.to_string()))?;
+            if is_loopback(&url) {
+                builder = builder.no_proxy();
+            }
         }
-        let client = builder.build().map_err(|e| client_error(root(&e)))?;
-        Ok(Self { client, url, secrets, bearer, timeout: receiver.timeout })
+        let client = tls(builder, receiver)?.build().map_err(|e| client_error(root(&e)))?;
+        Ok(Self {
+            client,
+            url: receiver.url.clone(),
+            format,
+            secrets,
+            bearer_file: receiver.bearer_token_file.clone(),
+            first_byte_timeout: receiver.first_byte_timeout,
+            timeout: receiver.timeout,
+        })
     }
 
     /// Whether deliveries are signed.
@@ -139,33 +174,108 @@ impl Webhook {
         !self.secrets.is_empty()
     }
 
-    /// Sends it; `at` is the time of this attempt. Ends within the receiver's timeout and
+    /// What would be sent.
+    ///
+    /// # Errors
+    /// If these events cannot be said so.
+    pub fn render(
+        &self,
+        batch: &[Outgoing],
+        at: Wall,
+    ) -> Result<Message, super::format::Unsendable> {
+        self.format.render(&self.url, batch, at)
+    }
+
+    /// Sends them in one request; `at` is the time of this attempt. Ends within the receiver's timeout and
     /// [`BODY_WAIT_MAX`].
-    pub async fn post(&self, outgoing: &Outgoing, at: Wall) -> Outcome {
-        let request = self
-            .client
-            .post(self.url.clone())
-            .headers(self.headers(outgoing, at))
-            .body(outgoing.body.clone());
-        match request.send().await {
-            Ok(answer) => judge_answer(answer, at).await,
-            Err(e) => self.failure(&e),
+    pub async fn post(&self, batch: &[Outgoing], at: Wall) -> Outcome {
+        let message = match self.render(batch, at) {
+            Ok(message) => message,
+            Err(e) => return Outcome::failed(OutcomeClass::Unsendable, &e.to_string()),
+        };
+        let bearer = match self.bearer().await {
+            Ok(bearer) => bearer,
+            Err(why) => return Outcome::failed(OutcomeClass::Connect, &why),
+        };
+        let (headers, request) = match self.prepare(&message, batch, at, bearer) {
+            Ok(both) => both,
+            Err(why) => return Outcome::failed(OutcomeClass::Unsendable, &why),
+        };
+        let sent = request.headers(headers).body(message.body).send();
+        // The client's own limit is on the whole.
+        let outcome = match tokio::time::timeout(self.first_byte_timeout, sent).await {
+            Ok(Ok(answer)) => judge_answer(answer, at).await,
+            Ok(Err(e)) => self.failure(&e),
+            Err(_) => {
+                let limit = self.first_byte_timeout.as_secs_f64();
+                let text = format!("no answer began within {limit:.1} s");
+                Outcome::failed(OutcomeClass::Timeout, &text)
+            }
+        };
+        self.judge_format(outcome)
+    }
+
+    fn judge_format(&self, outcome: Outcome) -> Outcome {
+        match outcome.status {
+            Some(status) if self.format.is_done(status) => Outcome {
+                class: OutcomeClass::Success,
+                detail: clip(&format!("{}: it has this already", outcome.detail)).to_owned(),
+                ..outcome
+            },
+            _ => outcome,
         }
     }
 
-    fn headers(&self, outgoing: &Outgoing, at: Wall) -> HeaderMap {
-        let id = outgoing.event.to_string();
+    /// The header with the token, if there is a file for it.
+    async fn bearer(&self) -> Result<Option<(HeaderName, HeaderValue)>, String> {
+        let Some(path) = self.bearer_file.clone() else { return Ok(None) };
+        let read = tokio::task::spawn_blocking(move || read_secret_file(&path)).await;
+        let text = match read {
+            Ok(Ok(text)) => text,
+            Ok(Err(e)) => return Err(format!("cannot read the bearer token: {e}")),
+            Err(e) => return Err(format!("cannot read the bearer token: {e}")),
+        };
+        let (name, scheme) = match self.format {
+            Format::Masakari => (HeaderName::from_static(masakari::TOKEN_HEADER), ""),
+            _ => (AUTHORIZATION, "Bearer "),
+        };
+        let value =
+            token_value(scheme, &text).ok_or("the bearer token is not one line of ASCII")?;
+        Ok(Some((name, value)))
+    }
+
+    fn prepare(
+        &self,
+        message: &Message,
+        batch: &[Outgoing],
+        at: Wall,
+        bearer: Option<(HeaderName, HeaderValue)>,
+    ) -> Result<(HeaderMap, reqwest::RequestBuilder), String> {
+        let method = Method::from_bytes(message.method.as_bytes()).map_err(|e| e.to_string())?;
+        let url = Url::parse(&message.url).map_err(|e| format!("the URL is none: {e}"))?;
+        let mut headers = self.headers(batch, message.body.as_bytes(), at);
+        headers.extend(bearer);
+        for (name, text) in &message.headers {
+            let name = HeaderName::try_from(name).map_err(|e| format!("header {name}: {e}"))?;
+            let mut value =
+                HeaderValue::from_str(text).map_err(|e| format!("header {name}: {e}"))?;
+            // Templates put credentials there.
+            value.set_sensitive(name != CONTENT_TYPE);
+            headers.insert(name, value);
+        }
+        Ok((headers, self.client.request(method, url)))
+    }
+
+    fn headers(&self, batch: &[Outgoing], body: &[u8], at: Wall) -> HeaderMap {
+        let id = message_id(batch);
         let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(at.as_secs()));
-        headers.insert(ATTEMPT, HeaderValue::from(outgoing.attempt));
-        if let Some(token) = outgoing.token {
+        let attempt = batch.iter().map(|o| o.attempt).max().unwrap_or_default();
+        headers.insert(ATTEMPT, HeaderValue::from(attempt));
+        if let [Outgoing { token: Some(token), .. }] = batch {
             headers.insert(TOKEN, HeaderValue::from(token.0));
         }
-        if let Some(bearer) = &self.bearer {
-            headers.insert(AUTHORIZATION, bearer.clone());
-        }
-        let signature = signatures(&self.secrets, &id, at.as_secs(), outgoing.body.as_bytes());
+        let signature = signatures(&self.secrets, &id, at.as_secs(), body);
         for (name, text) in [(WEBHOOK_ID, id), (WEBHOOK_SIGNATURE, signature)] {
             if !text.is_empty() {
                 let value =
@@ -189,11 +299,68 @@ impl Webhook {
     }
 }
 
-fn bearer(token: &str) -> Option<HeaderValue> {
+/// The event's id; of several one that the same events in the same order have again.
+fn message_id(batch: &[Outgoing]) -> String {
+    if let [one] = batch {
+        return one.event.to_string();
+    }
+    let mut hash = blake3::Hasher::new_derive_key("heartwatch batch of events 1");
+    for outgoing in batch {
+        hash.update(outgoing.event.0.as_bytes());
+    }
+    format!("batch-{}", &hash.finalize().to_hex()[..32])
+}
+
+/// Adds the authorities and the certificate of a receiver.
+fn tls(mut builder: ClientBuilder, receiver: &Receiver) -> Result<ClientBuilder, WebhookError> {
+    let bad = |path: &Path, why: String| WebhookError::Pem {
+        receiver: receiver.name.clone(),
+        path: path.to_owned(),
+        why,
+    };
+    if let Some(path) = &receiver.ca_file {
+        let pem = read_pem(path).map_err(|why| bad(path, why))?;
+        let found = Certificate::from_pem_bundle(&pem)
+            .map_err(|e| bad(path, format!("holds no certificates: {}", root(&e))))?;
+        if found.is_empty() {
+            return Err(bad(path, "holds no certificates".to_owned()));
+        }
+        builder = builder.tls_certs_merge(found);
+    }
+    if let Some((cert, key)) = &receiver.client_files {
+        let mut pem = read_pem(cert).map_err(|why| bad(cert, why))?;
+        let text = read_secret_file(key)
+            .map_err(|source| WebhookError::File { receiver: receiver.name.clone(), source })?;
+        pem.push(b'\n');
+        pem.extend_from_slice(text.as_bytes());
+        let identity = Identity::from_pem(&pem);
+        zeroize::Zeroize::zeroize(&mut pem);
+        let why = |e| format!("and {} are no certificate and key: {}", key.display(), root(&e));
+        builder = builder.identity(identity.map_err(|e| bad(cert, why(e)))?);
+    }
+    Ok(builder)
+}
+
+/// A file that anybody may read but only its owner may write: whoever writes it chooses who is trusted.
+fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
+    let text = |e: std::io::Error| format!("cannot be read: {e}");
+    let meta = std::fs::metadata(path).map_err(text)?;
+    let mode = meta.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return Err(format!("may be written by others (mode {mode:04o}): chmod go-w"));
+    }
+    if !meta.is_file() || meta.len() > PEM_LEN_MAX {
+        return Err("is not a file of certificates".to_owned());
+    }
+    std::fs::read(path).map_err(text)
+}
+
+fn token_value(scheme: &str, text: &str) -> Option<HeaderValue> {
+    let token = text.trim();
     if token.is_empty() || token.bytes().any(|b| !b.is_ascii_graphic()) {
         return None;
     }
-    let mut value = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+    let mut value = HeaderValue::try_from(format!("{scheme}{token}")).ok()?;
     value.set_sensitive(true);
     Some(value)
 }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use heartwatch_common::backoff::Backoff;
+use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, Wall};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -14,13 +16,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
-use super::outcome::Outcome;
+use super::outcome::{Outcome, OutcomeClass};
+use super::resend::{self, Open};
 use super::schedule::{BreakerState, NOT_YET_WAIT, Policy, Read, Rescan, Schedule};
-use super::webhook::Webhook;
+use super::target::Target;
 use super::{DeliveryMetrics, POLL_EVERY, ReceiverStatus, SWEEP_EVERY};
 use crate::config::Receiver;
+use crate::event::EventKind;
 use crate::store::{
-    Backlog, Begin, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, Store, StoreError, Token,
+    Backlog, Begin, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, Outgoing, Store,
+    StoreError, Token,
 };
 
 /// Waits while the store cannot write.
@@ -35,19 +40,28 @@ pub(super) enum Command {
     Wake(Vec<Due>),
     Settled(Vec<DeliveryId>),
     Redriven(Due),
+    Resend { receiver: String, open: Vec<Open>, done: oneshot::Sender<()> },
     Shutdown { deadline: Duration, done: oneshot::Sender<()> },
 }
 
 /// What a task of the worker brings back.
 enum Job {
-    Attempted(DeliveryId, Attempt),
+    Attempted(Vec<(DeliveryId, Attempt)>),
+    Resent(Resent),
     Finished(DeliveryId, FinishVerdict, Result<Vec<Due>, StoreError>),
     Read(Read, Result<Vec<Due>, StoreError>),
     Backlog(Result<Backlog, StoreError>),
 }
 
+/// A resend that ended; nothing of these hosts was begun meanwhile.
+struct Resent {
+    receiver: String,
+    outcome: Option<Outcome>,
+    done: oneshot::Sender<()>,
+}
+
 enum Attempt {
-    Answered { outcome: Outcome, attempt: u32, token: Option<Token> },
+    Answered { outcome: Outcome, kind: EventKind, attempt: u32, token: Option<Token> },
     Gone,
     NotYet,
     Refused(StoreError),
@@ -78,7 +92,7 @@ struct Stop {
 
 pub(super) struct Worker {
     store: Arc<dyn Store>,
-    webhooks: BTreeMap<String, Arc<Webhook>>,
+    targets: BTreeMap<String, Arc<Target>>,
     clock: Arc<dyn Clock>,
     rng: StdRng,
     metrics: Arc<DeliveryMetrics>,
@@ -87,7 +101,10 @@ pub(super) struct Worker {
     schedule: Schedule,
     jobs: JoinSet<Job>,
     /// Deliveries in flight by their task, should it panic.
-    flights: HashMap<tokio::task::Id, DeliveryId>,
+    flights: HashMap<tokio::task::Id, Vec<DeliveryId>>,
+    /// Lanes that are kept free, by the task that needs them so.
+    borrowed: HashMap<tokio::task::Id, (String, Vec<HostId>)>,
+    formats: BTreeMap<String, &'static str>,
     complaint: Arc<Complaint>,
     store_failures: u32,
     paused_until: Instant,
@@ -104,7 +121,7 @@ impl Worker {
     #[expect(clippy::too_many_arguments, reason = "called once, by `Delivery::spawn`")]
     pub(super) fn new(
         store: Arc<dyn Store>,
-        webhooks: BTreeMap<String, Arc<Webhook>>,
+        targets: BTreeMap<String, Arc<Target>>,
         receivers: &BTreeMap<String, Receiver>,
         clock: Arc<dyn Clock>,
         rng_seed: u64,
@@ -116,7 +133,7 @@ impl Worker {
         let complaint = Complaint { clock: Arc::clone(&clock), not_before_ns: AtomicU64::new(0) };
         let mut worker = Self {
             store,
-            webhooks,
+            targets,
             clock,
             rng: StdRng::seed_from_u64(rng_seed),
             metrics,
@@ -125,6 +142,8 @@ impl Worker {
             schedule: Schedule::new(policies),
             jobs: JoinSet::new(),
             flights: HashMap::new(),
+            borrowed: HashMap::new(),
+            formats: receivers.iter().map(|(name, r)| (name.clone(), r.kind.as_str())).collect(),
             complaint: Arc::new(complaint),
             store_failures: 0,
             paused_until: Instant(0),
@@ -184,6 +203,7 @@ impl Worker {
                     self.stranger(&due.receiver);
                 }
             }
+            Command::Resend { receiver, open, done } => self.resend(receiver, &open, done),
             // Taken by `run`.
             Command::Shutdown { .. } => {}
         }
@@ -232,33 +252,64 @@ impl Worker {
                 Job::Read(read, page)
             });
         }
-        for id in self.schedule.next_due(now) {
-            self.attempt(id);
+        for batch in self.schedule.next_batches(now) {
+            self.attempt(batch);
         }
         let wake = self.schedule.next_wake().unwrap_or(Instant::FAR).min(self.poll_at);
         // Looked at again by then even if the clock is one that a test moves.
         wake.since(now).min(POLL_EVERY)
     }
 
-    fn attempt(&mut self, id: DeliveryId) {
-        let webhook = self.schedule.receiver_of(id).and_then(|name| self.webhooks.get(name));
-        let Some(webhook) = webhook.map(Arc::clone) else {
-            return self.schedule.gone(id, self.clock.now());
+    fn attempt(&mut self, batch: Vec<DeliveryId>) {
+        let receiver = batch.first().and_then(|id| self.schedule.receiver_of(*id));
+        let target = receiver.and_then(|name| self.targets.get(name)).map(Arc::clone);
+        let Some(target) = target else {
+            let now = self.clock.now();
+            return batch.iter().for_each(|id| self.schedule.gone(*id, now));
         };
         let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        let ids = batch.clone();
+        let task = self
+            .jobs
+            .spawn(async move { Job::Attempted(attempt(&*store, &target, &*clock, &ids).await) });
+        self.flights.insert(task.id(), batch);
+    }
+
+    fn resend(&mut self, receiver: String, open: &[Open], done: oneshot::Sender<()>) {
+        let hosts: Vec<HostId> = open.iter().map(|(host, _)| *host).collect();
+        let target = self.targets.get(&receiver).filter(|_| !self.fenced).map(Arc::clone);
+        let Some(target) = target else { return };
+        let hosts = self.schedule.borrow(&receiver, &hosts);
+        let open: Vec<Open> = open.iter().filter(|o| hosts.contains(&o.0)).copied().collect();
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        let name = receiver.clone();
         let task = self.jobs.spawn(async move {
-            let attempt = match store.begin_attempt(id, clock.wall()).await {
-                Ok(Begin::Go(outgoing)) => {
-                    let outcome = webhook.post(&outgoing, clock.wall()).await;
-                    Attempt::Answered { outcome, attempt: outgoing.attempt, token: outgoing.token }
-                }
-                Ok(Begin::Gone) => Attempt::Gone,
-                Ok(Begin::NotYet) => Attempt::NotYet,
-                Err(e) => Attempt::Refused(e),
-            };
-            Job::Attempted(id, attempt)
+            let told = resend::tell(&*store, &target, &name, &open, clock.wall());
+            let outcome = told.await;
+            Job::Resent(Resent { receiver: name, outcome, done })
         });
-        self.flights.insert(task.id(), id);
+        self.borrowed.insert(task.id(), (receiver, hosts));
+    }
+
+    fn give_back(&mut self, task: tokio::task::Id) {
+        if let Some((receiver, hosts)) = self.borrowed.remove(&task) {
+            self.schedule.give_back(&receiver, &hosts);
+        }
+    }
+
+    fn resent(&mut self, resent: Resent) {
+        let Resent { receiver, outcome, done } = resent;
+        if let Some(outcome) = outcome {
+            if outcome.class != OutcomeClass::Success {
+                let detail = &outcome.detail;
+                log::warn!("{receiver}: what goes on could not be said again: {detail}");
+            }
+            self.metrics.resent(&receiver, outcome.class);
+            self.last.insert(receiver, (outcome.detail, self.clock.wall()));
+        }
+        if done.send(()).is_err() {
+            log::trace!("nobody waits for the resend any more");
+        }
     }
 
     fn ended(&mut self, job: Result<(tokio::task::Id, Job), tokio::task::JoinError>) {
@@ -266,14 +317,21 @@ impl Worker {
         match job {
             Err(e) => {
                 log::error!("delivery: a task failed: {e}");
-                if let Some(id) = self.flights.remove(&e.id()) {
+                self.give_back(e.id());
+                for id in self.flights.remove(&e.id()).unwrap_or_default() {
                     self.schedule.postponed(id, PUZZLED_WAIT, now);
                 }
             }
             Ok((task, job)) => {
                 self.flights.remove(&task);
+                self.give_back(task);
                 match job {
-                    Job::Attempted(id, attempt) => self.attempted(id, attempt, now),
+                    Job::Attempted(all) => {
+                        for (id, attempt) in all {
+                            self.attempted(id, attempt, now);
+                        }
+                    }
+                    Job::Resent(resent) => self.resent(resent),
                     Job::Finished(id, verdict, answer) => self.finished(id, &verdict, answer, now),
                     Job::Read(read, answer) => self.read(&read, answer, now),
                     Job::Backlog(answer) => self.backlog(answer),
@@ -284,9 +342,9 @@ impl Worker {
 
     fn attempted(&mut self, id: DeliveryId, attempt: Attempt, now: Instant) {
         match attempt {
-            Attempt::Answered { outcome, attempt, token } => {
+            Attempt::Answered { outcome, kind, attempt, token } => {
                 self.store_failures = 0;
-                self.answered(id, outcome, attempt, token, now);
+                self.answered(id, outcome, kind, (attempt, token), now);
             }
             Attempt::Gone => self.schedule.gone(id, now),
             Attempt::NotYet => self.schedule.postponed(id, NOT_YET_WAIT, now),
@@ -305,8 +363,8 @@ impl Worker {
         &mut self,
         id: DeliveryId,
         mut outcome: Outcome,
-        attempt: u32,
-        token: Option<Token>,
+        kind: EventKind,
+        (attempt, token): (u32, Option<Token>),
         now: Instant,
     ) {
         // Below our own it contradicts itself, and an event without a token has none to conflict with:
@@ -319,7 +377,12 @@ impl Worker {
             self.metrics.attempted(receiver, outcome.class, attempt);
             self.last.insert(receiver.to_owned(), (outcome.detail.clone(), at));
         }
-        let verdict = self.schedule.judge(id, &outcome, now, &mut self.rng);
+        let mut verdict = self.schedule.judge(id, &outcome, now, &mut self.rng);
+        if kind == EventKind::Test && matches!(verdict, FinishVerdict::Retry { .. }) {
+            // Whoever tries a receiver sees how that ends, and tries again by hand.
+            let reason = format!("a test is not repeated; it ended with: {}", outcome.detail);
+            verdict = FinishVerdict::Dead { reason };
+        }
         let (status, detail) = (outcome.status, outcome.detail);
         let finish = Finish { at, status, detail, verdict };
         let (store, complaint) = (Arc::clone(&self.store), Arc::clone(&self.complaint));
@@ -338,7 +401,7 @@ impl Worker {
                 }
             }
         });
-        self.flights.insert(task.id(), id);
+        self.flights.insert(task.id(), vec![id]);
     }
 
     fn finished(
@@ -392,7 +455,7 @@ impl Worker {
         self.strangers.clear();
         for ((receiver, state), n) in backlog.by_receiver {
             let unfinished = matches!(state, DeliveryState::Pending | DeliveryState::Held);
-            if unfinished && !self.webhooks.contains_key(&receiver) {
+            if unfinished && !self.targets.contains_key(&receiver) {
                 self.stranger(&receiver);
                 *self.strangers.entry(receiver).or_default() += n;
             }
@@ -420,6 +483,7 @@ impl Worker {
             self.metrics.gauge(name, q.in_flight, q.breaker != BreakerState::Closed);
             let last = self.last.get(name);
             let status = ReceiverStatus {
+                format: self.formats.get(name).copied().unwrap_or_default(),
                 configured: true,
                 breaker: q.breaker,
                 queued: q.queued as u64,
@@ -432,6 +496,7 @@ impl Worker {
         }
         for (name, queued) in &self.strangers {
             let status = ReceiverStatus {
+                format: "",
                 configured: false,
                 breaker: BreakerState::Closed,
                 queued: *queued,
@@ -444,6 +509,39 @@ impl Worker {
         }
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
+}
+
+/// Begins each in the journal, sends those that may go in one request.
+async fn attempt(
+    store: &dyn Store,
+    target: &Target,
+    clock: &dyn Clock,
+    ids: &[DeliveryId],
+) -> Vec<(DeliveryId, Attempt)> {
+    let at = clock.wall();
+    // All at once: the store then writes them in one transaction.
+    let begun = join_all(ids.iter().map(|id| store.begin_attempt(*id, at))).await;
+    let (mut ended, mut going, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, begin) in ids.iter().zip(begun) {
+        match begin {
+            Ok(Begin::Go(outgoing)) => {
+                going.push(*id);
+                batch.push(outgoing);
+            }
+            Ok(Begin::Gone) => ended.push((*id, Attempt::Gone)),
+            Ok(Begin::NotYet) => ended.push((*id, Attempt::NotYet)),
+            Err(e) => ended.push((*id, Attempt::Refused(e))),
+        }
+    }
+    if batch.is_empty() {
+        return ended;
+    }
+    let outcome = target.send(&batch, clock.wall()).await;
+    ended.extend(going.into_iter().zip(batch).map(|(id, outgoing)| {
+        let Outgoing { kind, attempt, token, .. } = outgoing;
+        (id, Attempt::Answered { outcome: outcome.clone(), kind, attempt, token })
+    }));
+    ended
 }
 
 async fn reached(stop: &mut Option<Stop>) {

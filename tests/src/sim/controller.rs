@@ -128,6 +128,8 @@ fn schedule() -> Schedule {
         backoff: Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(20) },
         give_up_after: Duration::from_secs(25 * 3_600),
         queue_len_max: 1_000,
+        batch_len_max: 1,
+        rate: None,
     };
     Schedule::new(RECEIVERS.iter().map(|r| ((*r).to_owned(), policy)).collect())
 }

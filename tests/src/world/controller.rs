@@ -142,6 +142,14 @@ impl<'w> ControllerSetup<'w> {
         self
     }
 
+    /// A receiver of which all is said by lines of TOML, but for waits that do not make a test wait.
+    pub fn receiver_of(mut self, name: &str, lines: &str) -> Self {
+        let waits = "retry_base = \"50ms\"\nretry_cap = \"1s\"";
+        write!(self.tail, "[receivers.{name}]\n{waits}\n{lines}\n")
+            .expect("a String takes any text");
+        self
+    }
+
     /// A rule for all hosts.
     pub fn rule(self, name: &str, events: &[&str], receivers: &[&str]) -> Self {
         self.rule_with(name, events, receivers, "")

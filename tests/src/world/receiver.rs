@@ -112,6 +112,8 @@ pub struct Call {
     pub timestamp: String,
     /// How many signatures it carried.
     pub signatures: usize,
+    /// `webhook-signature`.
+    pub signature: String,
     /// Whether one of them was right, and if not, why not.
     pub verified: Result<(), String>,
     /// The body, byte for byte.
@@ -291,6 +293,7 @@ async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body)
         id: header(&headers, "webhook-id"),
         timestamp: header(&headers, "webhook-timestamp"),
         signatures: header(&headers, "webhook-signature").split_whitespace().count(),
+        signature: header(&headers, "webhook-signature"),
         verified: verify(&secrets, &headers, &bytes),
         body: serde_json::from_str(&raw).unwrap_or(Value::Null),
         raw,

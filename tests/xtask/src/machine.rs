@@ -76,7 +76,13 @@ pub(crate) fn provide_test_tools() {
     provide_debian_tools();
     let python = has("python3", "--version");
     let promtool = promtool().is_some();
-    if python && promtool {
+    if python && standardwebhooks().is_none() && !fetch_standardwebhooks() {
+        println!(
+            "note: Python's standardwebhooks can't be had by pip; the test with it will be skipped"
+        );
+    }
+    let alertmanager = alertmanager().is_some();
+    if python && promtool && alertmanager {
         return;
     }
     if !may_install() {
@@ -90,6 +96,11 @@ pub(crate) fn provide_test_tools() {
                 "note: promtool is missing, its test will be skipped: apt-get install -y prometheus"
             );
         }
+        if !alertmanager {
+            println!(
+                "note: Debian's Alertmanager can only be fetched as root; its test is skipped"
+            );
+        }
         return;
     }
     let update = apt(&["update", "-qq"], &root());
@@ -99,8 +110,11 @@ pub(crate) fn provide_test_tools() {
     if !python && !apt(&["install", "-y", "-qq", "--no-install-recommends", "python3"], &root()) {
         println!("note: python3 could not be installed; its test will be skipped");
     }
-    if !promtool && !fetch_promtool() {
+    if !promtool && !(unpack("prometheus") && self::promtool().is_some()) {
         println!("note: promtool could not be fetched; its test will be skipped");
+    }
+    if !alertmanager && !(unpack("prometheus-alertmanager") && self::alertmanager().is_some()) {
+        println!("note: Alertmanager could not be fetched; its test will be skipped");
     }
 }
 
@@ -158,30 +172,57 @@ fn tools_dir() -> PathBuf {
     target_dir().join("tools")
 }
 
-/// Unpacks promtool from Debian's package beside the build. Installing the package would also start a
-/// Prometheus server, which nobody asked for.
-fn fetch_promtool() -> bool {
+/// The folder into which Debian's Alertmanager was unpacked.
+pub(crate) fn alertmanager() -> Option<PathBuf> {
+    let dir = tools_dir();
+    dir.join("usr/bin/prometheus-alertmanager").is_file().then_some(dir)
+}
+
+/// The folder in which Python finds its own library of Standard Webhooks.
+pub(crate) fn standardwebhooks() -> Option<PathBuf> {
+    let dir = tools_dir().join("python");
+    dir.join("standardwebhooks").is_dir().then_some(dir)
+}
+
+/// Of the library's dependencies none is needed to verify.
+fn fetch_standardwebhooks() -> bool {
+    let dir = tools_dir().join("python");
+    println!("$ pip install standardwebhooks");
+    let installed = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
+        .arg(&dir)
+        .arg("standardwebhooks==1.1.0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    installed.is_ok_and(|s| s.success()) && standardwebhooks().is_some()
+}
+
+/// Unpacks one of Debian's packages beside the build. Installing it would also start a server, which nobody
+/// asked for.
+fn unpack(package: &str) -> bool {
     let dir = tools_dir();
     if let Err(e) = std::fs::create_dir_all(&dir) {
         println!("note: cannot make {}: {e}", dir.display());
         return false;
     }
-    if !apt(&["download", "-qq", "prometheus"], &dir) {
+    if !apt(&["download", "-qq", package], &dir) {
         return false;
     }
     let Ok(entries) = std::fs::read_dir(&dir) else { return false };
-    let package = entries.filter_map(Result::ok).map(|e| e.path()).find(|p| {
+    let prefix = format!("{package}_");
+    let file = entries.filter_map(Result::ok).map(|e| e.path()).find(|p| {
         p.extension().is_some_and(|x| x == "deb")
-            && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("prometheus_"))
+            && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix))
     });
-    let Some(package) = package else { return false };
+    let Some(file) = file else { return false };
     Command::new("dpkg-deb")
         .arg("-x")
-        .args([&package, &dir])
+        .args([&file, &dir])
         .stdout(Stdio::null())
         .status()
         .is_ok_and(|s| s.success())
-        && promtool().is_some()
 }
 
 fn apt(args: &[&str], dir: &Path) -> bool {

@@ -30,6 +30,8 @@ fn workspace(verb: &str) -> Command {
     command.args([verb, "--workspace", "--profile", PROFILE, "--quiet"]);
     if verb != "build" {
         command.env("HEARTWATCH_PROMTOOL", machine::promtool().unwrap_or_default());
+        command.env("HEARTWATCH_ALERTMANAGER", machine::alertmanager().unwrap_or_default());
+        command.env("HEARTWATCH_STANDARDWEBHOOKS", machine::standardwebhooks().unwrap_or_default());
     }
     command
 }

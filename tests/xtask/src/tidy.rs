@@ -17,7 +17,7 @@ use crate::VERBS;
 const COMMENT_COLUMNS_MAX: usize = 110;
 
 /// Files and folders in which only values decide.
-const PURE: [&str; 11] = [
+const PURE: [&str; 16] = [
     "agent/src/core.rs",
     "agent/src/core",
     "agent/src/schedule.rs",
@@ -25,6 +25,11 @@ const PURE: [&str; 11] = [
     "common/src/id.rs",
     "common/src/load.rs",
     "common/src/wire.rs",
+    "controller/src/delivery/bucket.rs",
+    "controller/src/delivery/format/alertmanager.rs",
+    "controller/src/delivery/format/masakari.rs",
+    "controller/src/delivery/format/native.rs",
+    "controller/src/delivery/sample.rs",
     "controller/src/delivery/schedule.rs",
     "controller/src/detector",
     "controller/src/ingest/admit.rs",

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const CHANGING: [(Method, &str); 12] = [
+const CHANGING: [(Method, &str); 13] = [
     (Method::POST, "/v1/hosts/import"),
     (Method::DELETE, "/v1/hosts/host-1"),
     (Method::PUT, "/v1/hosts/host-1/freeze"),
@@ -14,6 +14,7 @@ const CHANGING: [(Method, &str); 12] = [
     (Method::POST, "/v1/holds/host-1/reject"),
     (Method::POST, "/v1/holds/approve"),
     (Method::POST, "/v1/holds/reject"),
+    (Method::POST, "/v1/receivers/orchestrator/test"),
     (Method::POST, "/v1/backup"),
 ];
 

@@ -15,6 +15,8 @@ fn policy() -> Policy {
         backoff: Backoff { base: SECOND, cap: 300 * SECOND },
         give_up_after: 25 * 3_600 * SECOND,
         queue_len_max: 20,
+        batch_len_max: 1,
+        rate: None,
     }
 }
 
@@ -296,6 +298,126 @@ fn what_nobody_pushed_is_found_by_a_rescan() {
     assert_eq!(s.next_due(at(0)).len(), 3);
 }
 
+#[test]
+fn what_cannot_be_said_is_dead_at_once_and_tells_nothing_of_the_receiver() {
+    let mut s = schedule(Policy { concurrency: 10, ..policy() });
+    push_hosts(&mut s, 7);
+    for id in s.next_due(at(0)).iter().take(5) {
+        end(&mut s, id.0, &Outcome::of_status(503), at(0));
+    }
+    assert_eq!(s.status()["a"].breaker, BreakerState::Open);
+    let mute = Outcome::failed(OutcomeClass::Unsendable, "no word for it");
+    let verdict = end(&mut s, 6, &mute, at(0));
+    assert_eq!(verdict, FinishVerdict::Dead { reason: "unsendable: no word for it".to_owned() });
+    assert_eq!(s.status()["a"].breaker, BreakerState::Open);
+    end(&mut s, 7, &Outcome::of_status(200), at(0));
+    assert_eq!(s.status()["a"].breaker, BreakerState::Closed);
+}
+
+/// One delivery about each of so many hosts.
+fn push_hosts(s: &mut Schedule, hosts: u8) {
+    for n in 1..=hosts {
+        assert!(s.push(&due(n.into(), "a", n), at(0)));
+    }
+}
+
+#[test]
+fn a_batch_holds_heads_of_different_hosts_and_counts_as_one_attempt() {
+    let mut s = schedule(Policy { concurrency: 2, batch_len_max: 3, ..policy() });
+    for (id, host) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5)] {
+        s.push(&due(id, "a", host), at(0));
+    }
+    // 2 waits for 1, which is about the same host.
+    assert_eq!(s.next_batches(at(0)), [ids(&[1, 3, 4]), ids(&[5, 6])]);
+    assert_eq!(s.status()["a"].in_flight, 2);
+    assert!(s.next_batches(at(1)).is_empty(), "both attempts are under way");
+    for id in [1, 3, 4] {
+        assert_eq!(end(&mut s, id, &Outcome::of_status(200), at(1)), FinishVerdict::Delivered);
+    }
+    assert_eq!(s.next_batches(at(1)), [ids(&[2])]);
+}
+
+#[test]
+fn a_failing_batch_is_one_failure_and_a_trial_carries_one() {
+    let mut s = schedule(Policy { concurrency: 1, batch_len_max: 20, ..policy() });
+    push_hosts(&mut s, 20);
+    for failures in 1..=u64::from(BREAKER_FAILURES) {
+        assert_eq!(s.status()["a"].breaker, BreakerState::Closed);
+        let now = at(1_000 * failures);
+        let batch = s.next_batches(now).concat();
+        assert_eq!(batch.len(), 20);
+        for id in batch {
+            end(&mut s, id.0, &Outcome::of_status(503), now);
+        }
+    }
+    assert_eq!(s.status()["a"].breaker, BreakerState::Open);
+    assert_eq!(s.next_batches(at(100_000)).concat().len(), 1);
+}
+
+#[test]
+fn what_is_refused_together_is_tried_alone() {
+    let mut s = schedule(Policy { concurrency: 1, batch_len_max: 5, ..policy() });
+    push_hosts(&mut s, 3);
+    let first = s.next_batches(at(0)).concat();
+    assert_eq!(first, ids(&[1, 2, 3]));
+    // Whose token it is, or what is gone, nobody can tell.
+    let conflict = Outcome { highest_token: Some(Token(9)), ..Outcome::of_status(409) };
+    for (n, outcome) in [(1, conflict), (2, Outcome::of_status(410)), (3, Outcome::of_status(400))]
+    {
+        let verdict = end(&mut s, n, &outcome, at(1));
+        assert!(matches!(verdict, FinishVerdict::Retry { .. }), "{verdict:?}");
+    }
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let batches = s.next_batches(at(100));
+        assert_eq!(batches.concat().len(), 1, "{batches:?}");
+        let id = batches[0][0];
+        seen.push(id);
+        let verdict = end(&mut s, id.0, &Outcome::of_status(410), at(100));
+        assert_eq!(verdict, FinishVerdict::Dead { reason: "gone".to_owned() });
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, first);
+}
+
+#[test]
+fn a_rate_limits_attempts_in_the_long_run_and_lets_bursts_through() {
+    let rate = Rate::per_second(2, 3);
+    let mut s = schedule(Policy { concurrency: 100, rate, queue_len_max: 100, ..policy() });
+    push_hosts(&mut s, 20);
+    let (mut now, mut started, mut first) = (at(0), 0, 0);
+    while started < 20 {
+        let batches = s.next_batches(now);
+        if now == at(0) {
+            first = batches.len();
+        }
+        started += batches.len();
+        let wake = s.next_wake().unwrap_or(now);
+        assert!(started == 20 || wake > now, "it would be woken for nothing");
+        now = now.max(wake);
+    }
+    assert_eq!(first, 3);
+    // Three at once, then one every half second.
+    assert_eq!(now, Instant::from_millis(8_500));
+}
+
+#[test]
+fn nothing_starts_in_a_borrowed_lane_and_a_busy_one_is_not_lent() {
+    let mut s = schedule(policy());
+    let hosts = [1, 2, 3].map(|n| HostId([n; 16]));
+    s.push(&due(1, "a", 1), at(0));
+    assert_eq!(s.borrow("a", &hosts), hosts[1..], "host 1 has something on its way");
+    assert!(s.borrow("a", &hosts[1..]).is_empty(), "lent already");
+    s.push(&due(2, "a", 2), at(0));
+    s.check();
+    assert_eq!(s.next_due(at(0)), ids(&[1]));
+    assert_eq!(s.next_wake(), None);
+    s.give_back("a", &hosts[1..]);
+    s.check();
+    assert_eq!(s.next_due(at(0)), ids(&[2]));
+    assert!(s.borrow("nobody", &hosts).is_empty());
+}
+
 /// The model: which deliveries are pending in the store, in lanes; what flies.
 #[derive(Debug, Default)]
 struct Model {
@@ -330,7 +452,10 @@ fn op() -> impl Strategy<Value = Op> {
 
 impl Model {
     fn start(&mut self, s: &mut Schedule, now: Instant) {
-        for id in s.next_due(now) {
+        for id in s.next_batches(now).into_iter().flat_map(|batch| {
+            assert!(!batch.is_empty() && batch.len() <= 3);
+            batch
+        }) {
             let due = &self.pending[&id];
             let lane = |other: &DeliveryId| {
                 self.pending
@@ -346,7 +471,7 @@ impl Model {
                 .filter(|id| self.pending.get(id).is_some_and(|d| d.receiver == r))
                 .count()
         };
-        assert!(flying_to("a") <= 3 && flying_to("b") <= 3);
+        assert!(flying_to("a") <= 9 && flying_to("b") <= 9, "attempts are checked by `check`");
         s.check();
     }
 
@@ -397,9 +522,11 @@ proptest! {
     fn never_two_at_once_never_out_of_order_and_in_the_end_all(
         ops in proptest::collection::vec(op(), 1..200),
         seed in any::<u64>(),
+        batch in 1usize..4,
+        rate in prop_oneof![Just(None), Just(Rate::per_second(50, 2))],
     ) {
         let mut rng = StdRng::seed_from_u64(seed);
-        let small = Policy { concurrency: 3, queue_len_max: 6, ..policy() };
+        let small = Policy { concurrency: 3, queue_len_max: 6, batch_len_max: batch, rate, ..policy() };
         let mut s = Schedule::new(["a", "b"].map(|n| (n.to_owned(), small)).into());
         let mut model = Model::default();
         let mut now = at(0);

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::delivery::format::Secrets;
 use crate::event::{EventId, EventKind};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -14,17 +15,18 @@ const BODY: &str = "{\"type\":\"host.down\"}";
 
 fn receiver(url: &str) -> Receiver {
     Receiver {
-        name: "r".to_owned(),
-        url: url.to_owned(),
-        secret_file: None,
-        bearer_token_file: None,
         connect_timeout: Duration::from_millis(500),
         timeout: Duration::from_millis(500),
         concurrency: 4,
-        retry_base: Duration::from_secs(1),
         retry_cap: Duration::from_secs(60),
         give_up_after: Duration::from_secs(3_600),
+        ..Receiver::sample("r", &format!("url = \"{url}\""))
     }
+}
+
+/// A webhook in the receiver's format.
+fn webhook(receiver: &Receiver) -> Result<Webhook, WebhookError> {
+    Webhook::new(receiver, Format::new(receiver, Secrets::Read).unwrap().unwrap())
 }
 
 fn outgoing() -> Outgoing {
@@ -63,7 +65,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
 /// connection open (`hang`) or closes it.
 async fn answered(answer: &[u8], hang: bool) -> Outcome {
     let (listener, address) = listen().await;
-    let webhook = Webhook::new(&receiver(&format!("http://user:hunter2@{address}/hook"))).unwrap();
+    let hook = webhook(&receiver(&format!("http://user:hunter2@{address}/hook"))).unwrap();
     let server = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         request(&mut stream).await;
@@ -74,7 +76,7 @@ async fn answered(answer: &[u8], hang: bool) -> Outcome {
         }
     };
     let out = outgoing();
-    let post = webhook.post(&out, SystemClock.wall());
+    let post = hook.post(std::slice::from_ref(&out), SystemClock.wall());
     let outcome = tokio::select! {
         outcome = post => outcome,
         () = async { server.await; std::future::pending().await } => unreachable!(),
@@ -98,14 +100,14 @@ async fn the_request_is_what_receivers_were_promised() {
         Some(path)
     };
     let (listener, address) = listen().await;
-    let webhook = Webhook::new(&Receiver {
+    let hook = webhook(&Receiver {
         secret_file: file("secrets", &format!("{SECRET}\n{SECRET}")),
         bearer_token_file: file("token", "opensesame"),
         ..receiver(&format!("http://{address}/hook?x=1"))
     })
     .unwrap();
-    assert!(webhook.is_signed());
-    assert!(!format!("{webhook:?}").contains("opensesame"));
+    assert!(hook.is_signed());
+    assert!(!format!("{hook:?}").contains("opensesame"));
     let server = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let request = request(&mut stream).await;
@@ -113,7 +115,7 @@ async fn the_request_is_what_receivers_were_promised() {
         request
     };
     let (out, at) = (outgoing(), SystemClock.wall());
-    let (outcome, (head, body)) = tokio::join!(webhook.post(&out, at), server);
+    let (outcome, (head, body)) = tokio::join!(hook.post(std::slice::from_ref(&out), at), server);
     assert_eq!((outcome.class, outcome.status), (OutcomeClass::Success, Some(204)));
     assert_eq!(outcome.detail, "204 No Content");
     assert_eq!(body, BODY);
@@ -207,13 +209,16 @@ async fn silence_refusal_and_nonsense_are_told_apart() {
     assert_eq!(answered(b"SSH-2.0-OpenSSH_9.6\r\n", false).await.class, OutcomeClass::Broken);
     let (listener, address) = listen().await;
     drop(listener);
-    let webhook = Webhook::new(&receiver(&format!("http://u:hunter2@{address}/"))).unwrap();
-    let outcome = webhook.post(&outgoing(), Wall(0)).await;
+    let hook = webhook(&receiver(&format!("http://u:hunter2@{address}/"))).unwrap();
+    let outcome = hook.post(std::slice::from_ref(&outgoing()), Wall(0)).await;
     assert_eq!((outcome.class, outcome.status), (OutcomeClass::Connect, None));
     assert!(outcome.detail.contains("refused"), "{outcome:?}");
     assert!(!outcome.detail.contains("hunter2"), "{outcome:?}");
-    let webhook = Webhook::new(&receiver("https://no-such-host.invalid/")).unwrap();
-    assert_eq!(webhook.post(&outgoing(), Wall(0)).await.class, OutcomeClass::Connect);
+    let hook = webhook(&receiver("https://no-such-host.invalid/")).unwrap();
+    assert_eq!(
+        hook.post(std::slice::from_ref(&outgoing()), Wall(0)).await.class,
+        OutcomeClass::Connect
+    );
 }
 
 #[tokio::test]
@@ -259,10 +264,7 @@ fn secrets_that_cannot_be_used_are_refused_by_name() {
     let path = dir.path().join("s");
     create_secret_file(&path, SECRET).unwrap();
     let signed = |path: &Path| {
-        Webhook::new(&Receiver {
-            secret_file: Some(path.to_owned()),
-            ..receiver("http://127.0.0.1:1/")
-        })
+        webhook(&Receiver { secret_file: Some(path.to_owned()), ..receiver("http://127.0.0.1:1/") })
     };
     assert!(signed(&path).is_ok());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -276,6 +278,74 @@ fn secrets_that_cannot_be_used_are_refused_by_name() {
         std::fs::write(&path, bad).unwrap();
         let receiver =
             Receiver { bearer_token_file: Some(path.clone()), ..receiver("http://127.0.0.1:1/") };
-        assert!(matches!(Webhook::new(&receiver), Err(WebhookError::Bearer { .. })), "{bad}");
+        assert!(matches!(webhook(&receiver), Err(WebhookError::Bearer { .. })), "{bad}");
     }
 }
+
+#[tokio::test]
+async fn an_answer_that_does_not_begin_in_time_is_a_timeout_of_its_own() {
+    let (listener, address) = listen().await;
+    let slow = Receiver {
+        first_byte_timeout: Duration::from_millis(150),
+        timeout: Duration::from_secs(60),
+        ..receiver(&format!("http://{address}/"))
+    };
+    let hook = webhook(&slow).unwrap();
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request(&mut stream).await;
+        std::future::pending::<()>().await;
+    };
+    let out = outgoing();
+    let outcome = tokio::select! {
+        outcome = hook.post(std::slice::from_ref(&out), Wall(0)) => outcome,
+        () = server => unreachable!(),
+    };
+    assert_eq!(outcome.class, OutcomeClass::Timeout);
+    assert_eq!(outcome.detail, "no answer began within 0.1 s");
+}
+
+#[tokio::test]
+async fn a_renewed_bearer_token_is_sent_from_the_next_attempt_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    create_secret_file(&path, "first").unwrap();
+    let (listener, address) = listen().await;
+    let with_token = Receiver {
+        bearer_token_file: Some(path.clone()),
+        ..Receiver::sample("m", &format!("format = \"masakari\"\nurl = \"http://{address}/v1\""))
+    };
+    let hook = webhook(&with_token).unwrap();
+    let down = crate::delivery::sample::sample(EventKind::HostDown, &Default::default());
+    for token in ["first", "second"] {
+        std::fs::write(&path, token).unwrap();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = request(&mut stream).await.0;
+            // Masakari has it already.
+            stream.write_all(&http("409 Conflict", "connection: close\r\n", "")).await.unwrap();
+            head
+        };
+        let (outcome, head) = tokio::join!(hook.post(std::slice::from_ref(&down), Wall(0)), server);
+        assert_eq!(outcome.class, OutcomeClass::Success, "{outcome:?}");
+        assert!(head.starts_with("post /v1/notifications "), "{head}");
+        assert!(head.contains(&format!("x-auth-token: {token}\r\n")), "{head}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    let outcome = hook.post(std::slice::from_ref(&down), Wall(0)).await;
+    assert_eq!(outcome.class, OutcomeClass::Connect);
+    assert!(outcome.detail.contains("bearer token"), "{}", outcome.detail);
+}
+
+#[test]
+fn the_same_batch_has_the_same_id_and_another_one_another() {
+    let one = outgoing();
+    let two = Outgoing { event: EventId(uuid::Uuid::from_u128(8)), ..outgoing() };
+    assert_eq!(message_id(std::slice::from_ref(&one)), one.event.to_string());
+    let both = [one, two];
+    assert_eq!(message_id(&both), message_id(&both.clone()));
+    let [one, two] = both.clone();
+    assert_ne!(message_id(&both), message_id(&[two, one]));
+}
+
+mod tls;

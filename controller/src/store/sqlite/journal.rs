@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::read::{CHAIN, all};
 use super::rows::{self, DUE};
 use super::{TOKEN_MAX, int, uint};
-use crate::event::{EventId, EventKind, IncidentId, payload};
+use crate::event::{EventId, EventKind, IncidentId, Payload, payload};
 use crate::store::{
     Appended, Audience, Cursor, DeliveryId, DeliveryState, HostRow, NewDelivery, NewEvent,
     READ_LEN_MAX, Settle, StoreError, Token,
@@ -376,6 +376,8 @@ struct Body<'a> {
     data: &'a Map<String, Value>,
 }
 
+impl Payload for Body<'_> {}
+
 impl Serialize for Body<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         let (fact, data) = (self.fact, self.data);
@@ -408,8 +410,7 @@ pub(super) fn insert_event(
     supersedes: &[EventId],
     data: &Map<String, Value>,
 ) -> Result<Cursor, StoreError> {
-    let body = payload(fact.kind, fact.at, &Body { fact, supersedes, data })
-        .map_err(|e| StoreError::Invalid(e.to_string()))?;
+    let body = payload(fact.kind, fact.at, &Body { fact, supersedes, data });
     c.prepare_cached(
         "INSERT INTO events (id, kind, at, host, incident, token, body, prev) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
