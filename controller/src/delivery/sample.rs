@@ -101,6 +101,9 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
             put("leave_reason", json!("shutdown"));
             put("expected_away_s", json!(0));
         }
+        EventKind::HostDuplicate => put("other_boot", json!(4)),
+        EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
+        EventKind::HostUnfrozen => put("frozen_ms", Value::Null),
         kind if is_action(kind) => put("candidates", json!([])),
         _ => {}
     }
