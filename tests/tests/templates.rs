@@ -18,7 +18,7 @@ fn dir() -> PathBuf {
 
 /// The config that a template's head shows, with the template where it is here.
 fn example(name: &str) -> Config {
-    let text = std::fs::read_to_string(dir().join(format!("{name}.toml"))).unwrap();
+    let text = std::fs::read_to_string(dir().join(format!("{name}.toml"))).expect("it is there");
     let lines = text.lines().take_while(|l| l.starts_with('#'));
     let shown: Vec<_> = lines.filter_map(|l| l.strip_prefix("#   ")).collect();
     let here = dir().display().to_string();
@@ -28,7 +28,7 @@ fn example(name: &str) -> Config {
 }
 
 fn preview(config: &Config, kind: EventKind, host: &Sample) -> Result<Message, String> {
-    let receiver = config.receivers.values().next().unwrap();
+    let receiver = config.receivers.values().next().expect("a template has a receiver");
     Ok(target::preview(receiver, kind, host, Wall(0))?.expect("it is no command"))
 }
 

@@ -101,6 +101,18 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
             put("leave_reason", json!("shutdown"));
             put("expected_away_s", json!(0));
         }
+        EventKind::DomainDown | EventKind::DomainStorm | EventKind::DomainCalm => {
+            // A domain of one level.
+            let labels = host.labels.iter().next_back();
+            let labels: BTreeMap<_, _> =
+                labels.map(|(k, v)| (k.clone(), v.clone())).into_iter().collect();
+            let name = labels.iter().map(|(k, v)| format!("{k}={v}")).next();
+            put("domain", json!(name.unwrap_or_else(|| "fleet".to_owned())));
+            put("labels", json!(labels));
+            put("silent", json!(7));
+            put("heard", json!(13));
+            put("held", json!(5));
+        }
         EventKind::HostDuplicate => put("other_boot", json!(4)),
         EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
         EventKind::HostUnfrozen => put("frozen_ms", Value::Null),

@@ -110,10 +110,10 @@ pub(crate) fn provide_test_tools() {
     if !python && !apt(&["install", "-y", "-qq", "--no-install-recommends", "python3"], &root()) {
         println!("note: python3 could not be installed; its test will be skipped");
     }
-    if !promtool && !(unpack("prometheus") && self::promtool().is_some()) {
+    if !(promtool || unpack("prometheus") && self::promtool().is_some()) {
         println!("note: promtool could not be fetched; its test will be skipped");
     }
-    if !alertmanager && !(unpack("prometheus-alertmanager") && self::alertmanager().is_some()) {
+    if !(alertmanager || unpack("prometheus-alertmanager") && self::alertmanager().is_some()) {
         println!("note: Alertmanager could not be fetched; its test will be skipped");
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! An event that tells of something that goes on raises an alert, and the event of its end ends it. An
 //! alert is known by its labels alone: `alertname` (one a kind of event), `severity`, `host`, `host_id` and
-//! the host's own labels, as the raising event has them. Each alert says until when it holds: four times
-//! `resend_every`; the [`resend`](crate::delivery::resend) says it again in time. So an alert whose end
-//! cannot be told (Alertmanager was restored from a backup, the host's labels changed during the outage)
-//! ends by itself, and a controller that dies takes its alerts along.
+//! the host's own labels, as the raising event has them; for a failure domain `domain` and its labels. Each
+//! alert says until when it holds: four times `resend_every`; the [`resend`](crate::delivery::resend) says
+//! it again in time. So an alert whose end cannot be told (Alertmanager was restored from a backup, the
+//! host's labels changed during the outage) ends by itself, and a controller that dies takes its alerts
+//! along.
 //!
-//! The controller's own states (`controller.blind`, `controller.paused`) are raised once, for
-//! [`OWN_LIFETIME`] at most. What an event ends is named without its beginning: Alertmanager then keeps the
-//! one that it knows.
+//! The controller's own states (`controller.blind`, `controller.paused`), storms (`domain.down`,
+//! `domain.storm`) and `host.flapping` are raised once, for [`OWN_LIFETIME`] at most. What an event ends is
+//! named without its beginning: Alertmanager then keeps the one that it knows.
 //!
 //! Source: Alertmanager's `api/v2/openapi.yaml`, and `provider/mem` for how alerts are merged.
 
@@ -25,13 +26,13 @@ use crate::store::Outgoing;
 
 /// How many resends may be lost before an alert ends by itself.
 pub const LIFETIME_RESENDS: u32 = 4;
-/// How long an alert about the controller itself holds unless its end is told.
+/// How long an alert that is not said again holds unless its end is told.
 pub const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
 /// How long the alert of a test holds.
 pub const TEST_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What kinds raise: event, `alertname`, `severity`.
-const RAISING: [(EventKind, &str, &str); 8] = [
+const RAISING: [(EventKind, &str, &str); 11] = [
     (EventKind::HostSuspect, "HeartwatchHostSuspect", "warning"),
     (EventKind::HostUnreachable, "HeartwatchHostUnreachable", "warning"),
     (EventKind::HostDown, "HeartwatchHostDown", "critical"),
@@ -39,6 +40,9 @@ const RAISING: [(EventKind, &str, &str); 8] = [
     (EventKind::HostMissing, "HeartwatchHostMissing", "warning"),
     (EventKind::ControllerBlind, "HeartwatchControllerBlind", "critical"),
     (EventKind::ControllerPaused, "HeartwatchControllerPaused", "warning"),
+    (EventKind::DomainDown, "HeartwatchDomainDown", "critical"),
+    (EventKind::DomainStorm, "HeartwatchDomainStorm", "critical"),
+    (EventKind::HostFlapping, "HeartwatchHostFlapping", "warning"),
     (EventKind::Test, "HeartwatchTest", "info"),
 ];
 
@@ -49,6 +53,16 @@ const ANY: [EventKind; 5] = [
     EventKind::HostDown,
     EventKind::HostAgentLost,
     EventKind::HostMissing,
+];
+
+/// Whatever can be raised of a host.
+const ALL_OF_HOST: [EventKind; 6] = [
+    EventKind::HostSuspect,
+    EventKind::HostUnreachable,
+    EventKind::HostDown,
+    EventKind::HostAgentLost,
+    EventKind::HostMissing,
+    EventKind::HostFlapping,
 ];
 
 /// Whether an event raises or ends an alert.
@@ -77,10 +91,13 @@ fn ends(kind: EventKind, data: &Value) -> Option<&'static [EventKind]> {
             ("down", _) => &[K::HostSuspect, K::HostUnreachable, K::HostDown],
             _ => &ANY,
         },
-        K::HostRestarted | K::HostLeft | K::HostForgotten => &ANY,
+        K::HostForgotten => &ALL_OF_HOST,
+        K::HostRestarted | K::HostLeft => &ANY,
         K::HostJoined => &[K::HostMissing],
         K::ControllerSighted => &[K::ControllerBlind],
         K::ControllerResumed => &[K::ControllerPaused],
+        K::DomainCalm => &[K::DomainDown, K::DomainStorm],
+        K::HostSteady => &[K::HostFlapping],
         _ => return None,
     })
 }
@@ -145,8 +162,11 @@ impl Alertmanager {
 
     fn alert(&self, event: &Value, name: &str, severity: &str) -> Value {
         let mut labels = BTreeMap::new();
-        let own = event.pointer("/data/host/labels").and_then(Value::as_object);
-        for (key, value) in own.into_iter().flatten() {
+        // Of a host, or of a failure domain.
+        let own = ["/data/host/labels", "/data/labels"]
+            .into_iter()
+            .filter_map(|at| event.pointer(at)?.as_object());
+        for (key, value) in own.flatten() {
             labels.insert(label_name(key), value.as_str().unwrap_or_default());
         }
         // These win over a host's label of the same name: they are what an alert is known by.
@@ -154,13 +174,17 @@ impl Alertmanager {
         labels.insert("severity".to_owned(), severity);
         labels.insert("host".to_owned(), text(event, "/data/host/name"));
         labels.insert("host_id".to_owned(), text(event, "/data/host/id"));
+        labels.insert("domain".to_owned(), text(event, "/data/domain"));
         labels.retain(|_, value| !value.is_empty());
         let mut annotations = BTreeMap::new();
         let host = text(event, "/data/host/name");
         let kind = text(event, "/type");
         annotations.insert(
             "summary",
-            if host.is_empty() { kind.into() } else { format!("{kind}: {host}") },
+            match (host, text(event, "/data/domain")) {
+                ("", "") => kind.to_owned(),
+                ("", whom) | (whom, _) => format!("{kind}: {whom}"),
+            },
         );
         annotations.insert("description", text(event, "/data/reason").to_owned());
         annotations.insert("incident", text(event, "/data/incident").to_owned());
@@ -259,6 +283,16 @@ mod tests {
     fn alerts_of(kind: EventKind) -> Option<Message> {
         let format = Alertmanager::new(Duration::from_secs(60), None);
         format.render("http://am", &[sample(kind, &host())], AT).ok()
+    }
+
+    #[test]
+    fn a_storm_is_an_alert_of_its_domain_until_it_is_calm() {
+        let raised = alerts(&[sample(EventKind::DomainStorm, &host())]);
+        assert_eq!(raised[0]["labels"]["domain"], "zone=b");
+        assert_eq!(raised[0]["labels"]["zone"], "b");
+        assert_eq!(raised[0]["annotations"]["summary"], "domain.storm: zone=b");
+        let ended = alerts(&[sample(EventKind::DomainCalm, &host())]);
+        assert!(ended.iter().any(|a| a["labels"] == raised[0]["labels"]), "{ended:?}");
     }
 
     #[test]
