@@ -1,5 +1,5 @@
-//! The ready templates: the example in each one's head is accepted, and what they say is what the documents of
-//! those products ask for, whatever a host calls itself.
+//! The ready templates: the example in each one's head is accepted, and what they say is what the
+//! documents of those products ask for, whatever a host calls itself.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -5,7 +5,7 @@
 //! again under the same idempotency key.
 //!
 //! - [`schedule`] (pure) decides which delivery is attempted when, and which go together;
-//! - [`format`](self::format) (pure) says what a receiver's request looks like;
+//! - [`mod@format`] (pure) says what a receiver's request looks like;
 //! - [`webhook`] makes one signed attempt, [`exec`] runs a command; [`target`] is either;
 //! - [`resend`] says again to Alertmanager what goes on;
 //! - the worker here is the shell: one task that owns the schedule, and one short-lived task for each

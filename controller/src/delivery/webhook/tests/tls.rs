@@ -95,7 +95,7 @@ async fn with_its_own_authority_and_a_certificate_a_receiver_that_asks_for_one_i
         let out = outgoing();
         tokio::select! {
             outcome = hook.post(std::slice::from_ref(&out), Wall(0)) => outcome,
-            () = async { server.await } => unreachable!(),
+            () = server => unreachable!(),
         }
     };
     let outcome = post(&with_all).await;

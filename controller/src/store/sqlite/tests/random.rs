@@ -194,7 +194,7 @@ fn chains(db: &Db) {
         let own: Vec<_> = events.iter().filter(|e| e.host == Some(h)).cloned().collect();
         assert_eq!(db.events(Cursor(0), Some(h), 1_000).unwrap(), own);
         let half = own.get(own.len() / 2).map_or(Cursor(0), |e| e.cursor);
-        let late: Vec<_> = own.iter().filter(|e| e.cursor > half).cloned().take(2).collect();
+        let late: Vec<_> = own.iter().filter(|e| e.cursor > half).take(2).cloned().collect();
         assert_eq!(db.events(half, Some(h), 2).unwrap(), late);
         let newest: Vec<_> = own.iter().rev().take(3).cloned().collect();
         assert_eq!(db.events_of(h, 3).unwrap(), newest);
