@@ -21,6 +21,7 @@ mod domains;
 mod intervals;
 mod knobs;
 mod receivers;
+pub mod reference;
 
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};

@@ -66,6 +66,21 @@ async fn a_controller_with_a_bad_config_says_which_setting_and_exits_78() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_reference_of_all_keys_is_printed_even_beside_a_bad_config() {
+    story(async |world: &World| {
+        let bad = world.write("bad.toml", "nmae = \"x\"\n")?;
+        let of = |args: &[&str]| CtlOutput::of("heartwatch-controller", args);
+        let text = of(&["config", "--reference", "--config", &bad.to_string_lossy()])?.ok()?;
+        ensure!(text == heartwatch_controller::config::reference::markdown(), "seen:\n{text}");
+        let nothing = of(&["config"])?;
+        ensure!(nothing.code == EXIT_USAGE, "expected exit 64 without --reference: {nothing:?}");
+        ensure!(nothing.stderr.contains("--reference"), "it says what is missing: {nothing:?}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_config_prints_the_settings_in_force_as_a_file_that_means_the_same() {
     story(async |world: &World| {
         let path = world.controller().detector("probes", "7").write()?;

@@ -11,7 +11,7 @@ use heartwatch_common::daemon;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::SystemClock;
 use heartwatch_controller::app::App;
-use heartwatch_controller::config::{Config, RawConfig};
+use heartwatch_controller::config::{Config, RawConfig, reference};
 use heartwatch_controller::delivery::target;
 use heartwatch_controller::replay::record;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,6 +36,12 @@ enum Command {
     Run(Recording),
     /// Check the configuration and print the effective one.
     CheckConfig,
+    /// Print what can be configured.
+    Config {
+        /// Every key with its default, unit and bounds, and when to change it (Markdown)
+        #[arg(long, required = true)]
+        reference: bool,
+    },
 }
 
 #[derive(Args)]
@@ -106,6 +112,15 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let recording = match cli.command {
+        Command::Config { .. } => {
+            // Without reading a file: who looks up a key may have one that is wrong.
+            print(&reference::markdown());
+            return ExitCode::from(daemon::EXIT_OK);
+        }
+        Command::CheckConfig => None,
+        Command::Run(recording) => Some(recording),
+    };
     daemon::init_log(log::LevelFilter::Info);
     let named = cli.config.or_else(|| {
         let usual = Path::new(CONFIG_FILE);
@@ -119,10 +134,16 @@ fn main() -> ExitCode {
             return ExitCode::from(daemon::EXIT_CONFIG);
         }
     };
-    ExitCode::from(match cli.command {
-        Command::CheckConfig => check_config(&raw, &config),
-        Command::Run(recording) => run(config, recording.plan()),
+    ExitCode::from(match recording {
+        None => check_config(&raw, &config),
+        Some(recording) => run(config, recording.plan()),
     })
+}
+
+fn print(text: &str) {
+    use std::io::Write;
+    // Nothing to be done about a closed stdout.
+    std::io::stdout().write_all(text.as_bytes()).unwrap_or_default();
 }
 
 fn check_config(raw: &RawConfig, config: &Config) -> u8 {
@@ -132,9 +153,7 @@ fn check_config(raw: &RawConfig, config: &Config) -> u8 {
     }
     match toml::to_string_pretty(raw) {
         Ok(text) => {
-            use std::io::Write;
-            // Nothing to be done about a closed stdout.
-            std::io::stdout().write_all(text.as_bytes()).unwrap_or_default();
+            print(&text);
             daemon::EXIT_OK
         }
         Err(e) => {

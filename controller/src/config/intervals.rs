@@ -53,7 +53,7 @@ pub struct RawIntervals {
     /// agent its interval, within the agent's own bounds. Default: "0/s", no budget: `detector.interval`
     /// holds.
     pub budget: PerSecond,
-    /// Shortest interval assigned, 100ms to 1h. Default: 1s.
+    /// Shortest interval assigned, 100ms to `max`. Default: 1s.
     pub min: Span,
     /// Longest interval assigned, 100ms to half of `detector.gap_max`. Default: 30s.
     pub max: Span,

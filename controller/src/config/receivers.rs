@@ -161,6 +161,10 @@ mod default {
     pub(super) const fn give_up_after() -> Span {
         secs(25 * HOUR)
     }
+    /// Of the format that has it: the others refuse it, so it cannot be filled in at once.
+    pub(super) const fn resend_every() -> Span {
+        secs(60)
+    }
 }
 
 /// How a receiver is told, with what only that way has.
@@ -273,6 +277,11 @@ impl Receiver {
 }
 
 impl RawReceiver {
+    /// Fills in what is filled in only when its format is known.
+    pub(super) fn fill(&mut self) {
+        self.resend_every.get_or_insert(default::resend_every());
+    }
+
     pub(super) fn check(&self, name: &str) -> Result<Receiver, ConfigError> {
         let key = |field: &str| format!("receivers.{name}.{field}");
         let refuse = |field: &str, message: &str| Err(ConfigError::value(&key(field), message));
@@ -392,7 +401,7 @@ impl RawReceiver {
         Ok(match self.format {
             RawFormat::Native => Kind::Native { cloudevents: self.cloudevents },
             RawFormat::Alertmanager => {
-                let every = self.resend_every.unwrap_or(secs(60));
+                let every = self.resend_every.unwrap_or(default::resend_every());
                 if self.generator_url.as_ref().is_some_and(|url| !is_http(url)) {
                     return refuse("generator_url", "an http:// or https:// URL is needed");
                 }

@@ -86,8 +86,12 @@ fn walk(root: &Path, dir: &Path, files: &mut Vec<PathBuf>) {
     for entry in entries.filter_map(Result::ok) {
         let path = entry.path();
         let name = entry.file_name();
+        // In a worktree of git's, `.git` is a file, and names the machine's paths.
+        if name == ".git" {
+            continue;
+        }
         if path.is_dir() {
-            if !["target", ".git", "corpus"].iter().any(|skip| name == *skip) {
+            if !["target", "corpus"].iter().any(|skip| name == *skip) {
                 walk(root, &path, files);
             }
         } else if let Ok(relative) = path.strip_prefix(root) {
