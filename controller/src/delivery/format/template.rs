@@ -226,7 +226,7 @@ impl Template {
     }
 
     /// Tries it on every kind of event that it will be given, for hosts with these labels, and learns where
-    /// its URLs point. To be called once, before the first [`Template::render`].
+    /// its URLs point. To be called once, before the first request.
     ///
     /// # Errors
     /// If a sample cannot be rendered.
