@@ -1,6 +1,6 @@
 //! The reference of every key of the config file, as Markdown: `heartwatch-controller config --reference`.
 //!
-//! What a key may hold and when to change it stands in [`keys`]; what it is by default is never written
+//! What a key may hold and when to change it stands in `keys.rs`; what it is by default is never written
 //! down a second time, but taken from the settings themselves. The bounds are written here in words that
 //! people type, beside the checks that hold them; the tests feed every bound, and what lies just beyond it,
 //! to those checks, and compare the keys with the fields that the file's parser knows. So neither can change
