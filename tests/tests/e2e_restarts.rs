@@ -304,8 +304,8 @@ async fn fifty_kills_of_the_controller_lose_no_event_and_no_order() {
             // Waits so long that some news is overtaken by newer ones before it gets through.
             .receiver_with("r", &receiver.url(), &file, "retry_base = \"2s\"\nretry_cap = \"4s\"")
             .rule("all", &ALL, &["r"])
-            // Hosts that crash three times would be damped for longer than this test waits, and a zone of which
-            // a third is dead is a storm, whose orders wait for a minute at least.
+            // Hosts that crash three times would be damped for longer than this test waits, and a zone
+            // of which a third is dead is a storm, whose orders wait for a minute at least.
             .top("flaps.suppress = 0\ndomains.storm_hosts = 0")
             .start()
             .await?;
