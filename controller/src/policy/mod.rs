@@ -202,7 +202,7 @@ impl Policy {
     }
 
     /// Takes a shard's opinion about a host whose recorded row is `row`. `candidates` answers who could
-    /// take over under a rule's conditions; it is asked only for actions that somebody is told of.
+    /// take over under a rule's conditions; it is asked only for actions that a rule names.
     pub fn take<R: Rng + ?Sized>(
         &mut self,
         row: &HostRow,
@@ -324,8 +324,8 @@ impl Policy {
         let evidence = serde_json::to_value(transition.evidence).unwrap_or(Value::Null);
         data.insert("evidence".to_owned(), evidence);
         data.extend(story.extra);
-        let told = |v: &Verdict| !matches!(v.disposition, Disposition::Suppress { .. });
-        if is_action(story.kind) && verdicts.iter().any(told) {
+        // A dry run names them too: it is to show what would be sent.
+        if is_action(story.kind) && !verdicts.is_empty() {
             let same = rules::matching(&self.rules, story.kind, Some(&row.labels))
                 .find(|r| !r.candidates_same.is_empty())
                 .map(|r| r.candidates_same.clone())
