@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 const CONFIG_LEN_MAX: u64 = 1024 * 1024;
 
 /// A length of time as it stands in files: a number with a unit, `"250ms"`, `"2s"`, `"1h 30m"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
 impl std::str::FromStr for Span {

@@ -16,10 +16,12 @@ use crate::detector::peers::DomainLabels;
 use crate::event::EventKind;
 use crate::intervals::Rules;
 use crate::intervals::watched::Watch;
+use crate::policy::courses::Plan;
 
 mod domains;
 mod intervals;
 mod knobs;
+mod plan;
 mod receivers;
 pub mod reference;
 
@@ -222,6 +224,24 @@ pub struct RawRule {
     /// for failovers. Default: false.
     #[serde(default)]
     pub always: bool,
+    /// Receivers that must have done what an order asks, one after another, before `receivers` are ordered
+    /// to: fencing before failover. At most 8. Default: none.
+    #[serde(default)]
+    pub first: Vec<String>,
+    /// Longest that an order may wait for being accepted before it is escalated; 0s (as long as deliveries
+    /// are tried), or 1s to 1d. Default: 0s.
+    #[serde(default)]
+    pub accept_within: Span,
+    /// Longest that it may take after that until it is reported as completed; 0s (accepted is as good as
+    /// done), or 1s to 7d. Default: 0s.
+    #[serde(default)]
+    pub complete_within: Span,
+    /// Receivers that are turned to, in this order, if nobody did it. At most 8. Default: none.
+    #[serde(default)]
+    pub escalate: Vec<String>,
+    /// Whether those are ordered to act, under a higher token, and not just told. Default: false.
+    #[serde(default)]
+    pub escalate_acts: bool,
 }
 
 /// Settings that have been checked.
@@ -294,6 +314,7 @@ pub struct Rule {
     pub candidates_same: Vec<String>,
     pub dry_run: bool,
     pub always: bool,
+    pub plan: Plan,
 }
 
 impl RawConfig {
@@ -464,6 +485,7 @@ impl RawRule {
                 })?;
             }
         }
+        let plan = self.check_plan(&key, &events, receivers)?;
         Ok(Rule {
             name: self.name.clone(),
             labels: self.labels.clone(),
@@ -472,6 +494,7 @@ impl RawRule {
             candidates_same: self.candidates_same.clone(),
             dry_run: self.dry_run,
             always: self.always,
+            plan,
         })
     }
 }

@@ -10,13 +10,13 @@ use heartwatch_common::time::Wall;
 use serde::{Deserialize, Serialize};
 
 pub use crate::detector::doubt::DoubtReason;
-use crate::event::State;
+use crate::event::{IncidentId, State};
 use crate::intervals::IntervalsStatus;
 pub use crate::policy::guard::{
     GuardStatus, HoldKind, HoldReport, HoldStatus, HoldsPage, StormStatus, Target,
 };
 pub use crate::policy::holds::Word;
-use crate::store::{DeliveryId, StoreError};
+use crate::store::{DeliveryId, StoreError, Token};
 
 mod receivers;
 
@@ -330,6 +330,19 @@ pub struct HostWhy {
     pub shard_lag_ms: u64,
 }
 
+/// A receiver's report of how an order ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The order's token.
+    pub token: Token,
+    /// Who reports; may be left out of an order that went to one receiver only.
+    pub receiver: Option<String>,
+    /// Whether it could not be done.
+    pub failed: bool,
+    /// In its words; may be empty.
+    pub reason: String,
+}
+
 /// Why the controller could not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -339,6 +352,17 @@ pub enum ControlError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// What was reported is of an order that is no longer the one that counts.
+    #[error("{message}")]
+    Stale {
+        /// What is wrong.
+        message: String,
+        /// The newest order's token.
+        highest: Token,
+    },
     /// A shard did not answer in time.
     #[error("shard {0} did not answer in time")]
     Busy(u16),
@@ -396,6 +420,9 @@ pub trait Control: Send + Sync {
 
     /// Has held orders cancelled.
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError>;
+
+    /// Takes a receiver's report of how an order of an incident ended.
+    async fn complete(&self, incident: IncidentId, what: Completion) -> Result<(), ControlError>;
 
     /// Where each receiver stands, by name: those of the config, and others that the store has unfinished
     /// or dead deliveries for.

@@ -145,13 +145,21 @@ pub enum EventKind {
     HoldRejected,
     /// Orders are held for longer than `domains.hold_max`.
     HoldOverdue,
+    /// A receiver says that it has done what an order asked for.
+    IncidentCompleted,
+    /// A receiver says that it could not do it, or nobody did it in time and nobody is left to ask.
+    IncidentFailed,
+    /// A receiver refused an order, with a reason: it is not repeated.
+    IncidentVetoed,
+    /// An order was not accepted or not completed in time: the rule's next receiver is told, or asked.
+    IncidentEscalated,
     /// An operator tries a receiver (`heartwatchctl receivers test`). Nothing happened; no rule names it.
     Test,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -177,6 +185,10 @@ impl EventKind {
         Self::HoldApproved,
         Self::HoldRejected,
         Self::HoldOverdue,
+        Self::IncidentCompleted,
+        Self::IncidentFailed,
+        Self::IncidentVetoed,
+        Self::IncidentEscalated,
         Self::Test,
     ];
 
@@ -190,7 +202,13 @@ impl EventKind {
                 | Self::HostDown
                 | Self::HostAgentLost
                 | Self::HostMissing
+                | Self::IncidentEscalated
         )
+    }
+
+    /// Whether it tells how an order ended, by its receiver's word or for want of one.
+    pub const fn is_report(self) -> bool {
+        matches!(self, Self::IncidentCompleted | Self::IncidentFailed | Self::IncidentVetoed)
     }
 
     /// As it stands in config, JSON and labels.
@@ -221,6 +239,10 @@ impl EventKind {
             Self::HoldApproved => "hold.approved",
             Self::HoldRejected => "hold.rejected",
             Self::HoldOverdue => "hold.overdue",
+            Self::IncidentCompleted => "incident.completed",
+            Self::IncidentFailed => "incident.failed",
+            Self::IncidentVetoed => "incident.vetoed",
+            Self::IncidentEscalated => "incident.escalated",
             Self::Test => "heartwatch.test",
         }
     }

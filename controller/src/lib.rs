@@ -41,6 +41,7 @@ pub mod api;
 pub mod app;
 pub mod config;
 pub mod control;
+pub mod crash;
 pub mod ctl;
 pub mod delivery;
 pub mod detector;

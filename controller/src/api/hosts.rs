@@ -32,15 +32,40 @@ const NAME_LEN_MAX: usize = 255;
 const LABELS_LEN_MAX: usize = 64;
 
 /// Where a listing goes on: opaque to clients.
-struct PageToken {
-    slot: u64,
+pub(super) struct PageToken {
+    pub(super) slot: u64,
     cursor: Cursor,
     instance: u64,
 }
 
 impl PageToken {
-    fn to_text(&self) -> String {
+    /// The same listing from another place on.
+    pub(super) fn at(&self, slot: u64) -> Self {
+        Self { slot, cursor: self.cursor, instance: self.instance }
+    }
+
+    pub(super) fn to_text(&self) -> String {
         format!("p{:x}.{:x}.{:x}", self.slot, self.cursor.0, self.instance)
+    }
+
+    /// Where a listing is to go on, by its `page`: at the beginning, if it has none.
+    pub(super) async fn of(api: &Api, params: &Params) -> Result<Self, Problem> {
+        let Some(text) = params.one("page")? else {
+            // Before the listing: what happens meanwhile is then told again by the events, not lost.
+            let cursor = api.store.head().await?;
+            return Ok(Self { slot: 0, cursor, instance: api.instance });
+        };
+        let token = Self::parse(text).ok_or_else(|| {
+            let detail =
+                format!("`page={}` is no page token: hand back `next_page`", shorten(text));
+            Problem::bad_request(detail)
+        })?;
+        if token.instance != api.instance {
+            let detail = "the page token is from before the controller's restart: start over";
+            let title = "the listing cannot be continued";
+            return Err(Problem::new(StatusCode::GONE, "page-gone", title, detail));
+        }
+        Ok(token)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -83,26 +108,7 @@ pub(super) async fn list(
 ) -> Result<Json<HostsPage>, Problem> {
     let params = params.only(&["state", "label", "name", "limit", "page"])?;
     let (filter, limit) = (filter(&params)?, params.limit()?);
-    let token = match params.one("page")? {
-        None => {
-            // Before the listing: what happens meanwhile is then told again by the events, not lost.
-            let cursor = api.store.head().await?;
-            PageToken { slot: 0, cursor, instance: api.instance }
-        }
-        Some(text) => {
-            let token = PageToken::parse(text).ok_or_else(|| {
-                let detail =
-                    format!("`page={}` is no page token: hand back `next_page`", shorten(text));
-                Problem::bad_request(detail)
-            })?;
-            if token.instance != api.instance {
-                let detail = "the page token is from before the controller's restart: start over";
-                let title = "the listing cannot be continued";
-                return Err(Problem::new(StatusCode::GONE, "page-gone", title, detail));
-            }
-            token
-        }
-    };
+    let token = PageToken::of(&api, &params).await?;
     // A part of a name is looked for in every name: no task must wait for that.
     let view = Arc::clone(&api.view);
     let look = tokio::task::spawn_blocking(move || view.list(&filter, token.slot, limit));
@@ -113,7 +119,7 @@ pub(super) async fn list(
     let now = api.clock.now();
     Ok(Json(HostsPage {
         hosts: hosts.iter().map(|h| HostJson::new(h, now)).collect(),
-        next_page: next.map(|slot| PageToken { slot, ..token }.to_text()),
+        next_page: next.map(|slot| token.at(slot).to_text()),
         cursor: cursor_text(token.cursor),
         now_ms: api.clock.wall(),
     }))

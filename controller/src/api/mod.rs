@@ -57,6 +57,7 @@ mod events;
 mod extract;
 mod holds;
 mod hosts;
+mod incidents;
 mod listener;
 pub mod metrics;
 pub mod problem;
@@ -165,6 +166,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/holds/reject", post(holds::reject_domain))
         .route("/v1/holds/{host}/approve", post(holds::approve))
         .route("/v1/holds/{host}/reject", post(holds::reject))
+        .route("/v1/incidents", get(incidents::list))
+        .route("/v1/incidents/{id}", get(incidents::one))
+        .route("/v1/incidents/{id}/complete", post(incidents::complete))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))

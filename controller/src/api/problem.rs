@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::control::ControlError;
-use crate::store::StoreError;
+use crate::store::{StoreError, Token};
 
 /// Media type of a problem.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -36,6 +36,9 @@ pub struct Problem {
     /// The path that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<Box<str>>,
+    /// The token of the order that counts, where another was reported on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_token: Option<Token>,
     /// One entry per reason, where there can be several (`/readyz`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
@@ -50,6 +53,7 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             instance: None,
+            highest_token: None,
             reasons: Vec::new(),
         }
     }
@@ -143,6 +147,14 @@ impl From<ControlError> for Problem {
         match e {
             ControlError::UnknownHost(id) => Self::unknown_host(&id.to_string()),
             ControlError::Invalid(detail) => Self::bad_request(detail),
+            ControlError::NotFound(detail) => {
+                Self::new(StatusCode::NOT_FOUND, "not-found", "no such thing", detail)
+            }
+            ControlError::Stale { message, highest } => {
+                let title = "another order counts";
+                let problem = Self::new(StatusCode::CONFLICT, "stale-order", title, message);
+                Self { highest_token: Some(highest), ..problem }
+            }
             ControlError::Busy(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "busy", "a shard did not answer in time", e.to_string())

@@ -15,9 +15,9 @@ use serde_json::{Map, Value, json};
 use super::types::{ConfigSummary, ReceiverSummary};
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Control, ControlError, Doubt, Freeze, GuardStatus, Health, HoldKind, HoldReport, HoldStatus,
-    HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, ReceiverReport, Redrive,
-    RedriveReport, Status, StormStatus, Target, TestBegun, Word,
+    Completion, Control, ControlError, Doubt, Freeze, GuardStatus, Health, HoldKind, HoldReport,
+    HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, ReceiverReport,
+    Redrive, RedriveReport, Status, StormStatus, Target, TestBegun, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
@@ -142,6 +142,7 @@ pub(crate) struct TestControl {
     pub(crate) forgotten: Mutex<Vec<HostId>>,
     pub(crate) frozen: Mutex<Vec<(HostId, Freeze)>>,
     pub(crate) words: Mutex<Vec<(&'static str, Target, Word)>>,
+    pub(crate) completed: Mutex<Vec<(IncidentId, Completion)>>,
     pub(crate) busy: std::sync::atomic::AtomicBool,
     pub(crate) panics: std::sync::atomic::AtomicBool,
 }
@@ -279,6 +280,15 @@ impl Control for TestControl {
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
         lock(&self.words).push(("reject", target, word));
         Ok(HoldReport { rejected: 1, ..HoldReport::default() })
+    }
+
+    async fn complete(&self, incident: IncidentId, what: Completion) -> Result<(), ControlError> {
+        if what.token == Token(1) {
+            let message = "another order counts".to_owned();
+            return Err(ControlError::Stale { message, highest: Token(2) });
+        }
+        lock(&self.completed).push((incident, what));
+        Ok(())
     }
 
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {

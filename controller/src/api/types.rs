@@ -262,6 +262,131 @@ pub struct WordBody {
     pub reason: String,
 }
 
+/// How a receiver says that an order ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CompleteResult {
+    /// It is done.
+    #[default]
+    Completed,
+    /// It could not be done.
+    Failed,
+}
+
+impl CompleteResult {
+    /// As it stands in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The body of a receiver's report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompleteBody {
+    /// The order's fencing token.
+    pub token: u64,
+    /// Who reports; needed if the order went to several receivers.
+    #[serde(default)]
+    pub receiver: Option<String>,
+    /// How it ended; completed, if it is left out.
+    #[serde(default)]
+    pub result: CompleteResult,
+    /// In a few words, at most 500 characters.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// How far an outage's orders are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IncidentStage {
+    /// Nobody was ordered to do anything.
+    #[default]
+    Opened,
+    /// Cancelled, or replaced by later news, before anybody took it.
+    Cancelled,
+    /// Held.
+    Held,
+    /// On its way.
+    Ordered,
+    /// A receiver refused it.
+    Vetoed,
+    /// Given up, or reported as failed.
+    Failed,
+    /// A receiver took it.
+    Accepted,
+    /// A receiver reported that it is done.
+    Completed,
+}
+
+impl IncidentStage {
+    /// As it stands in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Cancelled => "cancelled",
+            Self::Held => "held",
+            Self::Ordered => "ordered",
+            Self::Vetoed => "vetoed",
+            Self::Failed => "failed",
+            Self::Accepted => "accepted",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+/// An order with one receiver.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OrderJson {
+    /// Its delivery.
+    #[serde(flatten)]
+    pub delivery: DeliveryRow,
+    /// How the receiver reported its end, if it did.
+    pub reported: Option<CompleteResult>,
+}
+
+/// An outage with its orders.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IncidentStatusJson {
+    /// Which.
+    pub id: IncidentId,
+    /// Whether it goes on.
+    pub open: bool,
+    /// Whose.
+    pub host: HostId,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where the host stands now.
+    pub state: State,
+    /// Why.
+    pub cause: Option<Cause>,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: Wall,
+    /// How far its newest order is.
+    pub stage: IncidentStage,
+    /// Token of the newest order that was sent.
+    pub token: Option<Token>,
+    /// All orders, oldest first, one entry a receiver.
+    pub orders: Vec<OrderJson>,
+}
+
+/// A page of open outages.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IncidentsPage {
+    /// The outages; a page may hold fewer than asked for, or none, and not be the last.
+    pub incidents: Vec<IncidentStatusJson>,
+    /// Hand it back as `page` for the next one; null: this was the last.
+    pub next_page: Option<String>,
+    /// When it was answered.
+    pub now_ms: Wall,
+}
+
 /// The controller, for people.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StatusJson {

@@ -27,10 +27,11 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
 use crate::config::Config;
+use crate::crash;
 use crate::delivery::metrics::{DeliveryMetrics, ReceiverCounts};
 use crate::delivery::target::kinds_for;
 use crate::delivery::webhook::WebhookError;
-use crate::delivery::{Delivery, DeliveryHandle, resend};
+use crate::delivery::{Delivery, DeliveryHandle, News, resend};
 use crate::detector::Settings;
 use crate::detector::host::Known;
 use crate::detector::knobs::AllKnobs;
@@ -166,6 +167,7 @@ impl App {
         let token = secrets::api_token(&config.api_token_file, &config.state_dir, &mut rng)?;
         let fresh = ControllerId(rng.random());
         let store = Arc::new(SqliteStore::open(&config.state_dir, fresh)?);
+        crash::pass("start");
         let epoch = Epoch(rng.random_range(1..=u32::MAX));
 
         let count = shard_count(config.shards);
@@ -218,11 +220,13 @@ impl App {
 
         let (stop, stopped) = watch::channel(false);
         let (stop_driver, driver_stopped) = watch::channel(false);
+        let news = News::new(driver::NEWS_MAX);
         let delivery_metrics = Arc::new(DeliveryMetrics::new(config.receivers.keys()));
         let delivery = Arc::new(Delivery::spawn_for(
             Arc::clone(&store) as Arc<dyn Store>,
             config.receivers.clone(),
             |receiver| kinds_for(&config, receiver),
+            Some(news.0.clone()),
             Arc::clone(&clock),
             rng.random(),
             Arc::clone(&delivery_metrics),
@@ -270,6 +274,7 @@ impl App {
             release_at: started + config.detector.restart_grace,
             status: Arc::clone(&status),
             knobs: Arc::clone(&knobs),
+            news,
         };
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 

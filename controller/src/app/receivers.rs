@@ -79,7 +79,7 @@ impl Running {
         let data = test_data(id, json!({ "id": self.store.controller(), "name": self.name }));
         let kind = EventKind::Test;
         let body = payload(kind, at, &data);
-        let outgoing = Outgoing { event: id, kind, token: None, attempt: 1, body };
+        let outgoing = Outgoing { event: id, kind, host: None, token: None, attempt: 1, body };
         // Said now rather than by a dead letter: a format that has no word for a test can't be tried.
         target.can_say(&[outgoing], at).map_err(|why| {
             ControlError::Invalid(format!("{receiver} cannot be sent a test: {why}"))

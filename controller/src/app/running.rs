@@ -13,13 +13,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
 use crate::control::{
-    Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport,
-    ShardStatus, Status, Target, TestBegun, Word,
+    Completion, Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus,
+    HoldsPage, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive,
+    RedriveReport, ShardStatus, Status, Target, TestBegun, Word,
 };
 use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;
-use crate::event::State;
+use crate::event::{IncidentId, State};
 use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
 use crate::policy::driver::{Ask, Command, DriverStatus};
 use crate::shard::route::shard_of;
@@ -316,6 +316,10 @@ impl Control for Running {
 
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
         self.ask(|answer| Command::Holds(Ask::Reject(target, word, answer))).await
+    }
+
+    async fn complete(&self, incident: IncidentId, what: Completion) -> Result<(), ControlError> {
+        self.ask(|answer| Command::Complete(incident, what, answer)).await
     }
 
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {

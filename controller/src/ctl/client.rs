@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::WordBody;
+use crate::api::types::{CompleteBody, WordBody};
 use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun};
 
 mod error;
 mod query;
 
 pub use error::ClientError;
-pub use query::{DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery};
+pub use query::{DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery, IncidentsQuery};
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -314,6 +314,25 @@ impl Client {
         let path: Vec<&str> = ["v1", "holds"].into_iter().chain(host).chain([verb]).collect();
         let request = self.request(Method::POST, &path, &pairs).bearer_auth(token.trim());
         self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
+    }
+
+    /// `GET /v1/incidents?open=true`: a page of open outages.
+    pub async fn incidents(&self, query: &IncidentsQuery) -> Result<Value, ClientError> {
+        let mut pairs: Pairs = vec![("open", "true".to_owned())];
+        given(&mut pairs, "page", query.page.as_ref());
+        given(&mut pairs, "limit", query.limit);
+        self.get(&["v1", "incidents"], &pairs).await
+    }
+
+    /// `GET /v1/incidents/{id}`
+    pub async fn incident(&self, id: &str) -> Result<Value, ClientError> {
+        self.get(&["v1", "incidents", id], &Vec::new()).await
+    }
+
+    /// `POST /v1/incidents/{id}/complete`
+    pub async fn complete(&self, id: &str, body: &CompleteBody) -> Result<(), ClientError> {
+        let request = self.act(Method::POST, &["v1", "incidents", id, "complete"])?;
+        self.send(request.json(body)).await.map(drop)
     }
 
     /// `GET /v1/receivers`: a [`crate::api::types::ReceiversJson`].

@@ -16,6 +16,7 @@ mod args;
 pub mod client;
 mod holds;
 mod import;
+mod incidents;
 mod local;
 mod margin;
 mod plan;

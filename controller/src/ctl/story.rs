@@ -247,6 +247,12 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::HoldApproved, _) => "somebody let its held order go",
         (EventKind::HoldRejected, _) => "somebody had its held order cancelled",
         (EventKind::HoldOverdue, _) => "orders were held for too long",
+        (EventKind::IncidentCompleted, _) => "the receiver reported that its order is done",
+        (EventKind::IncidentFailed, _) => "its order was not done, and nobody is left to ask",
+        (EventKind::IncidentVetoed, _) => "the receiver refused the order",
+        (EventKind::IncidentEscalated, _) => {
+            "nobody did it in time: the next receiver was turned to"
+        }
         (EventKind::Test, _) => "an operator tried a receiver",
     };
     writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;
@@ -275,6 +281,7 @@ fn verdicts(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
             "act" => "send it".to_owned(),
             "hold" => format!("hold it back, because: {}", field("reason")),
             "suppress" => format!("do not send it, because: {}", field("reason")),
+            "later" => format!("do not send it yet: {}", field("reason")),
             other => other.to_owned(),
         };
         writeln!(out, "      rule `{}` for {}: {decided}", field("rule"), field("receiver"))?;
@@ -291,6 +298,7 @@ fn carry(out: &mut dyn Write, d: &DeliveryJson) -> io::Result<()> {
         DeliveryState::Delivered => "delivered",
         DeliveryState::Cancelled => "cancelled before anything was sent",
         DeliveryState::Superseded => "superseded: later news replaced it",
+        DeliveryState::Vetoed => "vetoed: the receiver will not do it",
         DeliveryState::Dead => "given up (a dead letter; `heartwatchctl redrive` sends it again)",
     };
     let (receiver, id) = (clean(&row.receiver), row.id.0);

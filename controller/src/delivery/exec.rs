@@ -39,6 +39,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
+use super::decision::Decision;
 use super::outcome::{Outcome, OutcomeClass, clip};
 use crate::store::Outgoing;
 
@@ -192,8 +193,16 @@ impl Exec {
         };
         let said = said.trim().lines().last().unwrap_or_default().trim();
         let shown: String = said.chars().filter(|c| !c.is_control()).collect();
-        let detail = if shown.is_empty() { how } else { format!("{how}: {shown}") };
-        Outcome { class, ..Outcome::failed(class, clip(&detail)) }
+        let decision = match class {
+            OutcomeClass::Success => Decision::parse(said.as_bytes()),
+            _ => None,
+        };
+        let detail = match &decision {
+            _ if shown.is_empty() => how,
+            Some(_) => how,
+            None => format!("{how}: {shown}"),
+        };
+        Outcome { decision, ..Outcome::failed(class, clip(&detail)) }
     }
 }
 

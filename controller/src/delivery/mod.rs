@@ -17,6 +17,7 @@
 
 mod breaker;
 pub mod bucket;
+pub mod decision;
 pub mod exec;
 pub mod format;
 pub mod metrics;
@@ -37,6 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Wall};
 use tokio::sync::{mpsc, oneshot};
 
@@ -81,6 +83,35 @@ pub struct ReceiverStatus {
     pub last_ms: Option<Wall>,
 }
 
+/// Tells somebody of which hosts an order was taken, refused or given up: what became of it stands in the
+/// store.
+#[derive(Clone, Debug)]
+pub struct News {
+    hosts: mpsc::Sender<HostId>,
+    missed: Arc<AtomicBool>,
+}
+
+impl News {
+    /// A way for news, at most `len` of which wait, and who hears them. More than that are not told one by
+    /// one: [`News::missed`].
+    pub fn new(len: usize) -> (Self, mpsc::Receiver<HostId>) {
+        let (hosts, heard) = mpsc::channel(len);
+        (Self { hosts, missed: Arc::default() }, heard)
+    }
+
+    /// Tells of a host. Never waits.
+    pub fn tell(&self, host: HostId) {
+        if self.hosts.try_send(host).is_err() {
+            self.missed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether something was not told since this was asked last: any host may have news.
+    pub fn missed(&self) -> bool {
+        self.missed.swap(false, Ordering::Relaxed)
+    }
+}
+
 /// Starts the delivery.
 #[derive(Debug)]
 pub struct Delivery;
@@ -98,10 +129,11 @@ impl Delivery {
         rng_seed: u64,
         metrics: Arc<DeliveryMetrics>,
     ) -> Result<DeliveryHandle, WebhookError> {
-        Self::spawn_for(store, receivers, |_| Vec::new(), clock, rng_seed, metrics)
+        Self::spawn_for(store, receivers, |_| Vec::new(), None, clock, rng_seed, metrics)
     }
 
-    /// The same; `kinds` says what the rules send to a receiver, on which its template is tried.
+    /// The same; `kinds` says what the rules send to a receiver, on which its template is tried, and `news`
+    /// is told how orders fare.
     ///
     /// # Errors
     /// As [`Delivery::spawn`]'s.
@@ -109,6 +141,7 @@ impl Delivery {
         store: Arc<dyn Store>,
         receivers: BTreeMap<String, Receiver>,
         kinds: impl Fn(&str) -> Vec<EventKind>,
+        news: Option<News>,
         clock: Arc<dyn Clock>,
         rng_seed: u64,
         metrics: Arc<DeliveryMetrics>,
@@ -130,6 +163,7 @@ impl Delivery {
             store,
             targets.clone(),
             &receivers,
+            news,
             clock,
             rng_seed,
             metrics,

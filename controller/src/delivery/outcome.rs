@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::decision::Decision;
 use crate::store::Token;
 
 /// Longest [`Outcome::detail`], bytes.
@@ -109,6 +110,8 @@ pub struct Outcome {
     pub retry_after: Option<Duration>,
     /// The `highest_token` of a 409's body, if it had one.
     pub highest_token: Option<Token>,
+    /// What a success said beside being one.
+    pub decision: Option<Decision>,
 }
 
 impl Outcome {
@@ -120,13 +123,14 @@ impl Outcome {
             detail: status.to_string(),
             retry_after: None,
             highest_token: None,
+            decision: None,
         }
     }
 
     /// No answer came.
     pub fn failed(class: OutcomeClass, detail: &str) -> Self {
         let detail = clip(detail).to_owned();
-        Self { class, status: None, detail, retry_after: None, highest_token: None }
+        Self { class, status: None, detail, retry_after: None, highest_token: None, decision: None }
     }
 }
 

@@ -302,7 +302,8 @@ impl Queue {
             }
         }
         let alone;
-        let outcome = if attempt.len > 1 && outcome.class.is_refusal() {
+        let refused = outcome.class.is_refusal() || outcome.decision.is_some();
+        let outcome = if attempt.len > 1 && refused {
             entry.alone = true;
             let detail = format!("{}, in a batch of {}: now alone", outcome.detail, attempt.len);
             alone = Outcome { detail, retry_after: outcome.retry_after, ..Outcome::of_status(400) };

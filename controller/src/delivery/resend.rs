@@ -103,6 +103,7 @@ pub(super) async fn last_told(
         told.push(Outgoing {
             event: event.id,
             kind: event.kind,
+            host: event.host,
             token: event.token,
             attempt: last.attempts,
             body: payload(event.kind, event.at_ms, &event.data),

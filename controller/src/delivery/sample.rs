@@ -57,9 +57,9 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
     let incident = IncidentId(uuid::Uuid::from_u128(0x019c_12ab_34cd_7000_8000_0000_0000_0002));
     if kind == EventKind::Test {
         let body = payload(kind, AT, &test_data(event, author()));
-        return Outgoing { event, kind, token: None, attempt: 1, body };
+        return Outgoing { event, kind, host: None, token: None, attempt: 1, body };
     }
-    let of_host = kind.as_str().starts_with("host.");
+    let of_host = ["host.", "incident."].iter().any(|p| kind.as_str().starts_with(p));
     let token = of_host.then_some(Token((1 << 32) + 7));
     let mut data = Map::new();
     let mut put = |key: &str, value: Value| {
@@ -114,13 +114,30 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
             put("held", json!(5));
         }
         EventKind::HostDuplicate => put("other_boot", json!(4)),
+        EventKind::IncidentCompleted => {
+            put("receiver", json!("orchestrator"));
+            put("order_token", json!(Token((1 << 32) + 6)));
+        }
+        EventKind::IncidentVetoed => {
+            put("rule", json!("failover"));
+            put("receiver", json!("orchestrator"));
+            put("order", json!(event));
+        }
+        EventKind::IncidentFailed => put("rule", json!("failover")),
+        EventKind::IncidentEscalated => {
+            put("rule", json!("failover"));
+            put("level", json!(0));
+            put("receiver", json!("second"));
+            put("instead_of", json!(["orchestrator"]));
+        }
         EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
         EventKind::HostUnfrozen => put("frozen_ms", Value::Null),
         kind if is_action(kind) => put("candidates", json!([])),
         _ => {}
     }
     put("verdicts", json!([]));
-    Outgoing { event, kind, token, attempt: 1, body: payload(kind, AT, &data) }
+    let id = of_host.then_some(HostId([0x5a; 16]));
+    Outgoing { event, kind, host: id, token, attempt: 1, body: payload(kind, AT, &data) }
 }
 
 fn author() -> Value {
@@ -130,7 +147,12 @@ fn author() -> Value {
 fn state(kind: EventKind) -> &'static str {
     match kind {
         EventKind::HostSuspect | EventKind::HostUnreachable => "suspect",
-        EventKind::HostDown | EventKind::HostAgentLost => "down",
+        EventKind::HostDown
+        | EventKind::HostAgentLost
+        | EventKind::IncidentCompleted
+        | EventKind::IncidentFailed
+        | EventKind::IncidentVetoed
+        | EventKind::IncidentEscalated => "down",
         EventKind::HostMissing => "pending",
         EventKind::HostLeft | EventKind::HostForgotten => "left",
         _ => "alive",

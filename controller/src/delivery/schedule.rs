@@ -26,6 +26,7 @@ use rand::Rng;
 
 pub use super::breaker::{BREAKER_FAILURES, BreakerState};
 pub use super::bucket::Rate;
+use super::decision::Decision;
 use super::outcome::{Outcome, OutcomeClass};
 use super::queue::{Keep, Queue};
 use crate::config::Receiver;
@@ -70,9 +71,9 @@ impl From<&Receiver> for Policy {
 /// What becomes of a delivery whose attempt ended so. `attempts` counts this one; `waited` is the time
 /// waited between attempts so far.
 ///
-/// 2xx is success; 409 with a token is a conflict; 410 is final, and so is an event that the receiver's
-/// format cannot say; everything else is tried again, after
-/// the longer of a full-jitter backoff and `Retry-After`, never longer than the cap, until the waits
+/// 2xx is success, unless it says `hold` (asked again after that time, which counts as waiting) or `veto`
+/// (final); 409 with a token is a conflict; 410 is final, and so is an event that the receiver's format
+/// cannot say; everything else is tried again, after the longer of a full-jitter backoff and `Retry-After`, never longer than the cap, until the waits
 /// add up to `give_up_after`.
 pub fn next<R: Rng + ?Sized>(
     outcome: &Outcome,
@@ -81,8 +82,16 @@ pub fn next<R: Rng + ?Sized>(
     policy: &Policy,
     rng: &mut R,
 ) -> FinishVerdict {
+    let mut held = None;
     match (outcome.class, outcome.highest_token) {
-        (OutcomeClass::Success, _) => return FinishVerdict::Delivered,
+        (OutcomeClass::Success, _) => match &outcome.decision {
+            None => return FinishVerdict::Delivered,
+            Some(Decision::Veto { reason }) => {
+                return FinishVerdict::Vetoed { reason: reason.clone() };
+            }
+            Some(Decision::Hold { wait, .. }) => held = Some(*wait),
+            Some(Decision::Unknown { .. }) => {}
+        },
         (OutcomeClass::Conflict, Some(highest)) => return FinishVerdict::Conflict { highest },
         (OutcomeClass::Gone, _) => return FinishVerdict::Dead { reason: "gone".to_owned() },
         (OutcomeClass::Unsendable, _) => {
@@ -100,7 +109,7 @@ pub fn next<R: Rng + ?Sized>(
     }
     let jittered = policy.backoff.delay(attempts.max(1), rng);
     let asked = outcome.retry_after.unwrap_or_default().min(policy.backoff.cap);
-    FinishVerdict::Retry { wait: jittered.max(asked) }
+    FinishVerdict::Retry { wait: held.unwrap_or_else(|| jittered.max(asked)) }
 }
 
 /// Where a receiver stands, for people.

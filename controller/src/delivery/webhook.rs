@@ -9,7 +9,8 @@
 //!
 //! Redirects are not followed: a signed failover belongs to nobody but the receiver that was
 //! configured. Of the answer's body [`BODY_LEN_MAX`] bytes are read and no longer than
-//! [`BODY_WAIT_MAX`]; the status alone decides, but for a 409's `{"highest_token": N}`. Proxies are
+//! [`BODY_WAIT_MAX`]; the status decides, beside a 409's `{"highest_token": N}` and what a success may say
+//! ([`decision`](super::decision)). Proxies are
 //! taken from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, except for loopback addresses,
 //! which are always reached directly. Certificates are checked against the system's authorities and those
 //! of `ca_file`; with `client_cert_file` the controller shows its own.
@@ -27,6 +28,7 @@ use reqwest::header::{
 };
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, Response, Url};
 
+use super::decision::Decision;
 use super::format::{Format, Message, TemplateError, masakari};
 use super::outcome::{Outcome, OutcomeClass, clip};
 use super::sign::{SecretTextError, SigningSecret, signatures};
@@ -215,7 +217,11 @@ impl Webhook {
         self.judge_format(outcome)
     }
 
-    fn judge_format(&self, outcome: Outcome) -> Outcome {
+    fn judge_format(&self, mut outcome: Outcome) -> Outcome {
+        // What other systems say in their own words is not meant for us.
+        if !matches!(self.format, Format::Native { .. }) {
+            outcome.decision = None;
+        }
         match outcome.status {
             Some(status) if self.format.is_done(status) => Outcome {
                 class: OutcomeClass::Success,
@@ -401,8 +407,12 @@ async fn judge_answer(answer: Response, at: Wall) -> Outcome {
     // Read in any case: what is left unread costs the connection. What goes wrong here changes nothing.
     let body = tokio::time::timeout(BODY_WAIT_MAX, head(answer)).await.unwrap_or_default();
     let highest_token = if class == OutcomeClass::Conflict { highest_token(&body) } else { None };
+    let decision = match class {
+        OutcomeClass::Success => Decision::parse(&body),
+        _ => None,
+    };
     let detail = status.to_string().trim_end_matches(" <unknown status code>").to_owned();
-    Outcome { class, status: Some(status.as_u16()), detail, retry_after, highest_token }
+    Outcome { class, status: Some(status.as_u16()), detail, retry_after, highest_token, decision }
 }
 
 /// The first [`BODY_LEN_MAX`] bytes of the body, or fewer if it breaks off.

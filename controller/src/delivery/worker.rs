@@ -16,13 +16,15 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
-use super::outcome::{Outcome, OutcomeClass};
+use super::outcome::{Outcome, OutcomeClass, clip};
 use super::resend::{self, Open};
 use super::schedule::{BreakerState, NOT_YET_WAIT, Policy, Read, Rescan, Schedule};
 use super::target::Target;
-use super::{DeliveryMetrics, POLL_EVERY, ReceiverStatus, SWEEP_EVERY};
+use super::{DeliveryMetrics, News, POLL_EVERY, ReceiverStatus, SWEEP_EVERY};
 use crate::config::Receiver;
+use crate::crash;
 use crate::event::EventKind;
+use crate::policy::{is_action, is_followed};
 use crate::store::{
     Backlog, Begin, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, Outgoing, Store,
     StoreError, Token,
@@ -48,7 +50,8 @@ pub(super) enum Command {
 enum Job {
     Attempted(Vec<(DeliveryId, Attempt)>),
     Resent(Resent),
-    Finished(DeliveryId, FinishVerdict, Result<Vec<Due>, StoreError>),
+    /// The host is that of an order.
+    Finished(DeliveryId, Option<HostId>, FinishVerdict, Result<Vec<Due>, StoreError>),
     Read(Read, Result<Vec<Due>, StoreError>),
     Backlog(Result<Backlog, StoreError>),
 }
@@ -61,10 +64,21 @@ struct Resent {
 }
 
 enum Attempt {
-    Answered { outcome: Outcome, kind: EventKind, attempt: u32, token: Option<Token> },
+    Answered(Box<Answered>),
     Gone,
     NotYet,
     Refused(StoreError),
+}
+
+/// How an attempt ended, and of what it was one.
+struct Answered {
+    outcome: Outcome,
+    kind: EventKind,
+    host: Option<HostId>,
+    attempt: u32,
+    token: Option<Token>,
+    /// Whether it carried nothing else.
+    alone: bool,
 }
 
 /// Says at most once a second that the store fails.
@@ -115,6 +129,7 @@ pub(super) struct Worker {
     /// Receivers that the store knows and the config does not, with what it has for them.
     strangers: BTreeMap<String, u64>,
     warned: BTreeSet<String>,
+    news: Option<News>,
 }
 
 impl Worker {
@@ -123,6 +138,7 @@ impl Worker {
         store: Arc<dyn Store>,
         targets: BTreeMap<String, Arc<Target>>,
         receivers: &BTreeMap<String, Receiver>,
+        news: Option<News>,
         clock: Arc<dyn Clock>,
         rng_seed: u64,
         metrics: Arc<DeliveryMetrics>,
@@ -153,6 +169,7 @@ impl Worker {
             last: BTreeMap::new(),
             strangers: BTreeMap::new(),
             warned: BTreeSet::new(),
+            news,
         };
         worker.publish();
         worker
@@ -332,7 +349,9 @@ impl Worker {
                         }
                     }
                     Job::Resent(resent) => self.resent(resent),
-                    Job::Finished(id, verdict, answer) => self.finished(id, &verdict, answer, now),
+                    Job::Finished(id, host, verdict, answer) => {
+                        self.finished(id, host, &verdict, answer, now);
+                    }
                     Job::Read(read, answer) => self.read(&read, answer, now),
                     Job::Backlog(answer) => self.backlog(answer),
                 }
@@ -342,9 +361,9 @@ impl Worker {
 
     fn attempted(&mut self, id: DeliveryId, attempt: Attempt, now: Instant) {
         match attempt {
-            Attempt::Answered { outcome, kind, attempt, token } => {
+            Attempt::Answered(answered) => {
                 self.store_failures = 0;
-                self.answered(id, outcome, kind, (attempt, token), now);
+                self.answered(id, *answered, now);
             }
             Attempt::Gone => self.schedule.gone(id, now),
             Attempt::NotYet => self.schedule.postponed(id, NOT_YET_WAIT, now),
@@ -359,14 +378,15 @@ impl Worker {
         }
     }
 
-    fn answered(
-        &mut self,
-        id: DeliveryId,
-        mut outcome: Outcome,
-        kind: EventKind,
-        (attempt, token): (u32, Option<Token>),
-        now: Instant,
-    ) {
+    fn answered(&mut self, id: DeliveryId, answered: Answered, now: Instant) {
+        let Answered { mut outcome, kind, host, attempt, token, alone } = answered;
+        // News is not refused; in company the others are to go alone first, too.
+        if alone && !is_action(kind) {
+            outcome.decision = None;
+        }
+        if let Some(decision) = &outcome.decision {
+            outcome.detail = clip(&format!("{}: {}", outcome.detail, decision.words())).to_owned();
+        }
         // Below our own it contradicts itself, and an event without a token has none to conflict with:
         // a refusal like any other.
         if token.is_none() || outcome.highest_token < token {
@@ -385,6 +405,7 @@ impl Worker {
         }
         let (status, detail) = (outcome.status, outcome.detail);
         let finish = Finish { at, status, detail, verdict };
+        let of_order = host.filter(|_| is_followed(kind));
         let (store, complaint) = (Arc::clone(&self.store), Arc::clone(&self.complaint));
         let mut rng = StdRng::seed_from_u64(self.rng.random());
         let task = self.jobs.spawn(async move {
@@ -397,7 +418,7 @@ impl Worker {
                         failures = failures.saturating_add(1);
                         tokio::time::sleep(STORE_BACKOFF.delay(failures, &mut rng)).await;
                     }
-                    answer => return Job::Finished(id, finish.verdict, answer),
+                    answer => return Job::Finished(id, of_order, finish.verdict, answer),
                 }
             }
         });
@@ -407,18 +428,29 @@ impl Worker {
     fn finished(
         &mut self,
         id: DeliveryId,
+        of_order: Option<HostId>,
         verdict: &FinishVerdict,
         answer: Result<Vec<Due>, StoreError>,
         now: Instant,
     ) {
         match answer {
             Ok(born) => {
+                crash::pass("finished");
+                if let (Some(news), Some(host)) = (&self.news, of_order)
+                    && !matches!(verdict, FinishVerdict::Retry { .. })
+                {
+                    news.tell(host);
+                    crash::pass("told");
+                }
                 if let Some(receiver) = self.schedule.receiver_of(id) {
                     match verdict {
                         FinishVerdict::Delivered => self.metrics.delivered(receiver),
                         FinishVerdict::Dead { reason } => {
                             self.metrics.dead(receiver);
                             log::warn!("delivery {} to {receiver} is given up: {reason}", id.0);
+                        }
+                        FinishVerdict::Vetoed { reason } => {
+                            log::warn!("delivery {} to {receiver} is vetoed: {reason}", id.0);
                         }
                         _ => {}
                     }
@@ -519,6 +551,7 @@ async fn attempt(
     ids: &[DeliveryId],
 ) -> Vec<(DeliveryId, Attempt)> {
     let at = clock.wall();
+    crash::pass("begin");
     // All at once: the store then writes them in one transaction.
     let begun = join_all(ids.iter().map(|id| store.begin_attempt(*id, at))).await;
     let (mut ended, mut going, mut batch) = (Vec::new(), Vec::new(), Vec::new());
@@ -536,10 +569,15 @@ async fn attempt(
     if batch.is_empty() {
         return ended;
     }
+    crash::pass("begun");
     let outcome = target.send(&batch, clock.wall()).await;
+    crash::pass("answered");
+    let alone = batch.len() == 1;
     ended.extend(going.into_iter().zip(batch).map(|(id, outgoing)| {
-        let Outgoing { kind, attempt, token, .. } = outgoing;
-        (id, Attempt::Answered { outcome: outcome.clone(), kind, attempt, token })
+        let Outgoing { kind, host, attempt, token, .. } = outgoing;
+        let outcome = outcome.clone();
+        let answered = Answered { outcome, kind, host, attempt, token, alone };
+        (id, Attempt::Answered(Box::new(answered)))
     }));
     ended
 }

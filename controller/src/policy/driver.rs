@@ -26,13 +26,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::guard::GuardStatus;
 use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
 use super::queue::{self, Queue};
-use super::{Order, Policy, new_row, order_of};
-use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
-use crate::delivery::DeliveryHandle;
+use super::{Order, Policy, is_followed, new_row, order_of};
+use crate::control::{
+    Completion, ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport,
+};
+use crate::crash;
+use crate::delivery::{DeliveryHandle, News};
 use crate::detector::host::{Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
-use crate::event::{EventKind, State};
+use crate::event::{EventKind, IncidentId, State};
 use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
@@ -42,8 +45,11 @@ use crate::store::{
 };
 use crate::view::{Live, LiveId, View};
 
+mod follow;
 mod holds;
 
+use follow::Courses;
+pub use follow::NEWS_MAX;
 pub use holds::{Ask, load_guard};
 
 /// News that waits for the driver.
@@ -73,6 +79,8 @@ pub enum Command {
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
     /// About held orders.
     Holds(Ask),
+    /// A receiver reports how an order of an incident ended.
+    Complete(IncidentId, Completion, oneshot::Sender<Result<(), ControlError>>),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -152,6 +160,8 @@ pub struct Driver {
     pub status: Arc<DriverStatus>,
     /// Who waits how long, and who learns together.
     pub knobs: Arc<AllKnobs>,
+    /// Tells of hosts whose orders something became of, and who hears it.
+    pub news: (News, mpsc::Receiver<HostId>),
 }
 
 struct Running {
@@ -163,6 +173,7 @@ struct Running {
     /// When the present pause ends, on the monotonic clock: a stepped wall clock changes nothing.
     pause_ends: Option<Instant>,
     released_at_start: bool,
+    courses: Courses,
 }
 
 impl Driver {
@@ -194,7 +205,10 @@ impl Driver {
             untold: VecDeque::new(),
             pause_ends,
             released_at_start: false,
+            courses: Courses::default(),
         };
+        // What was under way when the controller stopped goes on.
+        running.courses.search();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut writer = Writer {
@@ -203,6 +217,7 @@ impl Driver {
             view: Arc::clone(&running.d.view),
             clock: Arc::clone(&clock),
             status: Arc::clone(&running.d.status),
+            news: running.d.news.0.clone(),
             throttle: Arc::new(Throttle::new(Duration::from_secs(1))),
             stopping: false,
         };
@@ -231,6 +246,10 @@ impl Driver {
                     Some(notice) => running.hear(notice),
                     None => break,
                 },
+                Some(host) = running.d.news.1.recv() => running.courses.hear(host),
+                () = std::future::ready(()), if running.has_courses_due() => {
+                    running.look_at_courses().await;
+                }
                 Some(command) = commands.recv(), if running.work.has_room() => {
                     running.obey(command).await;
                 }
@@ -339,6 +358,7 @@ impl Running {
             Some(event) => {
                 log::info!("{} {}", event.kind, line(&decision.row, &event));
                 self.work.push(Work::Event(Box::new(event)));
+                crash::pass("decided");
             }
             None if changed => self.work.change(decision.row.id),
             None => {}
@@ -433,6 +453,9 @@ impl Running {
             self.release_own();
         }
         self.look_after_holds(now);
+        if self.d.news.0.missed() {
+            self.courses.search();
+        }
     }
 
     fn end_pause(&mut self, why: &str) {
@@ -477,6 +500,9 @@ impl Running {
             }
             Command::Redrive(what, answer) => drop(answer.send(self.redrive(what).await)),
             Command::Holds(ask) => self.answer(ask),
+            Command::Complete(incident, what, answer) => {
+                self.complete(incident, what, answer).await;
+            }
         }
         self.follow_orders();
     }
@@ -599,6 +625,7 @@ struct Writer {
     view: Arc<View>,
     clock: Arc<dyn Clock>,
     status: Arc<DriverStatus>,
+    news: News,
     throttle: Arc<Throttle>,
     stopping: bool,
 }
@@ -615,14 +642,20 @@ impl Writer {
         let alone: Arc<[HostRow]> =
             rows.iter().filter(|row| !brought.contains(&row.id)).cloned().collect();
         let events: Arc<[NewEvent]> = events.into();
+        crash::pass("append");
         let record = || self.store.record(Arc::clone(&alone), Arc::clone(&events));
         let appended = match self.insist(seed, record).await? {
             Some(appended) => appended,
             None => self.one_by_one(rows, &events, seed).await?,
         };
+        crash::pass("committed");
         for one in appended {
             self.delivery.settled(one.settled);
             self.delivery.wake(one.deliveries);
+        }
+        crash::pass("woken");
+        for event in events.iter().filter(|e| is_followed(e.kind) || e.kind.is_report()) {
+            event.host.into_iter().for_each(|host| self.news.tell(host));
         }
         Ok(())
     }
@@ -671,9 +704,11 @@ impl Writer {
         let kind = order_of(row);
         let incident = row.and_then(|r| r.incident);
         let verdict = Policy::rejudge(row, kind, incident);
+        crash::pass("release");
         let at = self.clock.wall();
         let due = self.insist(seed, || self.store.release(host, verdict.clone(), at)).await?;
         self.delivery.wake(due.unwrap_or_default());
+        self.news.tell(host);
         Ok(())
     }
 

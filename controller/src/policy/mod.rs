@@ -14,9 +14,11 @@
 //! The caller hands in every change of a row, turns by [`Policy::take`] and others by [`Policy::changed`],
 //! lets time pass by [`Policy::step`], and does what [`Policy::orders`] says.
 
+pub mod courses;
 mod domains;
 pub mod driver;
 mod flaps;
+mod follow;
 pub mod guard;
 pub mod holds;
 pub mod placement;
@@ -60,6 +62,18 @@ pub enum Disposition {
         /// Why.
         reason: String,
     },
+    /// Sent only if something else happens first.
+    Later {
+        /// What.
+        reason: String,
+    },
+}
+
+impl Disposition {
+    /// Whether another rule may still decide otherwise.
+    fn is_open(&self) -> bool {
+        matches!(self, Self::Suppress { .. } | Self::Later { .. })
+    }
 }
 
 /// One receiver's verdict.
@@ -319,7 +333,8 @@ impl Policy {
         } else {
             None
         };
-        let verdicts = self.verdicts(row, story.kind, hold.as_deref());
+        let told = story.audience == Audience::Told;
+        let verdicts = self.verdicts(row, story.kind, told, hold.as_deref());
         let mut data = self.describe(row, incident, &story);
         let evidence = serde_json::to_value(transition.evidence).unwrap_or(Value::Null);
         data.insert("evidence".to_owned(), evidence);
@@ -386,10 +401,16 @@ impl Policy {
 
     /// Who is told of an event, and what becomes of it there. Of several rules that choose one receiver
     /// the first that lets it through counts. `hold`: why actions wait.
-    fn verdicts(&self, row: &HostRow, kind: EventKind, hold: Option<&str>) -> Vec<Verdict> {
+    fn verdicts(
+        &self,
+        row: &HostRow,
+        kind: EventKind,
+        told: bool,
+        hold: Option<&str>,
+    ) -> Vec<Verdict> {
         let action = is_action(kind);
         let duplicate = action && row.duplicate;
-        rules::choose(&self.rules, kind, Some(&row.labels), |rule| {
+        rules::choose(&self.rules, kind, Some(&row.labels), told, |rule| {
             if rule.dry_run {
                 Disposition::Suppress { reason: "the rule is a dry run".to_owned() }
             } else if duplicate {
@@ -423,10 +444,11 @@ impl Policy {
         at: Wall,
         rng: &mut R,
     ) -> NewEvent {
-        let verdicts = rules::choose(&self.rules, kind, Some(labels), |rule| match rule.dry_run {
-            true => Disposition::Suppress { reason: "the rule is a dry run".to_owned() },
-            false => Disposition::Act,
-        });
+        let verdicts =
+            rules::choose(&self.rules, kind, Some(labels), false, |rule| match rule.dry_run {
+                true => Disposition::Suppress { reason: "the rule is a dry run".to_owned() },
+                false => Disposition::Act,
+            });
         data.insert("controller".to_owned(), self.signature());
         data.insert("verdicts".to_owned(), json!(verdicts));
         NewEvent {
@@ -462,7 +484,7 @@ impl Policy {
             reason,
             extra: Map::new(),
         };
-        let verdicts = self.verdicts(row, kind, None);
+        let verdicts = self.verdicts(row, kind, false, None);
         let mut data = self.describe(row, row.incident, &story);
         data.extend(extra);
         data.insert("verdicts".to_owned(), json!(verdicts));
@@ -541,8 +563,13 @@ impl Policy {
 }
 
 /// Whether receivers act on it: these are held in doubt.
-pub fn is_action(kind: EventKind) -> bool {
+pub const fn is_action(kind: EventKind) -> bool {
     matches!(kind, EventKind::HostDown | EventKind::HostAgentLost | EventKind::HostUnreachable)
+}
+
+/// Whether somebody follows what becomes of it at a receiver: orders, and what was made of them.
+pub const fn is_followed(kind: EventKind) -> bool {
+    is_action(kind) || matches!(kind, EventKind::IncidentEscalated)
 }
 
 /// The order that a host as it stands would cause: what is held of it is judged against that.
@@ -561,7 +588,7 @@ fn deliveries(verdicts: &[Verdict]) -> Vec<NewDelivery> {
             let hold = match &v.disposition {
                 Disposition::Act => None,
                 Disposition::Hold { reason } => Some(reason.clone()),
-                Disposition::Suppress { .. } => return None,
+                Disposition::Suppress { .. } | Disposition::Later { .. } => return None,
             };
             Some(NewDelivery { receiver: v.receiver.clone(), hold })
         })

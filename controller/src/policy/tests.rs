@@ -15,6 +15,7 @@ fn rule(events: &[EventKind], receiver: &str) -> Rule {
         candidates_same: Vec::new(),
         dry_run: false,
         always: false,
+        plan: Default::default(),
     }
 }
 
@@ -89,7 +90,7 @@ fn an_outage_is_one_incident_from_suspicion_to_recovery() {
     assert!(events.iter().all(|e| e.incident == events[0].incident));
     assert_eq!((end.state, end.incident, end.cause), (State::Alive, None, None));
     assert_eq!(events[2].data["same_boot"], true);
-    assert_eq!((events[2].settle, events[2].audience), (Settle::All, Audience::Told));
+    assert_eq!((events[2].settle.clone(), events[2].audience), (Settle::All, Audience::Told));
     assert_eq!(events[1].settle, Settle::SameReceivers);
 }
 
@@ -195,7 +196,7 @@ fn a_goodbye_closes_the_incident_and_settles_its_orders() {
     let (events, end) =
         play(&mut policy(), row(State::Alive), &[(SUSPECT, 5), ((left, State::Left), 5)]);
     assert_eq!(events[1].kind, EventKind::HostLeft);
-    assert_eq!((events[1].settle, end.incident), (Settle::All, None));
+    assert_eq!((events[1].settle.clone(), end.incident), (Settle::All, None));
     assert_eq!(events[1].data["expected_away_s"], 600);
 }
 
@@ -222,7 +223,7 @@ fn an_unreachable_host_stays_suspect_and_its_return_says_that_the_network_was_cu
 fn an_unreachable_host_that_goes_down_takes_back_what_was_said_of_it() {
     let (events, end) = play(&mut policy(), row(State::Alive), &[(CUT, 5), (DOWN, 5)]);
     assert_eq!(kinds(&events), [EventKind::HostUnreachable, EventKind::HostDown]);
-    assert_eq!((events[1].settle, end.cause), (Settle::All, Some(Cause::Silent)));
+    assert_eq!((events[1].settle.clone(), end.cause), (Settle::All, Some(Cause::Silent)));
     assert_eq!(events[0].incident, events[1].incident);
 }
 

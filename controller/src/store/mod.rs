@@ -94,12 +94,14 @@ pub struct HostRow {
 /// Whose unfinished deliveries an event brings to an end: of those that tell of something that goes on
 /// ([`EventKind::goes_on`]). News of an end is never brought to an end by another: whoever took an order
 /// is owed the word that it is over, in order, however late.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settle {
     /// Nobody's.
     Nothing,
     /// The host's earlier ones at the receivers that get this event: it tells more (suspect → down).
     SameReceivers,
+    /// The host's earlier ones at these receivers: it is asked of others from now on.
+    At(Vec<String>),
     /// All of the host's earlier ones: they are no longer true (recovered, left, forgotten).
     All,
 }
@@ -199,12 +201,21 @@ pub enum DeliveryState {
     Superseded,
     /// Given up; can be redriven.
     Dead,
+    /// The receiver answered that it will not do it, and why.
+    Vetoed,
 }
 
 impl DeliveryState {
     /// Every state.
-    pub const ALL: [Self; 6] =
-        [Self::Held, Self::Pending, Self::Delivered, Self::Cancelled, Self::Superseded, Self::Dead];
+    pub const ALL: [Self; 7] = [
+        Self::Held,
+        Self::Pending,
+        Self::Delivered,
+        Self::Cancelled,
+        Self::Superseded,
+        Self::Dead,
+        Self::Vetoed,
+    ];
 
     /// As it stands in JSON, labels and tables.
     pub const fn as_str(self) -> &'static str {
@@ -215,6 +226,7 @@ impl DeliveryState {
             Self::Cancelled => "cancelled",
             Self::Superseded => "superseded",
             Self::Dead => "dead",
+            Self::Vetoed => "vetoed",
         }
     }
 }
@@ -224,7 +236,7 @@ impl std::str::FromStr for DeliveryState {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| {
-            format!("`{text}` is not a delivery state: use held, pending, delivered, cancelled, superseded or dead")
+            format!("`{text}` is not a delivery state: use held, pending, delivered, cancelled, superseded, dead or vetoed")
         })
     }
 }
@@ -295,6 +307,8 @@ pub struct Outgoing {
     pub event: EventId,
     /// What happened.
     pub kind: EventKind,
+    /// To whom it happened.
+    pub host: Option<HostId>,
     /// Its token.
     pub token: Option<Token>,
     /// The number of this attempt, from 1.
@@ -329,6 +343,11 @@ pub enum FinishVerdict {
     /// Given up.
     Dead {
         /// Why.
+        reason: String,
+    },
+    /// The receiver answered, and will not do it.
+    Vetoed {
+        /// Why, in its words.
         reason: String,
     },
     /// The receiver has seen a higher token (HTTP 409). If it was one of ours for this host, this

@@ -138,9 +138,10 @@ impl Oracle {
         let mut supersedes = Vec::new();
         for id in self.ids() {
             let same_host = new.host.is_some() && self.event(self.d(id).event).host == new.host;
-            let meant = match new.settle {
+            let meant = match &new.settle {
                 Settle::Nothing => false,
                 Settle::All => true,
+                Settle::At(at) => at.contains(&self.d(id).receiver),
                 Settle::SameReceivers => to.iter().any(|(name, _)| *name == self.d(id).receiver),
             };
             let goes_on = self.event(self.d(id).event).kind.goes_on();
@@ -230,6 +231,7 @@ impl Oracle {
         Begin::Go(Outgoing {
             event: EventId(uuid::Uuid::nil()),
             kind: event.kind,
+            host: event.host,
             token: event.token.map(Token),
             attempt,
             body: String::new(),
@@ -263,6 +265,7 @@ impl Oracle {
             _ if d.state != DeliveryState::Pending => {}
             FinishVerdict::Retry { wait } => d.waited += *wait,
             FinishVerdict::Dead { .. } => d.state = DeliveryState::Dead,
+            FinishVerdict::Vetoed { .. } => d.state = DeliveryState::Vetoed,
             FinishVerdict::Conflict { highest } => return Some(self.conflict(id, highest.0)),
         }
         Some(Vec::new())

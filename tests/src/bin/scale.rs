@@ -332,6 +332,7 @@ impl Scale {
             candidates_same: vec!["zone".to_owned()],
             dry_run: false,
             always: false,
+            plan: Default::default(),
         };
         let none = BTreeMap::new();
         let store = Arc::clone(store) as Arc<dyn Store>;
@@ -351,6 +352,7 @@ impl Scale {
             release_at: Instant::FAR,
             status: Arc::clone(status),
             knobs: Arc::new(config.knobs),
+            news: heartwatch_controller::delivery::News::new(1),
         })
     }
 }

@@ -23,7 +23,7 @@ impl Ledger {
         for d in deliveries {
             let has = had.contains(&(d.event.to_string(), d.receiver.clone()));
             let good = match d.state {
-                DeliveryState::Delivered => has,
+                DeliveryState::Delivered | DeliveryState::Vetoed => has,
                 DeliveryState::Cancelled => !has,
                 DeliveryState::Superseded => d.attempts > 0,
                 DeliveryState::Held | DeliveryState::Pending | DeliveryState::Dead => false,

@@ -115,6 +115,7 @@ fn rules() -> Vec<Rule> {
         candidates_same: Vec::new(),
         dry_run: false,
         always: false,
+        plan: Default::default(),
     };
     vec![
         rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], RECEIVERS[0]),

@@ -110,6 +110,7 @@ fn rules() -> Vec<Rule> {
         candidates_same: Vec::new(),
         dry_run: false,
         always,
+        plan: Default::default(),
     };
     vec![
         rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], ORCHESTRATOR, false),

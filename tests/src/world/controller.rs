@@ -219,6 +219,7 @@ impl<'w> ControllerSetup<'w> {
             space: self.space.clone(),
             nice: self.nice,
             args: self.args,
+            env: Vec::new(),
             process: None,
             ready: Ready::default(),
         };
@@ -245,6 +246,7 @@ pub struct Controller {
     space: Option<String>,
     nice: u8,
     args: Vec<String>,
+    env: Vec<(String, String)>,
     process: Option<Process>,
     ready: Ready,
 }
@@ -254,6 +256,11 @@ impl Controller {
     pub async fn start(&mut self) -> Result<()> {
         self.spawn()?;
         self.wait_ready().await
+    }
+
+    /// What its next processes find in their environment beside ours.
+    pub fn set_env(&mut self, env: &[(&str, &str)]) {
+        self.env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     }
 
     /// Starts its process without waiting for anything.
@@ -280,6 +287,7 @@ impl Controller {
             }
         };
         command.arg("run").args(&self.args).arg("--config").arg(&self.config);
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
         self.process = Some(Process::start(&self.name, &mut command, &self.log)?);
         Ok(())
     }

@@ -48,6 +48,8 @@ pub enum Answer {
     Huge(u16),
     /// 200, then the connection breaks in the middle of the body.
     CloseMidBody(u16),
+    /// 200 with this body.
+    Says(String),
     /// 409: this token is the highest that was seen.
     Conflict(u64),
 }
@@ -144,7 +146,10 @@ impl Call {
     pub fn was_accepted(&self) -> bool {
         matches!(
             self.answer,
-            Answer::Status(200..=299) | Answer::Huge(200..=299) | Answer::CloseMidBody(200..=299)
+            Answer::Status(200..=299)
+                | Answer::Huge(200..=299)
+                | Answer::CloseMidBody(200..=299)
+                | Answer::Says(_)
         )
     }
 }
@@ -313,6 +318,7 @@ async fn perform(answer: Answer) -> Response<Body> {
             tokio::time::sleep(wait).await;
             respond(status, Body::from("{}"))
         }
+        Answer::Says(body) => respond(200, Body::from(body)),
         Answer::Hang => std::future::pending().await,
         Answer::Redirect(to) => {
             let mut response = respond(302, Body::empty());

@@ -176,6 +176,16 @@ fn check(head: &str, key: &str, value: Value) -> Result<(), String> {
             receiver.remove("url");
             receiver.insert("command".to_owned(), vec!["/bin/true"].into());
         }
+        ("[[rules]]", "first" | "escalate" | "escalate_acts", _) => {
+            for i in 0..9 {
+                let receiver = table(&mut file, &["receivers", &format!("l{i}")]);
+                receiver.insert("url".to_owned(), "https://other.example/".into());
+            }
+            table(&mut file, &["rules"]).insert("escalate".to_owned(), vec!["l0"].into());
+            if key == "first" {
+                table(&mut file, &["rules"]).remove("escalate");
+            }
+        }
         _ => {}
     }
     table(&mut file, &path(head)).insert(key.to_owned(), value);

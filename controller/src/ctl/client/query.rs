@@ -59,3 +59,12 @@ pub struct HoldsQuery {
     /// Page length.
     pub limit: Option<u64>,
 }
+
+/// Which open outages to list.
+#[derive(Clone, Debug, Default)]
+pub struct IncidentsQuery {
+    /// `next_page` of the answer before.
+    pub page: Option<String>,
+    /// Hosts looked at for a page.
+    pub limit: Option<u64>,
+}

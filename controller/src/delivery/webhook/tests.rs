@@ -33,6 +33,7 @@ fn outgoing() -> Outgoing {
     Outgoing {
         event: EventId(uuid::Uuid::from_u128(7)),
         kind: EventKind::HostDown,
+        host: None,
         token: Some(Token((1 << 32) + 5)),
         attempt: 3,
         body: BODY.to_owned(),

@@ -141,12 +141,17 @@ fn append_one(c: &Connection, epoch: u64, event: &NewEvent) -> Result<Appended, 
         (Some(host), Some(mark)) => Some(mark.next(epoch, host)?),
         _ => None,
     };
-    let ended = match (event.host, event.settle) {
+    let ended = match (event.host, &event.settle) {
         (None, _) | (_, Settle::Nothing) => Vec::new(),
         (Some(host), Settle::All) => unfinished(c, host)?,
         (Some(host), Settle::SameReceivers) => {
             let mut ended = unfinished(c, host)?;
             ended.retain(|e| audience.iter().any(|d| d.receiver == e.receiver));
+            ended
+        }
+        (Some(host), Settle::At(receivers)) => {
+            let mut ended = unfinished(c, host)?;
+            ended.retain(|e| receivers.contains(&e.receiver));
             ended
         }
     };

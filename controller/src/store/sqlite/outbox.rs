@@ -94,7 +94,14 @@ pub(super) fn begin_attempt(c: &Connection, id: DeliveryId, at: Wall) -> Result<
     c.prepare_cached("DELETE FROM attempts WHERE delivery = ?1 AND number <= ?2")?
         .execute(params![int(id.0), i64::from(attempt) - i64::from(ATTEMPTS_LEN_MAX)])?;
     let (event, body) = event(c, row.cursor)?;
-    Ok(Begin::Go(Outgoing { event: event.id, kind: event.kind, token: event.token, attempt, body }))
+    Ok(Begin::Go(Outgoing {
+        event: event.id,
+        kind: event.kind,
+        host: event.host,
+        token: event.token,
+        attempt,
+        body,
+    }))
 }
 
 fn event(c: &Connection, cursor: Cursor) -> Result<(EventRow, String), StoreError> {
@@ -140,6 +147,9 @@ pub(super) fn finish_attempt(
         }
         FinishVerdict::Dead { reason } => {
             set_state(c, id, DeliveryState::Dead, Some(reason), finish.at)?;
+        }
+        FinishVerdict::Vetoed { reason } => {
+            set_state(c, id, DeliveryState::Vetoed, Some(reason), finish.at)?;
         }
         FinishVerdict::Conflict { highest } => {
             return conflict(c, epoch, &row, *highest, finish.at);

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::files::{DB_FILE, EPOCH_FILE};
 use super::{Db, backup, connect, read, roll_back};
+use crate::crash;
 use crate::store::{
     Appended, AttemptRow, Backlog, Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, Due,
     EventRow, Finish, HostRow, NewEvent, Retention, Store, StoreError,
@@ -210,6 +211,7 @@ pub(super) fn run(db: &Db, commands: impl Iterator<Item = Command>) {
         roll_back(&db.c);
         return;
     }
+    crash::pass("commit");
     let committed = db.c.execute_batch("COMMIT").map_err(StoreError::from);
     if committed.is_err() {
         roll_back(&db.c);

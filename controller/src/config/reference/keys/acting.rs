@@ -322,4 +322,36 @@ pub(super) const RULES: &[Key] = &[
         "Never holds what this rule sends, whatever storms, pauses or rates hold elsewhere. Set it for \
          alerts, never for failovers.",
     ),
+    key(
+        "first",
+        List("receivers", 0, 8),
+        "Receivers that must have done what an order asks, one after another, before `receivers` are ordered \
+         to; if one fails or refuses, nobody is. Set it to fence a host before its work is started elsewhere.",
+    ),
+    key(
+        "accept_within",
+        Span("1s", "1d"),
+        "Longest that an order may wait for being accepted before it is escalated. Set it to how long users \
+         may be without service before people must know.",
+    )
+    .off("\"0s\"", "as long as deliveries are tried"),
+    key(
+        "complete_within",
+        Span("1s", "7d"),
+        "Longest that it may take after that until the receiver reports at /v1/incidents/ID/complete that it is \
+         done. Set it for receivers that report; with others every order would be escalated.",
+    )
+    .off("\"0s\"", "accepted is as good as done"),
+    key(
+        "escalate",
+        List("receivers", 0, 8),
+        "Receivers that are turned to, in this order, if nobody did it: told of it, each if the one before \
+         cannot be told. Set it for orders that somebody must know of when they are not done.",
+    ),
+    key(
+        "escalate_acts",
+        Flag,
+        "Orders those to act, under a higher token, where the one before has not. Set it only if receivers \
+         refuse tokens below the highest that they have seen: both may have begun.",
+    ),
 ];

@@ -36,6 +36,7 @@ enum Ending {
     Delivered,
     Retry(u16),
     Dead,
+    Vetoed,
     /// The receiver has seen its own token and this much.
     Conflict(i8),
     Absurd,
@@ -46,6 +47,7 @@ fn ending() -> impl Strategy<Value = Ending> {
         2 => Just(Ending::Delivered),
         2 => any::<u16>().prop_map(Ending::Retry),
         1 => Just(Ending::Dead),
+        1 => Just(Ending::Vetoed),
         3 => (-1i8..6).prop_map(Ending::Conflict),
         1 => Just(Ending::Absurd),
     ]
@@ -53,7 +55,7 @@ fn ending() -> impl Strategy<Value = Ending> {
 
 fn op() -> impl Strategy<Value = Op> {
     let to = proptest::collection::vec((0u8..3, prop::bool::weighted(0.2)), 0..4);
-    let append = (any::<u8>(), 0u8..4, 0u8..3, 0usize..14, 0u8..3, any::<bool>(), to).prop_map(
+    let append = (any::<u8>(), 0u8..4, 0u8..3, 0usize..14, 0u8..4, any::<bool>(), to).prop_map(
         |(id, host, incident, kind, settle, told, to)| Op::Append {
             id,
             host,
@@ -83,7 +85,9 @@ fn new_event(op: &Op) -> NewEvent {
     let mut new = event(u128::from(*id) + 1, EventKind::ALL[*kind], &[]);
     new.host = (*h > 0).then(|| host(*h));
     new.incident = (*i > 0).then(|| incident(u128::from(*i)));
-    new.settle = [Settle::Nothing, Settle::SameReceivers, Settle::All][usize::from(*settle)];
+    let at = Settle::At(vec![RECEIVERS[0].to_owned()]);
+    let settles = [Settle::Nothing, Settle::SameReceivers, Settle::All, at];
+    new.settle = settles[usize::from(*settle)].clone();
     new.audience = if *told { Audience::Told } else { Audience::All };
     new.row = (*h > 0).then(|| row(*h));
     new.deliveries = to
@@ -116,6 +120,7 @@ fn step(db: &Db, oracle: &mut Oracle, op: &Op) {
                 Ending::Retry(ms) => {
                     FinishVerdict::Retry { wait: Duration::from_millis((*ms).into()) }
                 }
+                Ending::Vetoed => FinishVerdict::Vetoed { reason: "no".to_owned() },
                 Ending::Dead => FinishVerdict::Dead { reason: "gone".to_owned() },
                 Ending::Conflict(more) => FinishVerdict::Conflict {
                     highest: Token(own.saturating_add_signed((*more).into())),
