@@ -30,7 +30,7 @@
 //! | *attempt* | one request, or run of a command, for a delivery or several; *outcome*: how it ended |
 //! | *verdict* | what becomes of an event at a receiver; *hold*: an action kept back, with its reason |
 //! | *domain* | hosts that share a fate: rack, zone, power tree, fleet; *storm*: too many of one are silent |
-//! | *order* | the action that a host's fall asks for; what may hold it: `policy::guard` |
+//! | *order* | the action that a host's fall asks for; held by `policy::guard`; *course*: what follows it |
 //! | *token* | fencing number, rising per host; *dead letter*: a delivery that was given up |
 //! | *context* | calm or disturbed: whether a host's last beats came as usual |
 //! | *doubt* | the controller distrusts its own eyes; *blind*: for too long, so actions are held |

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use super::problem::PROBLEM_JSON;
 use super::testing::*;
 use super::types::{EventsPage, HostsPage, StatusJson, WhyJson};
-use crate::event::{EventKind, State};
+use crate::event::{EventKind, IncidentId, State};
 use crate::store::{DeliveryState, HostRow};
 
 mod refusals;
@@ -121,6 +121,47 @@ async fn held_orders_are_listed_and_an_operators_word_reaches_the_policy() {
     assert_eq!((words[1].0, &words[1].1), ("reject", &Target::Domain(rack)));
     let nothing = act(&world, Method::POST, "/v1/holds/host-1/approve", &body).await;
     assert_eq!(nothing.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn open_outages_are_listed_with_their_orders_and_reported_on() {
+    let world = World::new();
+    fleet(&world, 5);
+    let incident = IncidentId(crate::api::testing::uuid(1));
+    let row = HostRow { incident: Some(incident), ..host_row(3, State::Down) };
+    world.view.upsert(row, None);
+    let host = HostId([3; 16]);
+    let superseded = delivery(1, host, DeliveryState::Superseded);
+    world.store.deliveries.lock().unwrap().push(superseded);
+    world.store.deliveries.lock().unwrap().push(delivery(2, host, DeliveryState::Delivered));
+    let page = good(&world, "/v1/incidents?open=true").await;
+    let one = &page["incidents"][0];
+    assert_eq!(
+        (&one["name"], &one["stage"], &one["token"]),
+        (&json!("host-3"), &json!("accepted"), &json!(2))
+    );
+    assert_eq!((one["orders"].as_array().unwrap().len(), &page["next_page"]), (2, &Value::Null));
+    let path = format!("/v1/incidents/{incident}");
+    assert_eq!(good(&world, &path).await["orders"][1]["reported"], Value::Null);
+
+    let path = format!("{path}/complete");
+    let done = json!({"token": 2, "reason": "runs on host-1"});
+    assert_eq!(act(&world, Method::POST, &path, &done).await.status, StatusCode::NO_CONTENT);
+    let failed = json!({"token": 2, "result": "failed", "receiver": "orchestrator"});
+    assert_eq!(act(&world, Method::POST, &path, &failed).await.status, StatusCode::NO_CONTENT);
+    let taken = world.control.completed.lock().unwrap().clone();
+    assert_eq!((taken[0].0, taken[0].1.failed, taken[1].1.failed), (incident, false, true));
+    let stale = act(&world, Method::POST, &path, &json!({"token": 1})).await;
+    assert_eq!((stale.status, &stale.json()["highest_token"]), (StatusCode::CONFLICT, &json!(2)));
+    for bad in [json!({"token": 2, "reason": "a\nb"}), json!({"token": 2, "why": "x"}), json!({})] {
+        let status = act(&world, Method::POST, &path, &bad).await.status;
+        assert!(status.is_client_error(), "{bad}: {status}");
+    }
+    for unknown in ["/v1/incidents/nonsense", "/v1/incidents/00000000-0000-0000-0000-000000000009"]
+    {
+        assert_eq!(get(&world, unknown).await.status, StatusCode::NOT_FOUND, "{unknown}");
+    }
+    assert_eq!(get(&world, "/v1/incidents?open=false").await.status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use super::*;
 use crate::api::testing::{TOKEN, World, delivery, event, host_row};
 use crate::api::types::WhyJson;
 use crate::event::{EventKind, State};
-use crate::store::DeliveryState;
+use crate::store::{DeliveryState, HostRow};
 
 /// A world whose API is served on a real socket.
 struct Served {
@@ -481,6 +481,26 @@ fn the_story_says_what_each_knob_did_to_the_margin() {
         let known = pending.split("WHAT THE CONTROLLER DOUBTS").next().unwrap();
         assert!(!known.contains(absent), "{absent}\nis in\n{known}");
     }
+}
+
+#[test]
+fn open_outages_are_readable_and_reported_on() {
+    let served = Served::new();
+    assert!(served.good(&["incidents"]).contains("No outage is open."));
+    let incident = crate::event::IncidentId(crate::api::testing::uuid(1));
+    let row = HostRow { incident: Some(incident), ..host_row(3, State::Down) };
+    served.world.view.upsert(row, None);
+    assert!(served.good(&["incidents", "list"]).contains("opened"));
+    let id = incident.to_string();
+    assert!(served.good(&["incidents", "show", &id]).contains("Nobody was ordered"));
+    let order = delivery(2, HostId([3; 16]), DeliveryState::Delivered);
+    served.world.store.deliveries.lock().unwrap().push(order);
+    let text = served.good(&["incidents", "show", &id]);
+    assert!(text.contains("Its orders: accepted.") && text.contains("orchestrator"), "{text}");
+    let text = served.good(&["incidents", "complete", &id, "--token", "2", "--reason", "done"]);
+    assert!(text.contains("reported as completed"), "{text}");
+    let error = served.run(&["incidents", "complete", &id, "--token", "1", "--failed"]);
+    assert!(chain(&error.unwrap_err()).contains("another order counts"));
 }
 
 #[test]

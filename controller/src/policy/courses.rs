@@ -223,7 +223,7 @@ pub fn look(
     }
     let mut again: Option<Instant> = None;
     let mut done = true;
-    let mut failed = None;
+    let mut failed = taken_back(route, facts, stage);
     for row in rows {
         let progress = progress(row, facts, plan);
         let ordered = progress == Progress::Ordered;
@@ -279,6 +279,17 @@ fn stage_of<'a>(route: Route<'_>, facts: Facts<'a>) -> Option<(Stage, Vec<&'a De
         return Some((Stage::Receivers, rows));
     }
     at(&route.plan.first).map(|(i, row)| (Stage::First(i), row))
+}
+
+/// Whether a step that was done, and went on to this one, was reported as failed since.
+fn taken_back(route: Route<'_>, facts: Facts<'_>, stage: Stage) -> Option<String> {
+    let Stage::First(at) = stage else { return None };
+    let failed = |receiver: &&String| {
+        let row = newest(facts, facts.kind, receiver);
+        row.and_then(|row| report_of(row, facts.events)) == Some(Reported::Failed)
+    };
+    let who = route.plan.first.iter().take(at).find(failed)?;
+    Some(format!("`{who}` failed: it says so"))
 }
 
 /// The newest delivery of this kind to a receiver; an order is journaled again under a higher token at times.

@@ -13,6 +13,7 @@ use crate::machine;
 
 mod agent;
 mod bare;
+mod delivery;
 mod dispatcher;
 mod expiry;
 mod ingest;
@@ -167,6 +168,11 @@ pub const BENCHES: &[Bench] = &[
         name: "restart",
         what: "kill -9 and start again while a million hosts beat",
         run: restart::run,
+    },
+    Bench {
+        name: "delivery",
+        what: "10,000 outages in a minute, told to four receivers of mixed health, while hosts beat",
+        run: delivery::run,
     },
     Bench { name: "agent", what: "what an agent costs its host", run: agent::run },
     Bench {

@@ -12,7 +12,7 @@ use heartwatch_common::time::Instant;
 use super::prepared;
 use crate::fleet::{First, Mass, MassSetup, count};
 use crate::machine;
-use crate::world::{Api, Controller, World, eventually, now, number};
+use crate::world::{Api, Controller, ControllerSetup, World, eventually, now, number};
 
 /// How long a whole fleet may take to become known and its joining to be journaled.
 const JOIN_MAX: Duration = Duration::from_secs(600);
@@ -100,8 +100,17 @@ pub struct Stage<'w> {
 impl<'w> Stage<'w> {
     /// Starts a controller, without hosts.
     pub async fn controller(world: &'w World, setup: &StageSetup) -> Result<Controller> {
+        Self::controller_with(world, setup, |controller| controller).await
+    }
+
+    async fn controller_with(
+        world: &'w World,
+        setup: &StageSetup,
+        more: impl FnOnce(ControllerSetup<'w>) -> ControllerSetup<'w>,
+    ) -> Result<Controller> {
         let top = format!("shards = {}\ngro = {}\nlog_level = \"warn\"", setup.shards, setup.gro);
-        Self::on_its_core(setup, world.controller().only_top(&top).nice(STEPS).start()).await
+        let controller = more(world.controller().only_top(&top).nice(STEPS));
+        Self::on_its_core(setup, controller.start()).await
     }
 
     /// Has a controller started on its core: what this thread starts inherits it.
@@ -118,7 +127,16 @@ impl<'w> Stage<'w> {
 
     /// Starts a controller that knows the hosts, and the hosts, and waits until every one is alive.
     pub async fn raise(world: &'w World, setup: StageSetup) -> Result<Self> {
-        let mut controller = Self::controller(world, &setup).await?;
+        Self::raise_with(world, setup, |controller| controller).await
+    }
+
+    /// The same, with more in the controller's config.
+    pub async fn raise_with(
+        world: &'w World,
+        setup: StageSetup,
+        more: impl FnOnce(ControllerSetup<'w>) -> ControllerSetup<'w>,
+    ) -> Result<Self> {
+        let mut controller = Self::controller_with(world, &setup, more).await?;
         controller.pin_ports()?;
         controller.stop().await?;
         let gentle = setup.interval.max(Duration::from_secs_f64(setup.hosts as f64 / GENTLE_PER_S));
