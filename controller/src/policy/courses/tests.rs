@@ -325,8 +325,8 @@ fn play(seed: u64) -> World {
                 let at = pending[rng.random_range(0..pending.len())];
                 let states = [DeliveryState::Delivered, DeliveryState::Dead, DeliveryState::Vetoed];
                 let odds: usize = rng.random_range(0..6);
-                let receiver = w.deliveries[at].receiver.clone();
-                w.set(&receiver, states[odds.saturating_sub(3)]);
+                let row = &mut w.deliveries[at];
+                (row.state, row.changed_ms) = (states[odds.saturating_sub(3)], w.wall);
             }
             1 => {
                 let at = rng.random_range(0..w.deliveries.len());
