@@ -283,8 +283,8 @@ pub struct DetectorConfig {
     pub forget_after: Duration,
 }
 
-/// See [`RawRule`], field by field.
-#[derive(Clone, Debug)]
+/// See [`RawRule`], field by field. The default tells nobody of nothing: tests fill in what they are about.
+#[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "each field is documented in RawRule under the same name")]
 pub struct Rule {
     pub name: String,

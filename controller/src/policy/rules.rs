@@ -59,9 +59,8 @@ mod tests {
             labels: pool.map(|p| ("pool".to_owned(), p.to_owned())).into_iter().collect(),
             events: [EventKind::HostDown].into(),
             receivers: receivers.iter().map(|r| (*r).to_owned()).collect(),
-            candidates_same: Vec::new(),
             dry_run,
-            always: false,
+            ..Rule::default()
         }
     }
 

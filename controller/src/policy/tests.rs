@@ -9,12 +9,9 @@ use std::time::Duration;
 fn rule(events: &[EventKind], receiver: &str) -> Rule {
     Rule {
         name: format!("to {receiver}"),
-        labels: BTreeMap::new(),
         events: events.iter().copied().collect(),
         receivers: vec![receiver.to_owned()],
-        candidates_same: Vec::new(),
-        dry_run: false,
-        always: false,
+        ..Rule::default()
     }
 }
 

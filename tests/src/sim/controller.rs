@@ -109,12 +109,9 @@ pub(super) struct SimController {
 fn rules() -> Vec<Rule> {
     let rule = |name: &str, events: &[EventKind], receiver: &str| Rule {
         name: name.to_owned(),
-        labels: BTreeMap::new(),
         events: events.iter().copied().collect(),
         receivers: vec![receiver.to_owned()],
-        candidates_same: Vec::new(),
-        dry_run: false,
-        always: false,
+        ..Rule::default()
     };
     vec![
         rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], RECEIVERS[0]),

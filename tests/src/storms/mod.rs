@@ -104,12 +104,10 @@ struct World {
 fn rules() -> Vec<Rule> {
     let rule = |name: &str, events: &[EventKind], receiver: &str, always| Rule {
         name: name.to_owned(),
-        labels: BTreeMap::new(),
         events: events.iter().copied().collect(),
         receivers: vec![receiver.to_owned()],
-        candidates_same: Vec::new(),
-        dry_run: false,
         always,
+        ..Rule::default()
     };
     vec![
         rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], ORCHESTRATOR, false),
