@@ -16,6 +16,7 @@
 
 mod domains;
 pub mod driver;
+pub mod expression;
 mod flaps;
 pub mod guard;
 pub mod holds;
