@@ -20,6 +20,7 @@ pub mod expression;
 mod flaps;
 pub mod guard;
 pub mod holds;
+pub mod hours;
 pub mod placement;
 pub mod queue;
 pub mod rules;
