@@ -389,6 +389,7 @@ impl Store for TestStore {
     async fn release(
         &self,
         _: HostId,
+        _: crate::store::Receivers,
         _: Result<(), String>,
         _: Wall,
     ) -> Result<Vec<Due>, StoreError> {

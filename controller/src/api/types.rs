@@ -302,6 +302,9 @@ pub struct RuleSummary {
     pub name: String,
     /// Labels that a host must have.
     pub labels: BTreeMap<String, String>,
+    /// Its label expression, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expression: Option<String>,
     /// Event kinds.
     pub events: Vec<EventKind>,
     /// Names of receivers.
@@ -339,6 +342,7 @@ impl From<&Config> for ConfigSummary {
                 .map(|r| RuleSummary {
                     name: r.name.clone(),
                     labels: r.labels.clone(),
+                    expression: r.expression.as_ref().map(ToString::to_string),
                     events: r.events.iter().copied().collect(),
                     receivers: r.receivers.clone(),
                     dry_run: r.dry_run,

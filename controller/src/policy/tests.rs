@@ -6,6 +6,8 @@ use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+mod waits;
+
 fn rule(events: &[EventKind], receiver: &str) -> Rule {
     Rule {
         name: format!("to {receiver}"),
@@ -320,7 +322,7 @@ fn a_flapping_host_is_one_incident_and_not_a_stream() {
     assert!(event.deliveries[0].hold.as_ref().unwrap().contains("flapping"));
     p.step(now + Duration::from_secs(121));
     let orders = p.orders(|_| None, Wall(0), &mut rng);
-    assert!(orders.contains(&Order::Release(HostId([1; 16]))), "{orders:?}");
+    assert!(orders.contains(&Order::Release(HostId([1; 16]), Vec::new())), "{orders:?}");
 }
 
 #[test]
@@ -348,7 +350,7 @@ fn an_operators_word_is_an_event_of_the_host() {
     let Order::Event(event) = &orders[0] else { panic!("{orders:?}") };
     assert_eq!((event.kind, event.host), (EventKind::HoldApproved, Some(down.id)));
     assert_eq!(event.data["reason"], "ann approved its held order: it burns");
-    assert_eq!(orders[1], Order::Release(down.id));
+    assert_eq!(orders[1], Order::Release(down.id, Vec::new()));
     assert_eq!(p.approve(&target, &word, Some(&down), Wall(9), &mut rng).released, 0);
 }
 

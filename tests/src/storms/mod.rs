@@ -25,10 +25,11 @@ use heartwatch_controller::detector::host::{Evidence, Transition, Turn};
 use heartwatch_controller::event::{Cause, EventKind, State};
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
-use heartwatch_controller::policy::{Author, Order, Policy, order_of};
+use heartwatch_controller::policy::{Author, Order, Part, Policy, order_of};
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
     Begin, DeliveryFilter, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, HostRow, NewEvent,
+    Receivers,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -73,7 +74,8 @@ pub struct Report {
 enum Work {
     Event(Box<NewEvent>),
     Row(HostId),
-    Release(HostId),
+    Release(HostId, Vec<String>),
+    Part(Box<Part>),
     Cancel(HostId, String),
 }
 
@@ -245,7 +247,8 @@ impl World {
         for order in policy.orders(|host| rows.get(&host).cloned(), wall, &mut self.rng) {
             self.work.push_back(match order {
                 Order::Event(event) => Work::Event(event),
-                Order::Release(host) => Work::Release(host),
+                Order::Release(host, but) => Work::Release(host, but),
+                Order::Part(part) => Work::Part(part),
                 Order::Cancel(host, why) => Work::Cancel(host, why),
             });
         }
@@ -271,14 +274,22 @@ impl World {
                     self.db.save_hosts(row.as_slice()).expect("memory has room");
                     Vec::new()
                 }
-                Work::Release(host) => {
+                Work::Release(host, but) => {
                     let row = self.rows.get(&host);
                     let verdict = Policy::rejudge(row, order_of(row), row.and_then(|r| r.incident));
-                    self.db.release(host, verdict, wall).expect("memory has room")
+                    let which = Receivers::AllBut(but);
+                    self.db.release(host, &which, verdict, wall).expect("memory has room")
+                }
+                Work::Part(part) => {
+                    let row = self.rows.get(&part.host);
+                    let still = || Policy::rejudge(row, part.kind, part.incident);
+                    let verdict = part.go.and_then(|()| still());
+                    let which = Receivers::Only(part.receiver);
+                    self.db.release(part.host, &which, verdict, wall).expect("memory has room")
                 }
                 Work::Cancel(host, why) => {
                     self.promises.rejected(host);
-                    self.db.release(host, Err(why), wall).expect("memory has room")
+                    self.db.release(host, &Receivers::All, Err(why), wall).expect("memory has room")
                 }
             };
             for one in due {
@@ -389,7 +400,7 @@ impl World {
         for delivery in promises::deliveries(&self.db, held) {
             let Some(host) = delivery.host else { continue };
             let held_for = Duration::from_millis((wall.0 - delivery.created_ms.0) as u64);
-            policy.restore(host, self.rows.get(&host), held_for);
+            policy.restore(&delivery, self.rows.get(&host), held_for);
         }
         let saved = self.db.get("guard").expect("reading works");
         policy.resume(saved.as_deref(), wall).expect("what was saved can be read");
