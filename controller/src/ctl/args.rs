@@ -69,6 +69,8 @@ pub(super) enum Command {
     Redrive(Redrive),
     /// Lists held orders, or approves or rejects them.
     Holds(super::holds::Holds),
+    /// Shows what each rule does and whom it means, or tells what rules would do.
+    Rules(super::rules::Rules),
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

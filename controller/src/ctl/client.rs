@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::WordBody;
+use crate::api::types::{SupposeBody, WordBody};
 use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun};
 
 mod error;
@@ -313,6 +313,17 @@ impl Client {
         given(&mut pairs, "domain", domain);
         let path: Vec<&str> = ["v1", "holds"].into_iter().chain(host).chain([verb]).collect();
         let request = self.request(Method::POST, &path, &pairs).bearer_auth(token.trim());
+        self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
+    }
+
+    /// `GET /v1/rules`: a [`crate::control::RulesReport`].
+    pub async fn rules(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "rules"], &Vec::new()).await
+    }
+
+    /// `POST /v1/rules/test`: a [`crate::control::Foresight`]. Needs no token, as it changes nothing.
+    pub async fn test_rules(&self, body: &SupposeBody) -> Result<Value, ClientError> {
+        let request = self.request(Method::POST, &["v1", "rules", "test"], &Vec::new());
         self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
     }
 

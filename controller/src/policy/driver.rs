@@ -43,8 +43,10 @@ use crate::store::{
 use crate::view::{Live, LiveId, View};
 
 mod holds;
+mod rules;
 
 pub use holds::{Ask, load_guard};
+pub use rules::AskRules;
 
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
@@ -73,6 +75,8 @@ pub enum Command {
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
     /// About held orders.
     Holds(Ask),
+    /// About rules.
+    Rules(AskRules),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -477,6 +481,7 @@ impl Running {
             }
             Command::Redrive(what, answer) => drop(answer.send(self.redrive(what).await)),
             Command::Holds(ask) => self.answer(ask),
+            Command::Rules(ask) => self.answer_of_rules(ask),
         }
         self.follow_orders();
     }

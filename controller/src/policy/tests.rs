@@ -6,6 +6,7 @@ use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+mod question;
 mod waits;
 
 fn rule(events: &[EventKind], receiver: &str) -> Rule {

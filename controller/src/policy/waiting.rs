@@ -313,6 +313,11 @@ impl Policy {
         Some((choice.rule, self.waits.key(row.id, &held.receiver)?))
     }
 
+    /// How much waits for each rule.
+    pub fn waiting(&self) -> Vec<u64> {
+        self.waits.counts(self.rules.len())
+    }
+
     /// What rules keep back of a host; `at`: what the wall clock says now.
     pub fn waits_of(&self, host: HostId, at: Wall) -> Vec<WaitStatus> {
         let shown = |(key, wait): (Key, &Wait)| {

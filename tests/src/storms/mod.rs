@@ -23,6 +23,7 @@ use heartwatch_controller::config::Rule;
 use heartwatch_controller::control::Pause;
 use heartwatch_controller::detector::host::{Evidence, Transition, Turn};
 use heartwatch_controller::event::{Cause, EventKind, State};
+use heartwatch_controller::policy::expression::Expression;
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
 use heartwatch_controller::policy::{Author, Order, Part, Policy, order_of};
@@ -37,10 +38,12 @@ use rand::rngs::StdRng;
 use crate::invariants::Violation;
 use fleet::Host;
 use promises::Promises;
-use story::{Happening, Plan};
+use story::{Happening, Patience, Plan};
 
 /// Where failovers go; never told `always`.
 const ORCHESTRATOR: &str = "orchestrator";
+/// Where failovers go only after a delay, within some hours, and at a rate, as the seed says.
+const PATIENT: &str = "patient";
 /// Who is told of everything, at once.
 const PAGER: &str = "pager";
 /// Things happen before this; then the world must heal.
@@ -103,7 +106,7 @@ struct World {
     story: Vec<String>,
 }
 
-fn rules() -> Vec<Rule> {
+fn rules(patience: &Patience) -> Vec<Rule> {
     let rule = |name: &str, events: &[EventKind], receiver: &str, always| Rule {
         name: name.to_owned(),
         events: events.iter().copied().collect(),
@@ -111,8 +114,17 @@ fn rules() -> Vec<Rule> {
         always,
         ..Rule::default()
     };
+    let both = [EventKind::HostDown, EventKind::HostRecovered];
+    let patient = Rule {
+        expression: Some(Expression::parse("not rack or rack ~ \"r*\"").expect("it is one")),
+        delay: patience.delay,
+        hours: patience.hours.clone(),
+        rate: patience.rate,
+        ..rule("patient", &both, PATIENT, false)
+    };
     vec![
-        rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], ORCHESTRATOR, false),
+        rule("failover", &both, ORCHESTRATOR, false),
+        patient,
         rule("everything", &EventKind::ALL, PAGER, true),
     ]
 }
@@ -122,7 +134,9 @@ const ORIGIN: Instant = Instant::from_millis(100_000_000);
 impl World {
     fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x5702);
-        let plan = Plan::draw(&mut rng);
+        // Drawn apart, so that what befalls the fleet does not depend on it.
+        let patience = Patience::draw(&mut StdRng::seed_from_u64(seed ^ 0x9A71));
+        let plan = Plan { patience, ..Plan::draw(&mut rng) };
         let hosts = fleet::draw(&plan, &mut rng);
         let mut world = Self {
             now: ORIGIN,
@@ -139,7 +153,7 @@ impl World {
             receiver_down: false,
             work: VecDeque::new(),
             due: BTreeMap::new(),
-            promises: Promises::new(plan.guard.clone()),
+            promises: Promises::new(plan.guard.clone(), plan.patience.clone()),
             trace: blake3::Hasher::new(),
             story: Vec::new(),
             hosts,
@@ -301,9 +315,11 @@ impl World {
 
     /// A delivery is let go.
     fn ordered(&mut self, due: &Due) {
-        let Some(host) = due.host.filter(|_| due.receiver == ORCHESTRATOR) else { return };
+        let Some(host) = due.host.filter(|_| due.receiver != PAGER) else { return };
         let Some(row) = self.rows.get(&host).filter(|r| r.state == State::Down) else { return };
-        if row.cause == Some(Cause::Silent) {
+        if due.receiver == PATIENT && row.cause == Some(Cause::Silent) {
+            self.promises.patient(row, self.now, self.wall());
+        } else if row.cause == Some(Cause::Silent) {
             self.promises.acted(host, &self.hosts, &self.index, &self.rows, self.now);
         }
     }
@@ -317,6 +333,13 @@ impl World {
             let Some(due) = self.due.get(&id).cloned() else { continue };
             match self.db.begin_attempt(id, wall).expect("memory has room") {
                 Begin::Go(outgoing) => {
+                    if due.receiver == PATIENT
+                        && let Some(host) = due.host
+                    {
+                        let row = self.rows.get(&host);
+                        self.promises.sent_late(host, outgoing.kind, outgoing.event, row);
+                        self.tell(format!("patient <- {} {host}", outgoing.kind));
+                    }
                     if due.receiver == ORCHESTRATOR
                         && let Some(host) = due.host
                     {
@@ -377,6 +400,9 @@ impl World {
             Target::Domain(_) => None,
         };
         let Some(policy) = &mut self.policy else { return };
+        if let Target::Host(host) = target {
+            self.promises.spoken_of(*host);
+        }
         let rng = &mut self.rng;
         let report = match approves {
             true => policy.approve(target, &word, row.as_ref(), wall, rng),
@@ -392,7 +418,7 @@ impl World {
     fn start_controller(&mut self) {
         let (now, wall) = (self.now, self.wall());
         let author = Author { id: ControllerId(1), name: "simulated".to_owned() };
-        let mut policy = Policy::guarded(author, rules(), self.plan.guard.clone());
+        let mut policy = Policy::guarded(author, rules(&self.plan.patience), self.plan.guard.clone());
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         self.rows.values().for_each(|row| policy.register(row, now, wall));

@@ -8,39 +8,39 @@ use crate::store::{DeliveryId, DeliveryRow, DeliveryState};
 use jiff::tz::TimeZone;
 
 /// A Monday, 07:00 UTC.
-const MONDAY: Wall = Wall(1_772_434_800_000);
-const HOUR: i64 = 3_600_000;
+pub(super) const MONDAY: Wall = Wall(1_772_434_800_000);
+pub(super) const HOUR: i64 = 3_600_000;
 
-fn author() -> Author {
+pub(super) fn author() -> Author {
     Author { id: ControllerId(1), name: "c".to_owned() }
 }
 
-fn host(n: u8) -> HostId {
+pub(super) fn host(n: u8) -> HostId {
     HostId([n; 16])
 }
 
-fn secs(s: u64) -> Instant {
+pub(super) fn secs(s: u64) -> Instant {
     Instant::from_millis(1_000_000 + s * 1_000)
 }
 
-fn delayed(receiver: &str, delay: u64) -> Rule {
+pub(super) fn delayed(receiver: &str, delay: u64) -> Rule {
     Rule { delay: Duration::from_secs(delay), ..rule(&[EventKind::HostDown], receiver) }
 }
 
-fn at_hours(receiver: &str, outside: Outside) -> Rule {
+pub(super) fn at_hours(receiver: &str, outside: Outside) -> Rule {
     let hours = Hours::parse("Mon-Fri 08:00-18:00", TimeZone::UTC).unwrap();
     Rule { hours: Some(hours), outside, ..rule(&EventKind::ALL, receiver) }
 }
 
 /// A fall, a return, or what else of host `n` at a moment; answers its row and event.
-fn happens(p: &mut Policy, row: &HostRow, t: (Turn, State), at: Instant, wall: Wall) -> Decision {
+pub(super) fn happens(p: &mut Policy, row: &HostRow, t: (Turn, State), at: Instant, wall: Wall) -> Decision {
     let mut rng = StdRng::seed_from_u64(at.0 ^ u64::from(row.id.0[0]));
     let t = Transition { host: row.id, at, ..turn(t.0, t.1, 5) };
     p.take(row, &t, wall, |_| Vec::new(), &mut rng)
 }
 
 /// What becomes of what was held, at a moment.
-fn orders(p: &mut Policy, row: &HostRow, at: Instant, wall: Wall) -> Vec<Order> {
+pub(super) fn orders(p: &mut Policy, row: &HostRow, at: Instant, wall: Wall) -> Vec<Order> {
     p.step(at);
     let rows = |id| (id == row.id).then(|| row.clone());
     p.orders(rows, wall, &mut StdRng::seed_from_u64(9))
@@ -59,7 +59,7 @@ fn held(event: &NewEvent) -> Vec<(&str, bool)> {
     event.deliveries.iter().map(|d| (d.receiver.as_str(), d.hold.is_some())).collect()
 }
 
-fn alive(n: u8) -> HostRow {
+pub(super) fn alive(n: u8) -> HostRow {
     HostRow { id: host(n), ..row(State::Alive) }
 }
 
