@@ -29,8 +29,8 @@ mod rules;
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
-pub use rules::{Outside, RawMatch};
 pub use receivers::{Kind, RawFormat, RawKind, RawReceiver, Receiver, TemplateConfig};
+pub use rules::{Outside, RawMatch};
 
 const fn ms(n: u64) -> Span {
     Span(Duration::from_millis(n))

@@ -23,8 +23,8 @@ use crate::store::{DeliveryId, StoreError};
 mod receivers;
 mod rules;
 
-pub use rules::{RuleStatus, RulesReport};
 pub use receivers::{BEHIND_AFTER, Health, ReceiverReport, TestBegun};
+pub use rules::{RuleStatus, RulesReport};
 
 /// Most hosts in one import.
 pub const IMPORT_LEN_MAX: usize = 100_000;

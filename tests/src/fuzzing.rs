@@ -15,8 +15,8 @@ use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{self, Ack, DATAGRAM_LEN_MAX, Datagram, Header, Message, TAG_LEN};
 use heartwatch_controller::config::RawConfig;
-use heartwatch_controller::policy::expression::Expression;
 use heartwatch_controller::ingest::admit::{Newest, Past, admit, nonce_of, prove};
+use heartwatch_controller::policy::expression::Expression;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 

@@ -434,7 +434,8 @@ async fn rules_are_listed_and_asked_without_a_token() {
     assert_eq!(report["rules"][0]["hosts"], 7);
     assert_eq!(report["warnings"][0]["rules"][0], "failover");
     let ask = async |body: Value| {
-        let request = Request::post("/v1/rules/test").header(header::CONTENT_TYPE, "application/json");
+        let request =
+            Request::post("/v1/rules/test").header(header::CONTENT_TYPE, "application/json");
         send(&world, request.body(Body::from(body.to_string())).unwrap()).await
     };
     let answer = ask(json!({"host": "host-2", "as": "down", "at_ms": 77})).await;

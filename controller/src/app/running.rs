@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::pacing::Shown;
 use crate::config::Rule;
 use crate::control::{
-    Control, ControlError, Doubt, DoubtReason, FREEZE, Foresight, Freeze, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport,
-    RulesReport, ShardStatus, Status, Target, TestBegun, WaitStatus, Word,
+    Control, ControlError, Doubt, DoubtReason, FREEZE, Foresight, Freeze, HoldReport, HoldStatus,
+    HoldsPage, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive,
+    RedriveReport, RulesReport, ShardStatus, Status, Target, TestBegun, WaitStatus, Word,
 };
 use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;

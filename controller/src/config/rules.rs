@@ -39,7 +39,9 @@ impl<'de> Deserialize<'de> for RawMatch {
             type Value = RawMatch;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a table such as { pool = \"db\" }, or a text such as \"pool in (db, cache)\"")
+                f.write_str(
+                    "a table such as { pool = \"db\" }, or a text such as \"pool in (db, cache)\"",
+                )
             }
 
             fn visit_str<E>(self, text: &str) -> Result<RawMatch, E> {
@@ -95,8 +97,8 @@ impl RawRule {
     }
 
     pub(super) fn check_receivers(&self, key: Key<'_>) -> Result<Vec<String>, ConfigError> {
-        let twice = (1..self.receivers.len())
-            .find(|i| self.receivers[..*i].contains(&self.receivers[*i]));
+        let twice =
+            (1..self.receivers.len()).find(|i| self.receivers[..*i].contains(&self.receivers[*i]));
         match twice {
             None => Ok(self.receivers.clone()),
             Some(i) => {
@@ -116,7 +118,9 @@ impl RawRule {
             return Ok(());
         }
         if !events.contains(&EventKind::HostRecovered) {
-            return refuse("it says which host.recovered are meant, and the rule names no such event");
+            return refuse(
+                "it says which host.recovered are meant, and the rule names no such event",
+            );
         }
         let recovers = [State::Suspect, State::Down, State::Left];
         if self.from.iter().any(|s| !recovers.contains(s)) {
@@ -126,7 +130,9 @@ impl RawRule {
             (State::Suspect, [EventKind::HostSuspect, EventKind::HostUnreachable]),
             (State::Down, [EventKind::HostDown, EventKind::HostAgentLost]),
         ] {
-            if let Some(event) = told.iter().find(|e| events.contains(*e) && !self.from.contains(&state)) {
+            if let Some(event) =
+                told.iter().find(|e| events.contains(*e) && !self.from.contains(&state))
+            {
                 return refuse(&format!(
                     "the rule tells {event}, so it must tell the end of it too: add `{state}`"
                 ));
@@ -218,7 +224,10 @@ mod tests {
                     hours = \"Mon-Fri 08:00-18:00\"\ntimezone = \"Europe/Berlin\"\noutside = \"suppress\"\n\
                     actions_per_minute = 6\nactions_burst = 2";
         let rule = &check(text).unwrap().rules[0];
-        assert_eq!(rule.expression.as_ref().unwrap().as_str(), "pool in (db, cache) and not canary");
+        assert_eq!(
+            rule.expression.as_ref().unwrap().as_str(),
+            "pool in (db, cache) and not canary"
+        );
         assert_eq!((rule.delay.as_secs(), rule.outside), (30, Outside::Suppress));
         assert_eq!(rule.rate, Some(ActionRate { per_minute: 6, burst: 2 }));
         let plain = &check("match = { pool = \"db\" }").unwrap().rules[0];

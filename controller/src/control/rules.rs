@@ -45,11 +45,7 @@ impl RulesReport {
             waiting: waiting.get(at).copied().unwrap_or(0),
             on: rule.hours.as_ref().is_none_or(|hours| hours.is_open(now)),
         });
-        Self {
-            rules: each.collect(),
-            warnings: warnings(rules, survey),
-            hosts: survey.total,
-        }
+        Self { rules: each.collect(), warnings: warnings(rules, survey), hosts: survey.total }
     }
 }
 

@@ -109,10 +109,15 @@ fn tell(out: &mut dyn Write, f: &Foresight) -> io::Result<()> {
         let reason = r.reason.as_ref().map_or_else(String::new, |why| format!(": {}", clean(why)));
         match (r.verdict.as_str(), r.goes_ms, &r.dropped) {
             ("act", ..) => writeln!(out, "{receiver} would be told at once (rule {rule})")?,
-            ("suppress", ..) => writeln!(out, "{receiver} would not be told (rule {rule}){reason}")?,
+            ("suppress", ..) => {
+                writeln!(out, "{receiver} would not be told (rule {rule}){reason}")?
+            }
             (_, Some(at), _) => {
                 let after = between(f.at_ms, at);
-                writeln!(out, "{receiver} would be told after {after}, at {at} (rule {rule}){reason}")?;
+                writeln!(
+                    out,
+                    "{receiver} would be told after {after}, at {at} (rule {rule}){reason}"
+                )?;
             }
             (_, None, Some(why)) => {
                 writeln!(out, "{receiver} would not be told (rule {rule}): {}", clean(why))?;

@@ -514,10 +514,14 @@ fn rules_are_listed_and_what_they_would_do_is_told() {
     let served = Served::new();
     served.world.view.upsert(host_row(2, State::Alive), None);
     let text = served.good(&["rules"]);
-    assert!(text.contains("failover") && text.contains("host.down to orchestrator; after 30s"), "{text}");
+    assert!(
+        text.contains("failover") && text.contains("host.down to orchestrator; after 30s"),
+        "{text}"
+    );
     assert!(text.contains("Odd (failover): no known host has a label polo."), "{text}");
     assert_eq!(served.json(&["rules", "list"])["rules"][0]["hosts"], 7);
-    let text = served.good(&["rules", "test", "host-2", "--as", "down", "--at", "1970-01-01T00:00:01Z"]);
+    let text =
+        served.good(&["rules", "test", "host-2", "--as", "down", "--at", "1970-01-01T00:00:01Z"]);
     for wanted in [
         "If host-2 (no labels) were host.down at 1970-01-01T00:00:01.000Z:",
         "rule failover matches",

@@ -46,7 +46,7 @@ mod holds;
 mod rules;
 
 pub use holds::{Ask, load_guard};
-pub use rules::AskRules;
+pub use rules::{AskRules, Waiting};
 
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;

@@ -72,7 +72,8 @@ impl Policy {
     ) -> Vec<Order> {
         let mut orders: Vec<Order> =
             std::mem::take(&mut self.also).into_iter().map(|e| Order::Event(Box::new(e))).collect();
-        orders.extend(std::mem::take(&mut self.parts).into_iter().map(|p| Order::Part(Box::new(p))));
+        orders
+            .extend(std::mem::take(&mut self.parts).into_iter().map(|p| Order::Part(Box::new(p))));
         self.step_waits(&row, at, &mut orders);
         while let Some(news) = self.guard.news() {
             match news {

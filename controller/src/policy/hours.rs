@@ -65,7 +65,8 @@ impl Hours {
     pub fn is_open(&self, at: Wall) -> bool {
         let local = self.local(at);
         let weekday = local.weekday().to_monday_zero_offset().unsigned_abs();
-        let minute = u16::from(local.hour().unsigned_abs()) * 60 + u16::from(local.minute().unsigned_abs());
+        let minute =
+            u16::from(local.hour().unsigned_abs()) * 60 + u16::from(local.minute().unsigned_abs());
         self.windows.iter().any(|w| w.has(weekday, minute))
     }
 
@@ -80,8 +81,9 @@ impl Hours {
         let mut moments: Vec<Timestamp> = Vec::new();
         for day in self.local(at).date().series(jiff::Span::new().days(1)).take(DAYS_AHEAD) {
             for window in &self.windows {
-                let moment = at_minute(day, window.from).map(|t| self.zone.to_ambiguous_timestamp(t));
-                let both = moment.map(|m| [m.clone().earlier(), m.later()]);
+                let moment =
+                    at_minute(day, window.from).map(|t| self.zone.to_ambiguous_timestamp(t));
+                let both = moment.map(|m| [m.earlier(), m.later()]);
                 moments.extend(both.into_iter().flatten().filter_map(Result::ok));
             }
         }
@@ -129,13 +131,17 @@ fn at_minute(day: Date, minute: u16) -> Option<DateTime> {
 fn window(text: &str) -> Result<Window, String> {
     let text = text.trim();
     let wrong = || {
-        format!("`{text}` is no window: write days and a time of day, such as `Mon-Fri 08:00-18:00`")
+        format!(
+            "`{text}` is no window: write days and a time of day, such as `Mon-Fri 08:00-18:00`"
+        )
     };
     let (mut days, mut span) = (None, None);
     for part in text.split_whitespace() {
         match part.contains(':') {
             true if span.is_none() => span = Some(times(part).ok_or_else(wrong)?),
-            false if days.is_none() && span.is_none() => days = Some(days_of(part).ok_or_else(wrong)?),
+            false if days.is_none() && span.is_none() => {
+                days = Some(days_of(part).ok_or_else(wrong)?)
+            }
             _ => return Err(wrong()),
         }
     }
@@ -206,7 +212,9 @@ mod tests {
             assert_eq!(office.is_open(utc(at)), open, "{at}");
         }
         let (monday, sunday) = (utc("2026-03-02T03:00:00Z"), utc("2026-03-01T03:00:00Z"));
-        assert!(hours("mon,WED", "UTC").is_open(monday) && !hours("Tue-Sun", "UTC").is_open(monday));
+        assert!(
+            hours("mon,WED", "UTC").is_open(monday) && !hours("Tue-Sun", "UTC").is_open(monday)
+        );
         assert!(hours("Sat-Mon 02:00-04:00", "UTC").is_open(monday));
         assert!(hours("00:00-24:00", "UTC").is_open(sunday));
         // It belongs to the day on which it began.
@@ -217,8 +225,21 @@ mod tests {
     #[test]
     fn what_is_no_window_is_refused_by_name() {
         for text in [
-            "", ";", "Mon-Fri;", "Mun", "08:00", "8-18", "25:00-26:00", "24:00-25:00", "08:60-09:00",
-            "08:00-18:00 Mon", "Mon Tue", "Mon - Fri", "-1:00-02:00", "+8:00-09:00", "08:00-09:00-10:00",
+            "",
+            ";",
+            "Mon-Fri;",
+            "Mun",
+            "08:00",
+            "8-18",
+            "25:00-26:00",
+            "24:00-25:00",
+            "08:60-09:00",
+            "08:00-18:00 Mon",
+            "Mon Tue",
+            "Mon - Fri",
+            "-1:00-02:00",
+            "+8:00-09:00",
+            "08:00-09:00-10:00",
         ] {
             let error = Hours::parse(text, TimeZone::UTC).unwrap_err();
             assert!(error.contains("is no window"), "{text}: {error}");
@@ -237,7 +258,11 @@ mod tests {
         assert!(open(&early, "2026-03-29T01:00:00Z"), "03:00, half an hour late");
         assert!(!open(&early, "2026-03-29T01:30:00Z"), "03:30");
         let skipped = early.next_open(utc("2026-03-28T20:00:00Z"));
-        assert_eq!(skipped, Some(utc("2026-03-29T01:00:00Z")), "when the clock is put forward into it");
+        assert_eq!(
+            skipped,
+            Some(utc("2026-03-29T01:00:00Z")),
+            "when the clock is put forward into it"
+        );
         let twice = hours("02:00-02:30", "Europe/Berlin");
         for (at, is) in [
             ("2026-10-25T00:15:00Z", true), // 02:15, for the first time

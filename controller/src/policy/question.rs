@@ -105,7 +105,9 @@ fn turn_of(kind: EventKind) -> Option<(State, Turn, State)> {
         EventKind::HostUnreachable => (State::Alive, Turn::Unreachable, State::Suspect),
         EventKind::HostDown => (State::Alive, Turn::Down(Cause::Silent), State::Down),
         EventKind::HostAgentLost => (State::Alive, Turn::Down(Cause::AgentLost), State::Down),
-        EventKind::HostRecovered => (State::Down, Turn::Recovered { same_boot: true }, State::Alive),
+        EventKind::HostRecovered => {
+            (State::Down, Turn::Recovered { same_boot: true }, State::Alive)
+        }
         EventKind::HostRestarted => (State::Alive, Turn::Restarted, State::Alive),
         EventKind::HostMissing => (State::Pending, Turn::Missing, State::Pending),
         EventKind::HostLeft => {

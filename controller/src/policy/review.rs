@@ -79,7 +79,8 @@ pub fn warnings(rules: &[Rule], survey: &Survey) -> Vec<Warning> {
     };
     for (at, rule) in rules.iter().enumerate() {
         if let Some(before) = rules[..at].iter().position(|r| r.name == rule.name) {
-            let text = format!("two rules are called `{}`: `why` cannot tell them apart", rule.name);
+            let text =
+                format!("two rules are called `{}`: `why` cannot tell them apart", rule.name);
             warn(&[before, at], text);
         }
         if survey.total > 0 && survey.hosts.get(at) == Some(&0) {
@@ -187,7 +188,8 @@ mod tests {
 
     #[test]
     fn good_rules_are_not_warned_of() {
-        let rules = [rule("db", "pool = db", "a"), rule("web", "pool = web", "a"), rule("all", "", "b")];
+        let rules =
+            [rule("db", "pool = db", "a"), rule("web", "pool = web", "a"), rule("all", "", "b")];
         assert_eq!(said(&rules), []);
         assert_eq!((survey(&rules).hosts, survey(&rules).total), (vec![3, 3, 6], 6));
     }

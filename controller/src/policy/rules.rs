@@ -97,7 +97,8 @@ impl Rule {
         }
         let hours = self.hours.as_ref().filter(|h| !kind.is_end() && !h.is_open(at))?;
         let holds = kind.goes_on() && self.outside == Outside::Hold;
-        (!holds).then(|| format!("outside the hours of the rule `{}` ({})", self.name, hours.words()))
+        (!holds)
+            .then(|| format!("outside the hours of the rule `{}` ({})", self.name, hours.words()))
     }
 }
 
@@ -133,10 +134,7 @@ impl Clause {
 }
 
 /// The rules that apply, in order, with their places.
-pub fn matching<'a>(
-    rules: &'a [Rule],
-    of: Subject<'a>,
-) -> impl Iterator<Item = (usize, &'a Rule)> {
+pub fn matching<'a>(rules: &'a [Rule], of: Subject<'a>) -> impl Iterator<Item = (usize, &'a Rule)> {
     rules.iter().enumerate().filter(move |(_, rule)| rule.judge(of).is_ok())
 }
 

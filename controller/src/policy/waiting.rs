@@ -102,7 +102,9 @@ impl Policy {
                 }
             };
             choice.verdict.disposition = Disposition::Hold { reason };
-            if rule.is_gated() && let Some(key) = self.waits.key(fall.row.id, &choice.verdict.receiver) {
+            if rule.is_gated()
+                && let Some(key) = self.waits.key(fall.row.id, &choice.verdict.receiver)
+            {
                 let times = (now, now + rule.delay);
                 let (kind, incident) = (fall.kind, fall.incident);
                 let wait = Wait::new(choice.rule, kind, incident, fall.gap, times, what);
@@ -203,7 +205,9 @@ impl Policy {
         row: Option<&HostRow>,
         at: Wall,
     ) -> Option<Result<(), String>> {
-        let Some(row) = row else { return Some(Err("the host was forgotten meanwhile".to_owned())) };
+        let Some(row) = row else {
+            return Some(Err("the host was forgotten meanwhile".to_owned()));
+        };
         if let Err(why) = Self::rejudge(Some(row), wait.kind, wait.incident) {
             return Some(Err(why));
         }
@@ -234,7 +238,8 @@ impl Policy {
     /// Asks the guard, once for all that goes of a host at one moment.
     fn passes_guard(&mut self, row: &HostRow, gap: Duration) -> bool {
         let now = self.guard.now();
-        let passed = self.passed == Some((row.id, now)) || self.guard.order_again(row, gap).is_none();
+        let passed =
+            self.passed == Some((row.id, now)) || self.guard.order_again(row, gap).is_none();
         if passed {
             self.passed = Some((row.id, now));
         }

@@ -310,8 +310,8 @@ impl Oracle {
     pub(super) fn release(&mut self, host: HostId, which: &Receivers, go: bool) -> Vec<Due> {
         let mut released = Vec::new();
         for id in self.ids() {
-            let meant = self.event(self.d(id).event).host == Some(host)
-                && which.has(&self.d(id).receiver);
+            let meant =
+                self.event(self.d(id).event).host == Some(host) && which.has(&self.d(id).receiver);
             if meant && self.d(id).state == DeliveryState::Held {
                 self.d_mut(id).state =
                     if go { DeliveryState::Pending } else { DeliveryState::Cancelled };

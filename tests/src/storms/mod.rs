@@ -29,8 +29,8 @@ use heartwatch_controller::policy::holds::Word;
 use heartwatch_controller::policy::{Author, Order, Part, Policy, order_of};
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
-    Begin, DeliveryFilter, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, HostRow, NewEvent,
-    Receivers,
+    Begin, DeliveryFilter, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, HostRow,
+    NewEvent, Receivers,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -418,7 +418,8 @@ impl World {
     fn start_controller(&mut self) {
         let (now, wall) = (self.now, self.wall());
         let author = Author { id: ControllerId(1), name: "simulated".to_owned() };
-        let mut policy = Policy::guarded(author, rules(&self.plan.patience), self.plan.guard.clone());
+        let mut policy =
+            Policy::guarded(author, rules(&self.plan.patience), self.plan.guard.clone());
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         self.rows.values().for_each(|row| policy.register(row, now, wall));

@@ -459,7 +459,8 @@ impl Promises {
             let starts = self.starts.iter().filter(|at| within(at)).count() as u64;
             let most = u64::from(rate.burst) * (1 + starts) + u64::from(rate.per_minute);
             if count > most + 1 {
-                let seen = format!("{count} in a minute under the patient rule, {most} are allowed");
+                let seen =
+                    format!("{count} in a minute under the patient rule, {most} are allowed");
                 self.broken("a_rule_keeps_to_its_rate", seen);
                 return;
             }

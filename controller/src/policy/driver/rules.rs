@@ -11,11 +11,14 @@ use crate::event::EventKind;
 use crate::policy::question::Foresight;
 use crate::policy::waits::WaitStatus;
 
+/// The rules, in order, and how much waits for each.
+pub type Waiting = (Vec<Rule>, Vec<u64>);
+
 /// A question about rules.
 #[derive(Debug)]
 pub enum AskRules {
     /// The rules, and how much waits for each.
-    All(oneshot::Sender<Result<(Vec<Rule>, Vec<u64>), ControlError>>),
+    All(oneshot::Sender<Result<Waiting, ControlError>>),
     /// What they keep back of a host.
     Of(HostId, oneshot::Sender<Result<Vec<WaitStatus>, ControlError>>),
     /// What they would do if this happened to a host then; `None`: now.

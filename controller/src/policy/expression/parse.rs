@@ -102,7 +102,11 @@ fn quoted(text: &str, from: usize, quote: char) -> Result<(Word, usize), Express
         match c {
             _ if escaped => {
                 if !matches!(c, '\\' | '"' | '\'') {
-                    return Err(at(text, from + i, "`\\` stands before a quote or another `\\` only"));
+                    return Err(at(
+                        text,
+                        from + i,
+                        "`\\` stands before a quote or another `\\` only",
+                    ));
                 }
                 word.push(c);
                 escaped = false;

@@ -100,7 +100,8 @@ fn an_error_points_at_the_column_and_says_what_would_be_right() {
 
 #[test]
 fn an_objection_names_the_part_that_fails_and_what_the_host_has() {
-    let e = Expression::parse("pool in (db, cache) and zone != z3 and not (canary or old)").unwrap();
+    let e =
+        Expression::parse("pool in (db, cache) and zone != z3 and not (canary or old)").unwrap();
     let why = |pairs: &[(&str, &str)]| e.objection(&labels(pairs));
     assert_eq!(why(&[("pool", "db"), ("zone", "z1")]), None);
     assert_eq!(
@@ -162,7 +163,9 @@ impl Naive {
             Self::Has(k) => value(k).is_some(),
             Self::Is(k, v) => value(k) == Some(&format!("ab{v}")),
             Self::In(k, vs) => vs.iter().any(|v| value(k) == Some(&format!("ab{v}"))),
-            Self::Like(k, pattern) => value(k).is_some_and(|v| fits(pattern.as_bytes(), v.as_bytes())),
+            Self::Like(k, pattern) => {
+                value(k).is_some_and(|v| fits(pattern.as_bytes(), v.as_bytes()))
+            }
             Self::Not(a) => !a.holds(labels),
             Self::And(a, b) => a.holds(labels) & b.holds(labels),
             Self::Or(a, b) => a.holds(labels) | b.holds(labels),
@@ -175,9 +178,9 @@ fn fits(pattern: &[u8], text: &[u8]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
         Some((b'*', rest)) => (0..=text.len()).any(|n| fits(rest, &text[n..])),
-        Some((c, rest)) => text
-            .split_first()
-            .is_some_and(|(t, after)| (*c == b'?' || c == t) && fits(rest, after)),
+        Some((c, rest)) => {
+            text.split_first().is_some_and(|(t, after)| (*c == b'?' || c == t) && fits(rest, after))
+        }
     }
 }
 

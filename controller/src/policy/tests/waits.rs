@@ -33,7 +33,13 @@ pub(super) fn at_hours(receiver: &str, outside: Outside) -> Rule {
 }
 
 /// A fall, a return, or what else of host `n` at a moment; answers its row and event.
-pub(super) fn happens(p: &mut Policy, row: &HostRow, t: (Turn, State), at: Instant, wall: Wall) -> Decision {
+pub(super) fn happens(
+    p: &mut Policy,
+    row: &HostRow,
+    t: (Turn, State),
+    at: Instant,
+    wall: Wall,
+) -> Decision {
     let mut rng = StdRng::seed_from_u64(at.0 ^ u64::from(row.id.0[0]));
     let t = Transition { host: row.id, at, ..turn(t.0, t.1, 5) };
     p.take(row, &t, wall, |_| Vec::new(), &mut rng)
@@ -48,11 +54,11 @@ pub(super) fn orders(p: &mut Policy, row: &HostRow, at: Instant, wall: Wall) -> 
 
 /// To whom something goes now.
 fn goes(orders: &[Order]) -> Vec<&str> {
-    let part = |order| match order {
-        &Order::Part(ref part) if part.go.is_ok() => Some(part.receiver.as_str()),
+    let parts = orders.iter().filter_map(|order| match order {
+        Order::Part(part) if part.go.is_ok() => Some(part.receiver.as_str()),
         _ => None,
-    };
-    orders.iter().filter_map(part).collect()
+    });
+    parts.collect()
 }
 
 fn held(event: &NewEvent) -> Vec<(&str, bool)> {
@@ -65,7 +71,8 @@ pub(super) fn alive(n: u8) -> HostRow {
 
 #[test]
 fn two_delays_of_one_host_are_independent_and_who_waits_for_nothing_is_told_at_once() {
-    let rules = vec![delayed("slow", 300), delayed("fast", 30), rule(&[EventKind::HostDown], "now")];
+    let rules =
+        vec![delayed("slow", 300), delayed("fast", 30), rule(&[EventKind::HostDown], "now")];
     let mut p = Policy::new(author(), rules);
     let fall = happens(&mut p, &alive(1), DOWN, secs(0), MONDAY);
     let event = fall.event.unwrap();

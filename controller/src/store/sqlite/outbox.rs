@@ -270,9 +270,8 @@ pub(super) fn release(
 ) -> Result<Vec<Due>, StoreError> {
     let sql = "SELECT id, receiver FROM deliveries WHERE state IN ('held', 'pending') AND host = ?1 \
                AND state = 'held' ORDER BY id";
-    let held = all(c, sql, [host.0], |r| {
-        Ok((DeliveryId(uint(r.get(0)?)), r.get::<_, String>(1)?))
-    })?;
+    let held =
+        all(c, sql, [host.0], |r| Ok((DeliveryId(uint(r.get(0)?)), r.get::<_, String>(1)?)))?;
     let meant = held.into_iter().filter(|(_, receiver)| which.has(receiver));
     let held: Vec<DeliveryId> = meant.map(|(id, _)| id).collect();
     for id in &held {
