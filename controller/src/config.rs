@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
-use crate::event::EventKind;
+use crate::event::{EventKind, State};
 use crate::intervals::Rules;
 use crate::intervals::watched::Watch;
 use crate::policy::courses::Plan;
+use crate::policy::expression::Expression;
+use crate::policy::hours::Hours;
 
 mod domains;
 mod intervals;
@@ -24,11 +26,13 @@ mod knobs;
 mod plan;
 mod receivers;
 pub mod reference;
+mod rules;
 
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
 pub use receivers::{Kind, RawFormat, RawKind, RawReceiver, Receiver, TemplateConfig};
+pub use rules::{Outside, RawMatch};
 
 const fn ms(n: u64) -> Span {
     Span(Duration::from_millis(n))
@@ -36,6 +40,10 @@ const fn ms(n: u64) -> Span {
 
 const fn secs(n: u64) -> Span {
     Span(Duration::from_secs(n))
+}
+
+const fn no_delay() -> Span {
+    secs(0)
 }
 
 const HOUR: u64 = 3_600;
@@ -207,13 +215,36 @@ impl Default for RawRetention {
 pub struct RawRule {
     /// For people and for `why`.
     pub name: String,
-    /// Labels that a host must have, all of them. Empty: every host, and the controller's own events.
+    /// Labels that a host must have, all of them, or a label expression. Empty: every host, and the
+    /// controller's own events.
     #[serde(default, rename = "match")]
-    pub labels: BTreeMap<String, String>,
+    pub matching: RawMatch,
     /// Event kinds, such as `host.down`.
     pub events: Vec<String>,
     /// Names of receivers.
     pub receivers: Vec<String>,
+    /// For `host.recovered` alone: only of hosts that stood so before (suspect, down, left). Default: any.
+    #[serde(default)]
+    pub from: Vec<State>,
+    /// How long a host must stand so before its news goes, by the monotonic clock; 0s to 1d. Default: 0s.
+    #[serde(default = "no_delay")]
+    pub delay: Span,
+    /// When the rule is on, such as `Mon-Fri 08:00-18:00`. Default: always.
+    #[serde(default)]
+    pub hours: Option<String>,
+    /// IANA time zone of `hours`. Default: UTC.
+    #[serde(default = "rules::utc")]
+    pub timezone: String,
+    /// What becomes outside the hours of news that goes on: `hold` until they begin, or `suppress`. Default:
+    /// hold.
+    #[serde(default)]
+    pub outside: Outside,
+    /// Most actions of this rule per minute in the long run, 1 to 1000000; 0 sets no limit. Default: 0.
+    #[serde(default)]
+    pub actions_per_minute: u32,
+    /// How many actions at once after a rest, 1 to 1000000. Default: 10.
+    #[serde(default = "rules::burst")]
+    pub actions_burst: u32,
     /// Labels in which candidates for taking over must equal the failed host. Default: none.
     #[serde(default)]
     pub candidates_same: Vec<String>,
@@ -303,14 +334,20 @@ pub struct DetectorConfig {
     pub forget_after: Duration,
 }
 
-/// See [`RawRule`], field by field.
-#[derive(Clone, Debug)]
+/// See [`RawRule`], field by field. The default tells nobody of nothing: tests fill in what they are about.
+#[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "each field is documented in RawRule under the same name")]
 pub struct Rule {
     pub name: String,
     pub labels: BTreeMap<String, String>,
+    pub expression: Option<Expression>,
     pub events: BTreeSet<EventKind>,
     pub receivers: Vec<String>,
+    pub from: BTreeSet<State>,
+    pub delay: Duration,
+    pub hours: Option<Hours>,
+    pub outside: Outside,
+    pub rate: Option<ActionRate>,
     pub candidates_same: Vec<String>,
     pub dry_run: bool,
     pub always: bool,
@@ -486,11 +523,19 @@ impl RawRule {
             }
         }
         let plan = self.check_plan(&key, &events, receivers)?;
+        let (labels, expression) = self.check_match(&key)?;
+        self.check_from(&key, &events)?;
         Ok(Rule {
             name: self.name.clone(),
-            labels: self.labels.clone(),
+            labels,
+            expression,
+            receivers: self.check_receivers(&key)?,
+            from: self.from.iter().copied().collect(),
+            delay: bounded(&key("delay"), self.delay, Duration::ZERO, Duration::from_secs(DAY))?,
+            hours: self.check_hours(&key)?,
+            outside: self.outside,
+            rate: self.check_rate(&key)?,
             events,
-            receivers: self.receivers.clone(),
             candidates_same: self.candidates_same.clone(),
             dry_run: self.dry_run,
             always: self.always,

@@ -10,17 +10,21 @@ use heartwatch_common::time::Wall;
 use serde::{Deserialize, Serialize};
 
 pub use crate::detector::doubt::DoubtReason;
-use crate::event::{IncidentId, State};
+use crate::event::{EventKind, IncidentId, State};
 use crate::intervals::IntervalsStatus;
 pub use crate::policy::guard::{
     GuardStatus, HoldKind, HoldReport, HoldStatus, HoldsPage, StormStatus, Target,
 };
 pub use crate::policy::holds::Word;
+pub use crate::policy::question::Foresight;
+pub use crate::policy::waits::WaitStatus;
 use crate::store::{DeliveryId, StoreError, Token};
 
 mod receivers;
+mod rules;
 
 pub use receivers::{BEHIND_AFTER, Health, ReceiverReport, TestBegun};
+pub use rules::{RuleStatus, RulesReport};
 
 /// Most hosts in one import.
 pub const IMPORT_LEN_MAX: usize = 100_000;
@@ -414,6 +418,20 @@ pub trait Control: Send + Sync {
 
     /// What holds a host's order, if something does.
     async fn hold_of(&self, host: HostId) -> Result<Option<HoldStatus>, ControlError>;
+
+    /// What rules keep back of a host.
+    async fn waits_of(&self, host: HostId) -> Result<Vec<WaitStatus>, ControlError>;
+
+    /// Each rule: whom it means, what waits for it, what is odd about it.
+    async fn rules(&self) -> Result<RulesReport, ControlError>;
+
+    /// What would be told of a host, and when, if this happened to it then (`None`: now). Changes nothing.
+    async fn foresee(
+        &self,
+        host: HostId,
+        kind: EventKind,
+        at: Option<Wall>,
+    ) -> Result<Foresight, ControlError>;
 
     /// Lets held orders go: one host's at once, a domain's at its action rate, each if it is still true.
     async fn approve(&self, target: Target, word: Word) -> Result<HoldReport, ControlError>;

@@ -211,6 +211,21 @@ impl EventKind {
         matches!(self, Self::IncidentCompleted | Self::IncidentFailed | Self::IncidentVetoed)
     }
 
+    /// Whether it tells that something is over. Who may have heard of the beginning is owed that word.
+    pub const fn is_end(self) -> bool {
+        matches!(
+            self,
+            Self::HostRecovered
+                | Self::HostLeft
+                | Self::HostForgotten
+                | Self::HostUnfrozen
+                | Self::HostSteady
+                | Self::DomainCalm
+                | Self::ControllerSighted
+                | Self::ControllerResumed
+        )
+    }
+
     /// As it stands in config, JSON and labels.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -29,6 +29,7 @@
 //! | *event* | a journaled turn; *delivery*: an event on its way to a *receiver* |
 //! | *attempt* | one request, or run of a command, for a delivery or several; *outcome*: how it ended |
 //! | *verdict* | what becomes of an event at a receiver; *hold*: an action kept back, with its reason |
+//! | *wait* | what a rule itself keeps back: its delay, hours, or rate; ends by itself |
 //! | *domain* | hosts that share a fate: rack, zone, power tree, fleet; *storm*: too many of one are silent |
 //! | *order* | the action that a host's fall asks for; held by `policy::guard`; *course*: what follows it |
 //! | *token* | fencing number, rising per host; *dead letter*: a delivery that was given up |

@@ -1,8 +1,8 @@
 //! What bad bytes are thrown at, and what must hold whatever they are.
 //!
-//! [`datagram`] and [`config`] are called with any bytes at all, by `heartwatch-fuzz` (mutations of the
-//! corpus, on every machine) and by libFuzzer in `tests/fuzz` (guided by coverage). Both panic if a
-//! promise is broken.
+//! [`datagram`], [`config`] and [`expression`] are called with any bytes at all, by `heartwatch-fuzz` (mutations of the
+//! corpus, on every machine) and by libFuzzer in `tests/fuzz` (guided by coverage). They panic
+//! if a promise is broken.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,6 +16,7 @@ use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{self, Ack, DATAGRAM_LEN_MAX, Datagram, Header, Message, TAG_LEN};
 use heartwatch_controller::config::RawConfig;
 use heartwatch_controller::ingest::admit::{Newest, Past, admit, nonce_of, prove};
+use heartwatch_controller::policy::expression::Expression;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -199,6 +200,27 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
+/// Any bytes, as a label expression.
+///
+/// # Panics
+/// If reading it does, if an error points outside of the text, or if an answer and its reason disagree.
+pub fn expression(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let hosts = [
+        BTreeMap::new(),
+        BTreeMap::from([("pool".to_owned(), "db".to_owned()), ("a".to_owned(), "b".to_owned())]),
+    ];
+    match Expression::parse(text) {
+        Ok(e) => {
+            for labels in &hosts {
+                assert_eq!(e.holds(labels), e.objection(labels).is_none(), "{text}");
+            }
+            assert_eq!(Expression::parse(e.as_str()).as_ref(), Ok(&e), "{text}");
+        }
+        Err(e) => assert!((1..=text.chars().count() + 1).contains(&e.column), "{text}: {e}"),
+    }
+}
+
 /// Changes bytes as bad luck or bad will might: a few random edits, often none where it matters.
 pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut StdRng) {
     const LEN_MAX: usize = 1_300;
@@ -240,7 +262,9 @@ mod tests {
     fn the_targets_hold_for_every_byte_string_of_length_zero_and_one_and_for_zeros() {
         datagram(&[]);
         config(&[]);
+        expression(&[]);
         (0..=255).for_each(|b| datagram(&[b]));
+        (0..=255).for_each(|b| expression(&[b]));
         (0..1_300).for_each(|len| datagram(&vec![0; len]));
     }
 

@@ -206,6 +206,7 @@ pub(super) async fn why(
     let status = api.control.status().await;
     // The rest of the story is worth telling without it.
     let hold = api.control.hold_of(id).await.unwrap_or_default();
+    let waits = api.control.waits_of(id).await.unwrap_or_default();
     // Read last, so that the host is no older than its events.
     let host = HostJson::new(&find(&api, &name)?, api.clock.now());
     let incident = host.incident.map(|id| IncidentJson {
@@ -225,6 +226,7 @@ pub(super) async fn why(
         doubts: status.doubts,
         pause: status.pause,
         hold,
+        waits,
     }))
 }
 

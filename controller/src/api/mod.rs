@@ -10,6 +10,8 @@
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
+//! | `GET /v1/rules` | each rule on one line, how many known hosts it means, what waits for it; what is odd about them |
+//! | `POST /v1/rules/test` | `{"host", "as": "down", "at_ms"}`: which rules would match, who would be told what and when; changes nothing |
 //! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
@@ -62,6 +64,7 @@ mod listener;
 pub mod metrics;
 pub mod problem;
 mod receivers;
+mod rules;
 mod shield;
 mod token;
 pub mod types;
@@ -169,6 +172,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/incidents", get(incidents::list))
         .route("/v1/incidents/{id}", get(incidents::one))
         .route("/v1/incidents/{id}/complete", post(incidents::complete))
+        .route("/v1/rules", get(rules::list))
+        .route("/v1/rules/test", post(rules::test))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))

@@ -15,13 +15,17 @@ use serde_json::{Map, Value, json};
 use super::types::{ConfigSummary, ReceiverSummary};
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Completion, Control, ControlError, Doubt, Freeze, GuardStatus, Health, HoldKind, HoldReport,
-    HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, ReceiverReport,
-    Redrive, RedriveReport, Status, StormStatus, Target, TestBegun, Word,
+    Completion, Control, ControlError, Doubt, Foresight, Freeze, GuardStatus, Health, HoldKind,
+    HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause,
+    ReceiverReport, Redrive, RedriveReport, RuleStatus, RulesReport, Status, StormStatus, Target,
+    TestBegun, WaitStatus, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
 use crate::intervals::{ClassStatus, IntervalsStatus};
+use crate::policy::question::{ReceiverForesight, RuleForesight};
+use crate::policy::review::Warning;
+use crate::policy::waits::WaitFor;
 use crate::store::*;
 use crate::view::View;
 
@@ -271,6 +275,60 @@ impl Control for TestControl {
         Ok((host == hold().host).then(hold))
     }
 
+    async fn waits_of(&self, host: HostId) -> Result<Vec<WaitStatus>, ControlError> {
+        Ok(if host == hold().host { vec![wait()] } else { Vec::new() })
+    }
+
+    async fn rules(&self) -> Result<RulesReport, ControlError> {
+        Ok(RulesReport {
+            rules: vec![RuleStatus {
+                name: "failover".to_owned(),
+                line: "host.down to orchestrator; after 30s".to_owned(),
+                matches: "pool = db".to_owned(),
+                hosts: 7,
+                waiting: 1,
+                on: true,
+            }],
+            warnings: vec![Warning {
+                rules: vec!["failover".to_owned()],
+                text: "no known host has a label polo".to_owned(),
+            }],
+            hosts: 9,
+        })
+    }
+
+    async fn foresee(
+        &self,
+        host: HostId,
+        kind: EventKind,
+        at: Option<Wall>,
+    ) -> Result<Foresight, ControlError> {
+        let receiver = ReceiverForesight {
+            receiver: "orchestrator".to_owned(),
+            rule: "failover".to_owned(),
+            verdict: "hold".to_owned(),
+            reason: Some("the rule `failover` waits 30s".to_owned()),
+            waits: vec![wait()],
+            goes_ms: Some(Wall(30_500)),
+            dropped: None,
+        };
+        let rule = |rule: &str, failed: Option<&str>| RuleForesight {
+            rule: rule.to_owned(),
+            matches: failed.is_none(),
+            failed: failed.map(str::to_owned),
+        };
+        Ok(Foresight {
+            host,
+            name: "host-2".to_owned(),
+            labels: BTreeMap::new(),
+            kind,
+            at_ms: at.unwrap_or(Wall(500)),
+            rules: vec![rule("failover", None), rule("web", Some("match: it has no label pool"))],
+            receivers: vec![receiver],
+            notes: Vec::new(),
+        })
+    }
+
     async fn approve(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
         let none = target == Target::Host(HostId([1; 16]));
         lock(&self.words).push(("approve", target, word));
@@ -314,6 +372,18 @@ impl Control for TestControl {
             ));
         }
         Ok(TestBegun { delivery: DeliveryId(1), event: EventId(uuid(1)) })
+    }
+}
+
+pub(crate) fn wait() -> WaitStatus {
+    WaitStatus {
+        receiver: "orchestrator".to_owned(),
+        rule: "failover".to_owned(),
+        kind: EventKind::HostDown,
+        wait: WaitFor::Delay,
+        since_ms: Wall(500),
+        until_ms: Some(Wall(30_500)),
+        reason: "the rule `failover` waits 30s".to_owned(),
     }
 }
 
@@ -399,6 +469,7 @@ impl Store for TestStore {
     async fn release(
         &self,
         _: HostId,
+        _: crate::store::Receivers,
         _: Result<(), String>,
         _: Wall,
     ) -> Result<Vec<Due>, StoreError> {

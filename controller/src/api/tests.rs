@@ -466,3 +466,30 @@ async fn receivers_are_listed_with_their_health_and_can_be_tried() {
     let mute = act(&world, Method::POST, &path("mute"), &json!({})).await;
     assert!(mute.status.is_client_error() && mute.text().contains("no word"), "{}", mute.text());
 }
+
+#[tokio::test]
+async fn rules_are_listed_and_asked_without_a_token() {
+    let world = World::new();
+    world.view.upsert(host_row(2, State::Alive), None);
+    let report = good(&world, "/v1/rules").await;
+    assert_eq!(report["rules"][0]["hosts"], 7);
+    assert_eq!(report["warnings"][0]["rules"][0], "failover");
+    let ask = async |body: Value| {
+        let request =
+            Request::post("/v1/rules/test").header(header::CONTENT_TYPE, "application/json");
+        send(&world, request.body(Body::from(body.to_string())).unwrap()).await
+    };
+    let answer = ask(json!({"host": "host-2", "as": "down", "at_ms": 77})).await;
+    let answer = answer.json();
+    assert_eq!((&answer["as"], &answer["at_ms"]), (&json!("host.down"), &json!(77)));
+    assert_eq!(answer["receivers"][0]["waits"][0]["wait"], "delay");
+    for (body, status) in [
+        (json!({"host": "nobody", "as": "down"}), StatusCode::NOT_FOUND),
+        (json!({"host": "host-2", "as": "up"}), StatusCode::BAD_REQUEST),
+        (json!({"host": "host-2"}), StatusCode::BAD_REQUEST),
+    ] {
+        assert_eq!(ask(body).await.status, status);
+    }
+    let why: WhyJson = serde_json::from_value(good(&world, "/v1/hosts/host-2/why").await).unwrap();
+    assert_eq!(why.waits, [wait()]);
+}

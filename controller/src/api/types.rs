@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
-use crate::control::{Doubt, HoldStatus, HostWhy, Pause, ReceiverReport, Status};
+use crate::control::{Doubt, HoldStatus, HostWhy, Pause, ReceiverReport, Status, WaitStatus};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{AttemptRow, Cursor, DeliveryRow, EventRow, Token};
 use crate::view::HostView;
@@ -250,6 +250,23 @@ pub struct WhyJson {
     /// What holds its order now, if something does.
     #[serde(default)]
     pub hold: Option<HoldStatus>,
+    /// What rules keep back from single receivers.
+    #[serde(default)]
+    pub waits: Vec<WaitStatus>,
+}
+
+/// The body of `POST /v1/rules/test`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SupposeBody {
+    /// Of which host, by id or name.
+    pub host: String,
+    /// What is supposed to happen to it: `down`, `suspect`, `recovered`, …
+    #[serde(rename = "as")]
+    pub kind: String,
+    /// When, milliseconds since 1970; now, if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<Wall>,
 }
 
 /// The body of a word on a held order.
@@ -427,6 +444,9 @@ pub struct RuleSummary {
     pub name: String,
     /// Labels that a host must have.
     pub labels: BTreeMap<String, String>,
+    /// Its label expression, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expression: Option<String>,
     /// Event kinds.
     pub events: Vec<EventKind>,
     /// Names of receivers.
@@ -464,6 +484,7 @@ impl From<&Config> for ConfigSummary {
                 .map(|r| RuleSummary {
                     name: r.name.clone(),
                     labels: r.labels.clone(),
+                    expression: r.expression.as_ref().map(ToString::to_string),
                     events: r.events.iter().copied().collect(),
                     receivers: r.receivers.clone(),
                     dry_run: r.dry_run,

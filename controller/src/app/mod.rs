@@ -40,6 +40,7 @@ use crate::ingest::socket::{BatchSocket, Role};
 use crate::intervals::Assigned;
 use crate::metrics::{DoubtMetrics, ShardMetrics};
 use crate::policy::driver::{self, Driver, DriverStatus, known_of, load_guard};
+use crate::policy::review::warnings;
 use crate::policy::{Author, Policy};
 use crate::replay::record;
 use crate::shard::core::{Identity, ShardCore};
@@ -212,6 +213,9 @@ impl App {
         let mut policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
         let known = load_registry(&*store, &view, labels, &mut policy, &*clock, count).await?;
         load_guard(&mut policy, &*store, &view, &*clock).await?;
+        for odd in warnings(&config.rules, &running::survey(&config.rules, &view)) {
+            log::warn!("rules ({}): {}", odd.rules.join(", "), odd.text);
+        }
         let assigner = config.intervals.as_ref().map(|rules| {
             let known = known.iter().flatten().flatten();
             pacing::at_start(rules, known, &assigned, clock.now())

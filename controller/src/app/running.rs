@@ -12,16 +12,18 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
+use crate::config::Rule;
 use crate::control::{
-    Completion, Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus,
-    HoldsPage, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive,
-    RedriveReport, ShardStatus, Status, Target, TestBegun, Word,
+    Completion, Control, ControlError, Doubt, DoubtReason, FREEZE, Foresight, Freeze, HoldReport,
+    HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport,
+    Redrive, RedriveReport, RulesReport, ShardStatus, Status, Target, TestBegun, WaitStatus, Word,
 };
 use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;
-use crate::event::{IncidentId, State};
+use crate::event::{EventKind, IncidentId, State};
 use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
-use crate::policy::driver::{Ask, Command, DriverStatus};
+use crate::policy::driver::{Ask, AskRules, Command, DriverStatus};
+use crate::policy::review::{SETS_MAX, Survey};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::Store;
@@ -119,6 +121,13 @@ impl Running {
         };
         tokio::time::timeout(COMMAND_MAX, ask).await.map_err(|_| busy())?
     }
+}
+
+/// What known hosts say about rules.
+pub(super) fn survey(rules: &[Rule], view: &View) -> Survey {
+    let mut survey = Survey::new(rules);
+    view.label_sets(SETS_MAX, |labels, hosts| survey.add(rules, labels, hosts));
+    survey
 }
 
 fn shard_status(shard: u16, m: &ShardMetrics) -> ShardStatus {
@@ -308,6 +317,29 @@ impl Control for Running {
 
     async fn hold_of(&self, host: HostId) -> Result<Option<HoldStatus>, ControlError> {
         self.ask(|answer| Command::Holds(Ask::Of(host, answer))).await
+    }
+
+    async fn waits_of(&self, host: HostId) -> Result<Vec<WaitStatus>, ControlError> {
+        self.ask(|answer| Command::Rules(AskRules::Of(host, answer))).await
+    }
+
+    async fn rules(&self) -> Result<RulesReport, ControlError> {
+        let (rules, waiting) = self.ask(|answer| Command::Rules(AskRules::All(answer))).await?;
+        let (view, now) = (Arc::clone(&self.view), self.clock.wall());
+        // Asking every set of labels may take a while in a large fleet.
+        let report = tokio::task::spawn_blocking(move || {
+            RulesReport::new(&rules, &survey(&rules, &view), &waiting, now)
+        });
+        report.await.map_err(|e| ControlError::Invalid(format!("the rules cannot be told: {e}")))
+    }
+
+    async fn foresee(
+        &self,
+        host: HostId,
+        kind: EventKind,
+        at: Option<Wall>,
+    ) -> Result<Foresight, ControlError> {
+        self.ask(|answer| Command::Rules(AskRules::Foresee(host, kind, at, answer))).await
     }
 
     async fn approve(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {

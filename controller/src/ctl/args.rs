@@ -71,6 +71,8 @@ pub(super) enum Command {
     Holds(super::holds::Holds),
     /// Lists open outages and how far their orders are, or reports how an order ended.
     Incidents(super::incidents::Incidents),
+    /// Shows what each rule does and whom it means, or tells what rules would do.
+    Rules(super::rules::Rules),
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::{CompleteBody, WordBody};
+use crate::api::types::{CompleteBody, SupposeBody, WordBody};
 use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun};
 
 mod error;
@@ -333,6 +333,17 @@ impl Client {
     pub async fn complete(&self, id: &str, body: &CompleteBody) -> Result<(), ClientError> {
         let request = self.act(Method::POST, &["v1", "incidents", id, "complete"])?;
         self.send(request.json(body)).await.map(drop)
+    }
+
+    /// `GET /v1/rules`: a [`crate::control::RulesReport`].
+    pub async fn rules(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "rules"], &Vec::new()).await
+    }
+
+    /// `POST /v1/rules/test`: a [`crate::control::Foresight`]. Needs no token, as it changes nothing.
+    pub async fn test_rules(&self, body: &SupposeBody) -> Result<Value, ClientError> {
+        let request = self.request(Method::POST, &["v1", "rules", "test"], &Vec::new());
+        self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
     }
 
     /// `GET /v1/receivers`: a [`crate::api::types::ReceiversJson`].

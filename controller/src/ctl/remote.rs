@@ -68,6 +68,7 @@ pub(super) async fn execute(
         Command::Redrive(args) => run.redrive(args).await,
         Command::Holds(args) => run.holds(args).await,
         Command::Incidents(args) => run.incidents(args).await,
+        Command::Rules(args) => run.rules(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
         Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,

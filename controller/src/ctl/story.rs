@@ -85,6 +85,7 @@ fn rest(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
     if let Some(hold) = &why.hold {
         super::holds::of_host(out, hold, why.now_ms)?;
     }
+    super::rules::of_host(out, &why.waits, why.host.id, why.now_ms)?;
     if let Some(address) = why.host.address {
         writeln!(out, "Its last sign of life came from {address}.")?;
     }

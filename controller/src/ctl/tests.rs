@@ -528,3 +528,33 @@ fn held_orders_are_readable_and_judged() {
         assert_eq!(command(bad).unwrap_err().exit_code(), EXIT_USAGE);
     }
 }
+
+#[test]
+fn rules_are_listed_and_what_they_would_do_is_told() {
+    let served = Served::new();
+    served.world.view.upsert(host_row(2, State::Alive), None);
+    let text = served.good(&["rules"]);
+    assert!(
+        text.contains("failover") && text.contains("host.down to orchestrator; after 30s"),
+        "{text}"
+    );
+    assert!(text.contains("Odd (failover): no known host has a label polo."), "{text}");
+    assert_eq!(served.json(&["rules", "list"])["rules"][0]["hosts"], 7);
+    let text =
+        served.good(&["rules", "test", "host-2", "--as", "down", "--at", "1970-01-01T00:00:01Z"]);
+    for wanted in [
+        "If host-2 (no labels) were host.down at 1970-01-01T00:00:01.000Z:",
+        "rule failover matches",
+        "rule web does not: match: it has no label pool",
+        "orchestrator would be told after 29.5s",
+        "waits 30s",
+        "Nothing was changed",
+    ] {
+        assert!(text.contains(wanted), "{wanted}\n{text}");
+    }
+    assert_eq!(served.json(&["rules", "test", "host-2"])["as"], "host.down");
+    let error = served.run(&["rules", "test", "host-2", "--as", "up"]).unwrap_err();
+    assert!(chain(&error).contains("cannot be supposed"), "{}", chain(&error));
+    let why = served.good(&["why", "host-2"]);
+    assert!(why.contains("orchestrator is not told of host.down yet"), "{why}");
+}

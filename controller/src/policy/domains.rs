@@ -49,7 +49,7 @@ fn part(row: &HostRow) -> Option<Part> {
 }
 
 /// One domain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Domain {
     parent: DomainId,
     /// Which label, and its value.
@@ -99,7 +99,7 @@ impl Domain {
 }
 
 /// All domains.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Domains {
     /// Every label of the trees once.
     labels: Vec<String>,

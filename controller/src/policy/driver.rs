@@ -40,17 +40,19 @@ use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::{
-    Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX, Store,
-    StoreError,
+    Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
+    Receivers, Store, StoreError,
 };
 use crate::view::{Live, LiveId, View};
 
 mod follow;
 mod holds;
+mod rules;
 
 use follow::Courses;
 pub use follow::NEWS_MAX;
 pub use holds::{Ask, load_guard};
+pub use rules::{AskRules, Waiting};
 
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
@@ -81,6 +83,8 @@ pub enum Command {
     Holds(Ask),
     /// A receiver reports how an order of an incident ended.
     Complete(IncidentId, Completion, oneshot::Sender<Result<(), ControlError>>),
+    /// About rules.
+    Rules(AskRules),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -503,6 +507,7 @@ impl Running {
             Command::Complete(incident, what, answer) => {
                 self.complete(incident, what, answer).await;
             }
+            Command::Rules(ask) => self.answer_of_rules(ask),
         }
         self.follow_orders();
     }
@@ -686,27 +691,39 @@ impl Writer {
             Work::Put(key, value) => {
                 self.insist(seed, || self.store.put(key, value.clone())).await?;
             }
-            Work::Release(host) => self.release(host, seed).await?,
-            Work::Cancel(host, why) => {
-                let at = self.clock.wall();
-                self.insist(seed, || self.store.release(host, Err(why.clone()), at)).await?;
+            Work::Release(host, but) => {
+                let which = if but.is_empty() { Receivers::All } else { Receivers::AllBut(but) };
+                let row = self.view.get(host).map(|h| h.row);
+                let incident = row.as_ref().and_then(|r| r.incident);
+                let verdict = Policy::rejudge(row.as_ref(), order_of(row.as_ref()), incident);
+                self.release(host, which, verdict, seed).await?;
             }
+            Work::Part(part) => {
+                let row = self.view.get(part.host).map(|h| h.row);
+                let still = || Policy::rejudge(row.as_ref(), part.kind, part.incident);
+                let verdict = part.go.clone().and_then(|()| still());
+                self.release(part.host, Receivers::Only(part.receiver), verdict, seed).await?;
+            }
+            Work::Cancel(host, why) => self.release(host, Receivers::All, Err(why), seed).await?,
             Work::Done(done) => drop(done.send(())),
             Work::Event(_) | Work::Rows(_) => {}
         }
         Ok(())
     }
 
-    /// Judges what is held of a host against how it stands now, not when it was held.
-    async fn release(&self, host: HostId, seed: u64) -> Result<(), StoreError> {
-        let known = self.view.get(host);
-        let row = known.as_ref().map(|h| &h.row);
-        let kind = order_of(row);
-        let incident = row.and_then(|r| r.incident);
-        let verdict = Policy::rejudge(row, kind, incident);
+    /// Lets go, or cancels, what is held of a host: as it was judged against how it stands now, not when it
+    /// was held.
+    async fn release(
+        &self,
+        host: HostId,
+        which: Receivers,
+        verdict: Result<(), String>,
+        seed: u64,
+    ) -> Result<(), StoreError> {
         crash::pass("release");
         let at = self.clock.wall();
-        let due = self.insist(seed, || self.store.release(host, verdict.clone(), at)).await?;
+        let write = || self.store.release(host, which.clone(), verdict.clone(), at);
+        let due = self.insist(seed, write).await?;
         self.delivery.wake(due.unwrap_or_default());
         self.news.tell(host);
         Ok(())

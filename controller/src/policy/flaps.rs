@@ -34,7 +34,7 @@ struct Flap {
 }
 
 /// All who come and go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Flaps {
     config: FlapConfig,
     hosts: BTreeMap<HostId, Flap>,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::courses::{Reported, Route, Stage, Step};
 use super::placement::Candidate;
+use super::rules::Subject;
 use super::{Policy, order_of, rules};
 use crate::event::{EventKind, IncidentId};
 use crate::store::{HostRow, NewDelivery, NewEvent, Settle, Token};
@@ -27,9 +28,14 @@ pub struct Report {
 impl Policy {
     /// The courses that the orders of a host as it stands take, by rule.
     pub fn routes<'a>(&'a self, row: &'a HostRow) -> impl Iterator<Item = Route<'a>> {
-        rules::matching(&self.rules, order_of(Some(row)), Some(&row.labels))
-            .filter(|rule| !rule.dry_run && !rule.plan.is_empty())
-            .map(|rule| Route { rule: &rule.name, receivers: &rule.receivers, plan: &rule.plan })
+        let of = Subject { kind: order_of(Some(row)), labels: Some(&row.labels), from: None };
+        rules::matching(&self.rules, of)
+            .filter(|(_, rule)| !rule.dry_run && !rule.plan.is_empty())
+            .map(|(_, rule)| Route {
+                rule: &rule.name,
+                receivers: &rule.receivers,
+                plan: &rule.plan,
+            })
     }
 
     /// Whether anything follows any order.

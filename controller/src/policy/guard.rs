@@ -70,7 +70,7 @@ enum Stage {
 }
 
 /// A host that is down, or reached by others only, and what became of its order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     path: Box<[DomainId]>,
     stage: Stage,
@@ -108,7 +108,7 @@ pub(super) enum News {
 }
 
 /// Holds of one kind that became overdue.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Overdue {
     count: u64,
     tell_at: Instant,
@@ -116,7 +116,7 @@ struct Overdue {
 }
 
 /// The guard.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Guard {
     config: GuardConfig,
     domains: Domains,
@@ -399,6 +399,29 @@ impl Guard {
         }
     }
 
+    /// The order of a host that has been out for a while goes only now, as a rule delayed it: judged as if it
+    /// fell now, and evidence from now on. What holds the host already holds this too.
+    pub(super) fn order_again(&mut self, row: &HostRow, gap: Duration) -> Option<String> {
+        let host = row.id;
+        if let Some(Stage::Held(why)) = self.entries.get(&host).map(|e| e.stage) {
+            return Some(self.words(host, why));
+        }
+        self.enter(row, self.now);
+        self.look_around(host);
+        let entry = self.entries.get_mut(&host)?;
+        (entry.gap, entry.settled) = (gap, false);
+        match self.judge(host, None) {
+            Ok(()) => {
+                self.acted(host);
+                None
+            }
+            Err(why) => {
+                self.hold(host, why);
+                Some(self.words(host, why))
+            }
+        }
+    }
+
     fn hold(&mut self, host: HostId, why: Why) {
         let Some(entry) = self.entries.get_mut(&host) else { return };
         if matches!(why, Why::Storm(_) | Why::Own) {
@@ -468,7 +491,7 @@ impl Guard {
         let Some(domain) = self.domains.get(id).filter(|_| rate.per_minute > 0) else {
             return true;
         };
-        let ahead = per_action(rate) * (rate.burst - 1);
+        let ahead = per_action(rate.per_minute) * (rate.burst - 1);
         domain.action_due - ahead <= self.now
     }
 
@@ -477,7 +500,7 @@ impl Guard {
         if rate.per_minute > 0
             && let Some(domain) = self.domains.get_mut(id)
         {
-            domain.action_due = domain.action_due.max(now) + per_action(rate);
+            domain.action_due = domain.action_due.max(now) + per_action(rate.per_minute);
         }
     }
 
@@ -524,8 +547,9 @@ impl Why {
     }
 }
 
-fn per_action(rate: ActionRate) -> Duration {
-    Duration::from_secs(60) / rate.per_minute.max(1)
+/// The time that one action takes up of so many a minute.
+pub(super) fn per_action(per_minute: u32) -> Duration {
+    Duration::from_secs(60) / per_minute.max(1)
 }
 
 #[cfg(test)]

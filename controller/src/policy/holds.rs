@@ -31,11 +31,6 @@ impl Policy {
         self.guard.register(row, in_state);
     }
 
-    /// An order that was held when the controller stopped, of a host registered as `row`.
-    pub fn restore(&mut self, host: HostId, row: Option<&HostRow>, held_for: Duration) {
-        self.guard.restore(host, row, held_for);
-    }
-
     /// Goes on where the controller stopped: all hosts are registered and their held orders restored.
     /// `saved` is what [`Policy::save`] answered last. `Err`: it can't be read, and storms are found again
     /// from what is held alone.
@@ -51,11 +46,15 @@ impl Policy {
     /// A row changed, or came, or went, otherwise than by [`Policy::take`].
     pub fn changed(&mut self, old: Option<&HostRow>, new: Option<&HostRow>) {
         self.guard.observe(old, new);
+        if let (Some(old), None) = (old, new) {
+            self.drop_waits(old.id);
+        }
     }
 
     /// Whoever was held as the controller was paused, blind or restarted is judged again, unless
     /// something of that goes on.
     pub fn release_own(&mut self) {
+        self.waits.wake();
         self.guard.release_own();
     }
 
@@ -73,10 +72,16 @@ impl Policy {
     ) -> Vec<Order> {
         let mut orders: Vec<Order> =
             std::mem::take(&mut self.also).into_iter().map(|e| Order::Event(Box::new(e))).collect();
+        orders
+            .extend(std::mem::take(&mut self.parts).into_iter().map(|p| Order::Part(Box::new(p))));
+        self.step_waits(&row, at, &mut orders);
         while let Some(news) = self.guard.news() {
             match news {
-                News::Release(host) => orders.push(Order::Release(host)),
-                News::Cancel(host, why) => orders.push(Order::Cancel(host, why)),
+                News::Release(host) => self.released(host, row(host).as_ref(), at, &mut orders),
+                News::Cancel(host, why) => {
+                    self.drop_waits(host);
+                    orders.push(Order::Cancel(host, why));
+                }
                 News::Tell(kind, labels, data) => {
                     let event = self.domain_event(kind, &labels, data, at, rng);
                     orders.push(Order::Event(Box::new(event)));
@@ -103,7 +108,12 @@ impl Policy {
         rng: &mut R,
     ) -> HoldReport {
         let held = self.held_before(target, at);
-        let report = self.guard.approve(target);
+        let mut report = self.guard.approve(target);
+        if let Target::Host(host) = target
+            && self.hurry_waits(*host)
+        {
+            report.released = 1;
+        }
         let count = report.released + report.queued;
         self.say(EventKind::HoldApproved, "approved", target, word, count, held, row, at, rng);
         report
@@ -119,8 +129,15 @@ impl Policy {
         rng: &mut R,
     ) -> HoldReport {
         let held = self.held_before(target, at);
-        let report =
-            self.guard.reject(target, &format!("rejected by {}: {}", word.by, word.reason));
+        let words = format!("rejected by {}: {}", word.by, word.reason);
+        let mut report = self.guard.reject(target, &words);
+        if let Target::Host(host) = target
+            && self.drop_waits(*host)
+            && report.rejected == 0
+        {
+            self.guard.cancel(*host, words);
+            report.rejected = 1;
+        }
         let count = report.rejected;
         self.say(EventKind::HoldRejected, "rejected", target, word, count, held, row, at, rng);
         report
@@ -128,7 +145,10 @@ impl Policy {
 
     fn held_before(&self, target: &Target, at: Wall) -> Option<String> {
         match target {
-            Target::Host(host) => self.guard.hold_of(*host, at).map(|h| h.reason),
+            Target::Host(host) => {
+                let held = self.guard.hold_of(*host, at).map(|h| h.reason);
+                held.or_else(|| self.waits_of(*host, at).into_iter().next().map(|w| w.reason))
+            }
             Target::Domain(_) => None,
         }
     }

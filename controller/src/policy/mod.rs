@@ -17,20 +17,26 @@
 pub mod courses;
 mod domains;
 pub mod driver;
+pub mod expression;
 mod flaps;
 mod follow;
 pub mod guard;
 pub mod holds;
+pub mod hours;
 pub mod placement;
+pub mod question;
 pub mod queue;
+pub mod review;
 pub mod rules;
 pub mod tally;
+mod waiting;
+pub mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, ControllerId, HostId};
-use heartwatch_common::time::Wall;
+use heartwatch_common::time::{Instant, Wall};
 use rand::Rng;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -44,7 +50,10 @@ pub use domains::{DOMAINS_MAX, parse_name as parse_domain};
 pub use flaps::FLAPS_MAX;
 use guard::Guard;
 use placement::Candidate;
+use rules::{Choice, Subject};
 use tally::{Opinion, Tally};
+use waiting::Fall;
+use waits::Waits;
 
 /// What becomes of an event at one receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -107,7 +116,7 @@ pub struct Author {
 }
 
 /// Decides.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     author: Author,
     rules: Vec<Rule>,
@@ -115,16 +124,38 @@ pub struct Policy {
     blind: BTreeSet<u16>,
     tally: Tally,
     guard: Guard,
+    waits: Waits,
+    /// Whom the guard has let go last, and when: at one moment it is asked once.
+    passed: Option<(HostId, Instant)>,
     /// Events beside those that turns bring about.
     also: Vec<NewEvent>,
+    /// What waited and is decided.
+    parts: Vec<Part>,
+}
+
+/// What a rule kept back from one receiver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Of which host.
+    pub host: HostId,
+    /// From whom.
+    pub receiver: String,
+    /// News of what: judge whether it is still true ([`Policy::rejudge`]),
+    pub kind: EventKind,
+    /// of this outage,
+    pub incident: Option<IncidentId>,
+    /// unless it must not go anyway, for this reason.
+    pub go: Result<(), String>,
 }
 
 /// What is to be done, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
-    /// Nothing holds this host's orders any more: judge them ([`Policy::rejudge`]), and let them go or
-    /// cancel them.
-    Release(HostId),
+    /// Nothing holds this host's orders any more, but to these receivers, for which rules still wait: judge
+    /// them ([`Policy::rejudge`]), and let them go or cancel them.
+    Release(HostId, Vec<String>),
+    /// What a rule kept back from one receiver goes, or is cancelled.
+    Part(Box<Part>),
     /// Cancel what is held of this host, for this reason.
     Cancel(HostId, String),
     /// Journal it.
@@ -140,6 +171,14 @@ struct Story {
     incident: Incident,
     reason: String,
     extra: Map<String, Value>,
+}
+
+/// Whether an event is told at all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    All,
+    /// It is part of a flapping host's coming and going.
+    Nobody,
 }
 
 /// What an event does to the host's incident.
@@ -163,7 +202,10 @@ impl Policy {
     pub fn guarded(author: Author, rules: Vec<Rule>, guard: GuardConfig) -> Self {
         Self {
             author,
+            waits: Waits::new(&rules),
             rules,
+            passed: None,
+            parts: Vec::new(),
             pause: None,
             blind: BTreeSet::new(),
             tally: Tally::new(1),
@@ -248,9 +290,10 @@ impl Policy {
         };
         let kind = story.kind;
         self.damp(before, kind, at, rng);
-        let event = self.write(before, &mut row, transition, story, at, candidates, rng);
         let told = !self.is_quiet(before, kind);
-        Decision { row, event: told.then_some(event) }
+        let told = if told { Told::All } else { Told::Nobody };
+        let event = self.write(before, &mut row, transition, story, told, at, candidates, rng);
+        Decision { row, event: (told == Told::All).then_some(event) }
     }
 
     /// Counts a fall of a host; from one too many on it flaps.
@@ -303,6 +346,7 @@ impl Policy {
         row: &mut HostRow,
         transition: &Transition,
         story: Story,
+        told: Told,
         at: Wall,
         candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
         rng: &mut R,
@@ -327,23 +371,27 @@ impl Policy {
             _ => None,
         };
         self.guard.observe(Some(before), Some(row));
-        let hold = if self.is_ordered(row, story.kind) {
+        let kind = story.kind;
+        let heard = story.audience == Audience::Told;
+        let mut choices = self.choose(row, kind, Some(before.state), heard, at);
+        if told == Told::All {
+            self.settle_waits(row, &story.settle, &choices);
             let gap = Duration::from_millis(transition.evidence.gap_ms);
-            self.guard.order(row.id, gap)
+            self.let_through(&mut choices, &Fall { row, kind, incident, gap, at });
         } else {
-            None
-        };
-        let told = story.audience == Audience::Told;
-        let verdicts = self.verdicts(row, story.kind, told, hold.as_deref());
+            self.settle_waits(row, &Settle::Nothing, &[]);
+        }
+        let verdicts = verdicts(choices);
         let mut data = self.describe(row, incident, &story);
         let evidence = serde_json::to_value(transition.evidence).unwrap_or(Value::Null);
         data.insert("evidence".to_owned(), evidence);
         data.extend(story.extra);
         // A dry run names them too: it is to show what would be sent.
         if is_action(story.kind) && !verdicts.is_empty() {
-            let same = rules::matching(&self.rules, story.kind, Some(&row.labels))
-                .find(|r| !r.candidates_same.is_empty())
-                .map(|r| r.candidates_same.clone())
+            let of = Subject { kind, labels: Some(&row.labels), from: Some(before.state) };
+            let same = rules::matching(&self.rules, of)
+                .find(|(_, r)| !r.candidates_same.is_empty())
+                .map(|(_, r)| r.candidates_same.clone())
                 .unwrap_or_default();
             data.insert("candidates".to_owned(), json!(candidates(&same)));
         }
@@ -391,33 +439,24 @@ impl Policy {
         json!({ "id": self.author.id, "name": self.author.name })
     }
 
-    /// Whether a rule acts upon it: whether there is something to hold.
-    fn is_ordered(&self, row: &HostRow, kind: EventKind) -> bool {
-        is_action(kind)
-            && !row.duplicate
-            && rules::matching(&self.rules, kind, Some(&row.labels))
-                .any(|rule| !rule.dry_run && !rule.always)
-    }
-
-    /// Who is told of an event, and what becomes of it there. Of several rules that choose one receiver
-    /// the first that lets it through counts. `hold`: why actions wait.
-    fn verdicts(
+    /// Who would be told of an event, before anything holds it. Of several rules that choose one receiver
+    /// the first that does not suppress it counts. `heard`: it is for those who heard of the incident.
+    fn choose(
         &self,
         row: &HostRow,
         kind: EventKind,
-        told: bool,
-        hold: Option<&str>,
-    ) -> Vec<Verdict> {
-        let action = is_action(kind);
-        let duplicate = action && row.duplicate;
-        rules::choose(&self.rules, kind, Some(&row.labels), told, |rule| {
-            if rule.dry_run {
-                Disposition::Suppress { reason: "the rule is a dry run".to_owned() }
+        from: Option<State>,
+        heard: bool,
+        at: Wall,
+    ) -> Vec<Choice> {
+        let duplicate = is_action(kind) && row.duplicate;
+        let of = Subject { kind, labels: Some(&row.labels), from };
+        rules::choose(&self.rules, of, heard, |rule| {
+            if let Some(reason) = rule.suppresses(kind, at) {
+                Disposition::Suppress { reason }
             } else if duplicate {
                 let reason = "two boots answer under this identity: never failed over".to_owned();
                 Disposition::Suppress { reason }
-            } else if let Some(reason) = hold.filter(|_| action && !rule.always) {
-                Disposition::Hold { reason: reason.to_owned() }
             } else {
                 Disposition::Act
             }
@@ -444,11 +483,13 @@ impl Policy {
         at: Wall,
         rng: &mut R,
     ) -> NewEvent {
-        let verdicts =
-            rules::choose(&self.rules, kind, Some(labels), false, |rule| match rule.dry_run {
-                true => Disposition::Suppress { reason: "the rule is a dry run".to_owned() },
-                false => Disposition::Act,
+        let of = Subject { kind, labels: Some(labels), from: None };
+        let choices =
+            rules::choose(&self.rules, of, false, |rule| match rule.suppresses(kind, at) {
+                Some(reason) => Disposition::Suppress { reason },
+                None => Disposition::Act,
             });
+        let verdicts = verdicts(choices);
         data.insert("controller".to_owned(), self.signature());
         data.insert("verdicts".to_owned(), json!(verdicts));
         NewEvent {
@@ -484,7 +525,7 @@ impl Policy {
             reason,
             extra: Map::new(),
         };
-        let verdicts = self.verdicts(row, kind, false, None);
+        let verdicts = verdicts(self.choose(row, kind, None, false, at));
         let mut data = self.describe(row, row.incident, &story);
         data.extend(extra);
         data.insert("verdicts".to_owned(), json!(verdicts));
@@ -579,6 +620,10 @@ pub fn order_of(row: Option<&HostRow>) -> EventKind {
         Some(Cause::Unreachable) => EventKind::HostUnreachable,
         Some(Cause::Silent) | None => EventKind::HostDown,
     }
+}
+
+fn verdicts(choices: Vec<Choice>) -> Vec<Verdict> {
+    choices.into_iter().map(|choice| choice.verdict).collect()
 }
 
 fn deliveries(verdicts: &[Verdict]) -> Vec<NewDelivery> {

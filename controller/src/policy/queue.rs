@@ -12,6 +12,7 @@ use std::ops::Bound;
 
 use heartwatch_common::id::HostId;
 
+use super::Part;
 use crate::store::{HostRow, NewEvent, READ_LEN_MAX, RECORD_LEN_MAX};
 
 /// Things that wait to be written in order.
@@ -28,8 +29,10 @@ pub(super) enum Work<D> {
     /// Rows that somebody waits for.
     Rows(Vec<HostRow>),
     Forget(HostId, Box<NewEvent>),
-    /// Judge what is held of a host against how it stands now.
-    Release(HostId),
+    /// Judge what is held of a host, but for these receivers, against how it stands now.
+    Release(HostId, Vec<String>),
+    /// The same of what a rule kept back from one receiver.
+    Part(Box<Part>),
     /// Cancel what is held of a host.
     Cancel(HostId, String),
     Put(&'static str, Option<String>),
@@ -43,7 +46,11 @@ impl<D> Work<D> {
             Self::Event(event) => (event.host, &[][..]),
             Self::Forget(host, _) => (Some(*host), &[][..]),
             Self::Rows(rows) => (None, rows.as_slice()),
-            Self::Release(_) | Self::Cancel(..) | Self::Put(..) | Self::Done(_) => (None, &[][..]),
+            Self::Release(..)
+            | Self::Part(_)
+            | Self::Cancel(..)
+            | Self::Put(..)
+            | Self::Done(_) => (None, &[][..]),
         };
         one.into_iter().chain(rows.iter().map(|row| row.id))
     }

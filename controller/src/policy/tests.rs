@@ -6,16 +6,15 @@ use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+mod question;
+mod waits;
+
 fn rule(events: &[EventKind], receiver: &str) -> Rule {
     Rule {
         name: format!("to {receiver}"),
-        labels: BTreeMap::new(),
         events: events.iter().copied().collect(),
         receivers: vec![receiver.to_owned()],
-        candidates_same: Vec::new(),
-        dry_run: false,
-        always: false,
-        plan: Default::default(),
+        ..Rule::default()
     }
 }
 
@@ -324,7 +323,7 @@ fn a_flapping_host_is_one_incident_and_not_a_stream() {
     assert!(event.deliveries[0].hold.as_ref().unwrap().contains("flapping"));
     p.step(now + Duration::from_secs(121));
     let orders = p.orders(|_| None, Wall(0), &mut rng);
-    assert!(orders.contains(&Order::Release(HostId([1; 16]))), "{orders:?}");
+    assert!(orders.contains(&Order::Release(HostId([1; 16]), Vec::new())), "{orders:?}");
 }
 
 #[test]
@@ -352,7 +351,7 @@ fn an_operators_word_is_an_event_of_the_host() {
     let Order::Event(event) = &orders[0] else { panic!("{orders:?}") };
     assert_eq!((event.kind, event.host), (EventKind::HoldApproved, Some(down.id)));
     assert_eq!(event.data["reason"], "ann approved its held order: it burns");
-    assert_eq!(orders[1], Order::Release(down.id));
+    assert_eq!(orders[1], Order::Release(down.id, Vec::new()));
     assert_eq!(p.approve(&target, &word, Some(&down), Wall(9), &mut rng).released, 0);
 }
 

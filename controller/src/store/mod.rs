@@ -116,6 +116,28 @@ pub enum Audience {
     Told,
 }
 
+/// Some receivers, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Receivers {
+    /// Each.
+    All,
+    /// This one.
+    Only(String),
+    /// Each but these.
+    AllBut(Vec<String>),
+}
+
+impl Receivers {
+    /// Whether one is among them.
+    pub fn has(&self, receiver: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(one) => one == receiver,
+            Self::AllBut(others) => !others.iter().any(|other| other == receiver),
+        }
+    }
+}
+
 /// A delivery to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewDelivery {
@@ -479,10 +501,11 @@ pub trait Store: Send + Sync {
     /// was delivered: then it is `Delivered`, since that is the truth.
     async fn finish_attempt(&self, id: DeliveryId, finish: Finish) -> Result<Vec<Due>, StoreError>;
 
-    /// Held deliveries of one host: to `Pending` (answered) or `Cancelled` with the reason.
+    /// Held deliveries of one host to these receivers: to `Pending` (answered) or `Cancelled` with the reason.
     async fn release(
         &self,
         host: HostId,
+        which: Receivers,
         verdict: Result<(), String>,
         at: Wall,
     ) -> Result<Vec<Due>, StoreError>;

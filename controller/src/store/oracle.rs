@@ -9,7 +9,7 @@ use heartwatch_common::id::HostId;
 use super::sqlite::{RENEWALS_MAX, TOKEN_BELIEVED_MAX};
 use super::{
     Appended, Audience, Begin, Cursor, DeliveryId, DeliveryState, Due, FinishVerdict, NewEvent,
-    Outgoing, Settle, Token,
+    Outgoing, Receivers, Settle, Token,
 };
 use crate::event::{EventId, EventKind, IncidentId};
 
@@ -310,10 +310,11 @@ impl Oracle {
         Vec::new()
     }
 
-    pub(super) fn release(&mut self, host: HostId, go: bool) -> Vec<Due> {
+    pub(super) fn release(&mut self, host: HostId, which: &Receivers, go: bool) -> Vec<Due> {
         let mut released = Vec::new();
         for id in self.ids() {
-            let meant = self.event(self.d(id).event).host == Some(host);
+            let meant =
+                self.event(self.d(id).event).host == Some(host) && which.has(&self.d(id).receiver);
             if meant && self.d(id).state == DeliveryState::Held {
                 self.d_mut(id).state =
                     if go { DeliveryState::Pending } else { DeliveryState::Cancelled };

@@ -49,8 +49,8 @@ pub use writer::{COMMANDS_LEN_MAX, GROUP_LEN_MAX, READERS_MAX, SqliteStore};
 
 use super::{
     Appended, AttemptRow, BATCH_LEN_MAX, Backlog, Begin, Cursor, DeliveryFilter, DeliveryId,
-    DeliveryRow, Due, EventRow, Finish, HostRow, NewEvent, READ_LEN_MAX, RECORD_LEN_MAX, Retention,
-    StoreError, Token,
+    DeliveryRow, Due, EventRow, Finish, HostRow, NewEvent, READ_LEN_MAX, RECORD_LEN_MAX, Receivers,
+    Retention, StoreError, Token,
 };
 
 /// Attempts of one delivery that are kept, the newest.
@@ -236,10 +236,11 @@ impl Db {
     pub fn release(
         &self,
         host: HostId,
+        which: &Receivers,
         verdict: Result<(), String>,
         at: Wall,
     ) -> Result<Vec<Due>, StoreError> {
-        self.atomically(|c| outbox::release(c, host, verdict, at))
+        self.atomically(|c| outbox::release(c, host, which, verdict, at))
     }
 
     /// See [`Store::held_hosts`](super::Store::held_hosts).

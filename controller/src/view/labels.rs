@@ -4,6 +4,7 @@
 //! among the members of some sets, not in the whole registry. Operating system and agent version stand
 //! in the set too: they are as few. What is different on every host costs some 200 bytes a host here.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use hashbrown::DefaultHashBuilder;
@@ -107,6 +108,22 @@ impl LabelSets {
     /// Whether a set has this value under this key; `None`: has the key not at all.
     pub(super) fn has(&self, at: u32, key: Sym, value: Option<Sym>) -> bool {
         self.get(at).key.labels.iter().find(|(k, _)| *k == key).map(|(_, v)| *v) == value
+    }
+
+    /// How many hosts have a set.
+    pub(super) fn hosts(&self, at: u32) -> u32 {
+        self.get(at).hosts
+    }
+
+    /// Whether there is a set at this place.
+    pub(super) fn is_there(&self, at: usize) -> bool {
+        self.sets.get(at).is_some_and(Option::is_some)
+    }
+
+    /// A set's labels.
+    pub(super) fn labels(&self, at: u32, texts: &Texts) -> BTreeMap<String, String> {
+        let text = |sym| texts.get(sym).to_owned();
+        self.get(at).key.labels.iter().map(|(k, v)| (text(*k), text(*v))).collect()
     }
 
     /// The slots of a set's hosts, and some that have left it.

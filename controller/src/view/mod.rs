@@ -22,7 +22,7 @@ mod rows;
 mod texts;
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -46,6 +46,8 @@ pub const PAGE_LEN_MAX: usize = 1_000;
 const SCAN_LEN_MAX: usize = 2_000_000;
 /// Pools whose label sets are remembered.
 const POOLS_MAX: usize = 4_096;
+/// Places of label sets that are looked at before the lock is let go.
+const SETS_AT_ONCE: usize = 1_024;
 
 /// One host as readers see it.
 #[derive(Clone, Debug)]
@@ -321,6 +323,29 @@ impl View {
         let found: Arc<[u32]> = sets.all().filter(fits).collect();
         pools.sets.insert(wanted, Arc::clone(&found));
         Some(found)
+    }
+
+    /// Each set of labels that hosts have in common (one set may come several times, as hosts with equal
+    /// labels may differ otherwise), and how many hosts have it; at most `most`. What comes or goes
+    /// meanwhile may be missed or told twice: the lock is let go in between.
+    pub fn label_sets(&self, most: usize, mut f: impl FnMut(&BTreeMap<String, String>, u64)) {
+        let (mut at, mut told) = (0, 0);
+        loop {
+            let registry = self.read();
+            let end = registry.sets.end();
+            let places = (at..end.min(at + SETS_AT_ONCE)).filter(|at| registry.sets.is_there(*at));
+            let places = places.take(most - told).filter_map(|at| u32::try_from(at).ok());
+            let some: Vec<_> = places
+                .map(|set| (registry.sets.labels(set, &registry.texts), registry.sets.hosts(set)))
+                .collect();
+            drop(registry);
+            told += some.len();
+            some.iter().for_each(|(labels, hosts)| f(labels, u64::from(*hosts)));
+            at += SETS_AT_ONCE;
+            if at >= end || told >= most {
+                return;
+            }
+        }
     }
 
     /// How many hosts are in each state, in the order of [`State::ALL`].

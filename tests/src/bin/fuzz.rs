@@ -22,13 +22,19 @@ struct Args {
     /// Where the mutations come from; the default is another one in every run.
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs this file alone, as a datagram or, if it ends in .toml, as a config.
+    /// Runs this file alone, as a datagram, a config (.toml) or a label expression (.txt).
     #[arg(long)]
     replay: Option<PathBuf>,
 }
 
 type Target = (&'static str, fn(&[u8]));
-const TARGETS: [Target; 2] = [("datagram", fuzzing::datagram), ("config", fuzzing::config)];
+const TARGETS: [Target; 3] = [
+    ("datagram", fuzzing::datagram),
+    ("config", fuzzing::config),
+    ("expression", fuzzing::expression),
+];
+/// How their files end.
+const ENDINGS: [&str; 3] = ["bin", "toml", "txt"];
 /// Runs between two looks at the clock.
 const BURST: u32 = 64;
 
@@ -36,20 +42,20 @@ fn main() -> Result<ExitCode> {
     let args = Args::parse();
     if let Some(path) = &args.replay {
         let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-        let is_config = path.extension().is_some_and(|e| e == "toml");
-        TARGETS[usize::from(is_config)].1(&bytes);
+        let ending = ENDINGS.iter().position(|e| path.extension().is_some_and(|is| is == *e));
+        TARGETS[ending.unwrap_or(0)].1(&bytes);
         println!("{} holds", path.display());
         return Ok(ExitCode::SUCCESS);
     }
     let seed = args.seed.unwrap_or(now().0);
     println!("fuzzing for {} s from seed {seed}", args.seconds);
     let mut rng = StdRng::seed_from_u64(seed);
-    let corpora = [corpus("datagram")?, corpus("config")?];
+    let corpora = [corpus("datagram")?, corpus("config")?, corpus("expression")?];
     let end = now() + Duration::from_secs(args.seconds);
-    let mut runs = [0_u64; 2];
+    let mut runs = [0_u64; 3];
     while now() < end {
         // Configs cost a hundred times as much.
-        let which = usize::from(rng.random_range(0..8) == 0);
+        let which = [1, 2, 2].get(rng.random_range(0..8_usize)).copied().unwrap_or(0);
         let (name, target) = TARGETS[which];
         let corpus = &corpora[which];
         for _ in 0..BURST {
@@ -62,12 +68,16 @@ fn main() -> Result<ExitCode> {
             runs[which] += 1;
         }
     }
-    println!("{} datagrams and {} configs: every promise held", runs[0], runs[1]);
+    let [datagrams, configs, expressions] = runs;
+    println!(
+        "{datagrams} datagrams, {configs} configs and {expressions} expressions: every promise held"
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 fn report(name: &str, bytes: &[u8], seed: u64) -> Result<ExitCode> {
-    let ending = if name == "config" { "toml" } else { "bin" };
+    let place = TARGETS.iter().position(|(n, _)| *n == name).unwrap_or(0);
+    let ending = ENDINGS[place];
     let path = std::env::temp_dir().join(format!("heartwatch-fuzz-{name}-{seed}.{ending}"));
     std::fs::write(&path, bytes).with_context(|| path.display().to_string())?;
     println!("\na promise of `{name}` was broken by {} bytes: {}", bytes.len(), hex::encode(bytes));

@@ -326,13 +326,9 @@ impl Scale {
         let config = RawConfig::default().check()?;
         let rule = Rule {
             name: "failover".to_owned(),
-            labels: BTreeMap::new(),
             events: [EventKind::HostDown].into_iter().collect(),
-            receivers: Vec::new(),
             candidates_same: vec!["zone".to_owned()],
-            dry_run: false,
-            always: false,
-            plan: Default::default(),
+            ..Rule::default()
         };
         let none = BTreeMap::new();
         let store = Arc::clone(store) as Arc<dyn Store>;

@@ -24,14 +24,14 @@ use heartwatch_controller::policy::driver::known_of;
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
 use heartwatch_controller::policy::placement::{Candidate, Ranking, fits};
-use heartwatch_controller::policy::{Author, Order, Policy, new_row, order_of};
+use heartwatch_controller::policy::{Author, Order, Part, Policy, new_row, order_of};
 use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
 use heartwatch_controller::shard::notices::Notice;
 use heartwatch_controller::shard::watch::Watch;
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
     Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, EventRow, Finish,
-    FinishVerdict, HostRow, NewEvent,
+    FinishVerdict, HostRow, NewEvent, Receivers,
 };
 use heartwatch_controller::view::LiveId;
 use rand::rngs::StdRng;
@@ -61,7 +61,8 @@ struct Socket {
 enum Work {
     Event(Box<NewEvent>),
     Row(HostRow),
-    Release(HostId),
+    Release(HostId, Vec<String>),
+    Part(Box<Part>),
     Cancel(HostId, String),
     Guard(String),
 }
@@ -109,13 +110,9 @@ pub(super) struct SimController {
 fn rules() -> Vec<Rule> {
     let rule = |name: &str, events: &[EventKind], receiver: &str| Rule {
         name: name.to_owned(),
-        labels: BTreeMap::new(),
         events: events.iter().copied().collect(),
         receivers: vec![receiver.to_owned()],
-        candidates_same: Vec::new(),
-        dry_run: false,
-        always: false,
-        plan: Default::default(),
+        ..Rule::default()
     };
     vec![
         rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], RECEIVERS[0]),
@@ -228,7 +225,7 @@ impl SimController {
             if let Some(host) = delivery.host.filter(|_| delivery.state == DeliveryState::Held) {
                 let ms = wall.0.saturating_sub(delivery.created_ms.0);
                 let held_for = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-                self.policy.restore(host, self.rows.get(&host), held_for);
+                self.policy.restore(&delivery, self.rows.get(&host), held_for);
             }
         }
         let saved = self.db.get("guard").expect("reading works");
@@ -240,7 +237,8 @@ impl SimController {
         for order in self.policy.orders(|host| rows.get(&host).cloned(), wall, &mut self.rng) {
             self.work.push_back(match order {
                 Order::Event(event) => Work::Event(event),
-                Order::Release(host) => Work::Release(host),
+                Order::Release(host, but) => Work::Release(host, but),
+                Order::Part(part) => Work::Part(part),
                 Order::Cancel(host, why) => Work::Cancel(host, why),
             });
         }
@@ -657,13 +655,21 @@ impl World {
                     c.db.save_hosts(&[row]).expect("the disk has room");
                     Vec::new()
                 }
-                Work::Release(host) => {
+                Work::Release(host, but) => {
                     let row = c.rows.get(&host);
                     let verdict = Policy::rejudge(row, order_of(row), row.and_then(|r| r.incident));
-                    c.db.release(host, verdict, wall).expect("the disk has room")
+                    let which = Receivers::AllBut(but);
+                    c.db.release(host, &which, verdict, wall).expect("the disk has room")
+                }
+                Work::Part(part) => {
+                    let row = c.rows.get(&part.host);
+                    let still = || Policy::rejudge(row, part.kind, part.incident);
+                    let verdict = part.go.and_then(|()| still());
+                    let which = Receivers::Only(part.receiver);
+                    c.db.release(part.host, &which, verdict, wall).expect("the disk has room")
                 }
                 Work::Cancel(host, why) => {
-                    c.db.release(host, Err(why), wall).expect("the disk has room")
+                    c.db.release(host, &Receivers::All, Err(why), wall).expect("the disk has room")
                 }
                 Work::Guard(text) => {
                     c.db.put("guard", Some(&text)).expect("the disk has room");

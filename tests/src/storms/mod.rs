@@ -23,12 +23,14 @@ use heartwatch_controller::config::Rule;
 use heartwatch_controller::control::Pause;
 use heartwatch_controller::detector::host::{Evidence, Transition, Turn};
 use heartwatch_controller::event::{Cause, EventKind, State};
+use heartwatch_controller::policy::expression::Expression;
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
-use heartwatch_controller::policy::{Author, Order, Policy, order_of};
+use heartwatch_controller::policy::{Author, Order, Part, Policy, order_of};
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
-    Begin, DeliveryFilter, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, HostRow, NewEvent,
+    Begin, DeliveryFilter, DeliveryId, DeliveryState, Due, Finish, FinishVerdict, HostRow,
+    NewEvent, Receivers,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -36,10 +38,12 @@ use rand::rngs::StdRng;
 use crate::invariants::Violation;
 use fleet::Host;
 use promises::Promises;
-use story::{Happening, Plan};
+use story::{Happening, Patience, Plan};
 
 /// Where failovers go; never told `always`.
 const ORCHESTRATOR: &str = "orchestrator";
+/// Where failovers go only after a delay, within some hours, and at a rate, as the seed says.
+const PATIENT: &str = "patient";
 /// Who is told of everything, at once.
 const PAGER: &str = "pager";
 /// Things happen before this; then the world must heal.
@@ -73,7 +77,8 @@ pub struct Report {
 enum Work {
     Event(Box<NewEvent>),
     Row(HostId),
-    Release(HostId),
+    Release(HostId, Vec<String>),
+    Part(Box<Part>),
     Cancel(HostId, String),
 }
 
@@ -101,19 +106,25 @@ struct World {
     story: Vec<String>,
 }
 
-fn rules() -> Vec<Rule> {
+fn rules(patience: &Patience) -> Vec<Rule> {
     let rule = |name: &str, events: &[EventKind], receiver: &str, always| Rule {
         name: name.to_owned(),
-        labels: BTreeMap::new(),
         events: events.iter().copied().collect(),
         receivers: vec![receiver.to_owned()],
-        candidates_same: Vec::new(),
-        dry_run: false,
         always,
-        plan: Default::default(),
+        ..Rule::default()
+    };
+    let both = [EventKind::HostDown, EventKind::HostRecovered];
+    let patient = Rule {
+        expression: Some(Expression::parse("not rack or rack ~ \"r*\"").expect("it is one")),
+        delay: patience.delay,
+        hours: patience.hours.clone(),
+        rate: patience.rate,
+        ..rule("patient", &both, PATIENT, false)
     };
     vec![
-        rule("failover", &[EventKind::HostDown, EventKind::HostRecovered], ORCHESTRATOR, false),
+        rule("failover", &both, ORCHESTRATOR, false),
+        patient,
         rule("everything", &EventKind::ALL, PAGER, true),
     ]
 }
@@ -123,7 +134,9 @@ const ORIGIN: Instant = Instant::from_millis(100_000_000);
 impl World {
     fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x5702);
-        let plan = Plan::draw(&mut rng);
+        // Drawn apart, so that what befalls the fleet does not depend on it.
+        let patience = Patience::draw(&mut StdRng::seed_from_u64(seed ^ 0x9A71));
+        let plan = Plan { patience, ..Plan::draw(&mut rng) };
         let hosts = fleet::draw(&plan, &mut rng);
         let mut world = Self {
             now: ORIGIN,
@@ -140,7 +153,7 @@ impl World {
             receiver_down: false,
             work: VecDeque::new(),
             due: BTreeMap::new(),
-            promises: Promises::new(plan.guard.clone()),
+            promises: Promises::new(plan.guard.clone(), plan.patience.clone()),
             trace: blake3::Hasher::new(),
             story: Vec::new(),
             hosts,
@@ -248,7 +261,8 @@ impl World {
         for order in policy.orders(|host| rows.get(&host).cloned(), wall, &mut self.rng) {
             self.work.push_back(match order {
                 Order::Event(event) => Work::Event(event),
-                Order::Release(host) => Work::Release(host),
+                Order::Release(host, but) => Work::Release(host, but),
+                Order::Part(part) => Work::Part(part),
                 Order::Cancel(host, why) => Work::Cancel(host, why),
             });
         }
@@ -274,14 +288,22 @@ impl World {
                     self.db.save_hosts(row.as_slice()).expect("memory has room");
                     Vec::new()
                 }
-                Work::Release(host) => {
+                Work::Release(host, but) => {
                     let row = self.rows.get(&host);
                     let verdict = Policy::rejudge(row, order_of(row), row.and_then(|r| r.incident));
-                    self.db.release(host, verdict, wall).expect("memory has room")
+                    let which = Receivers::AllBut(but);
+                    self.db.release(host, &which, verdict, wall).expect("memory has room")
+                }
+                Work::Part(part) => {
+                    let row = self.rows.get(&part.host);
+                    let still = || Policy::rejudge(row, part.kind, part.incident);
+                    let verdict = part.go.and_then(|()| still());
+                    let which = Receivers::Only(part.receiver);
+                    self.db.release(part.host, &which, verdict, wall).expect("memory has room")
                 }
                 Work::Cancel(host, why) => {
                     self.promises.rejected(host);
-                    self.db.release(host, Err(why), wall).expect("memory has room")
+                    self.db.release(host, &Receivers::All, Err(why), wall).expect("memory has room")
                 }
             };
             for one in due {
@@ -293,9 +315,11 @@ impl World {
 
     /// A delivery is let go.
     fn ordered(&mut self, due: &Due) {
-        let Some(host) = due.host.filter(|_| due.receiver == ORCHESTRATOR) else { return };
+        let Some(host) = due.host.filter(|_| due.receiver != PAGER) else { return };
         let Some(row) = self.rows.get(&host).filter(|r| r.state == State::Down) else { return };
-        if row.cause == Some(Cause::Silent) {
+        if due.receiver == PATIENT && row.cause == Some(Cause::Silent) {
+            self.promises.patient(row, self.now, self.wall());
+        } else if row.cause == Some(Cause::Silent) {
             self.promises.acted(host, &self.hosts, &self.index, &self.rows, self.now);
         }
     }
@@ -309,6 +333,13 @@ impl World {
             let Some(due) = self.due.get(&id).cloned() else { continue };
             match self.db.begin_attempt(id, wall).expect("memory has room") {
                 Begin::Go(outgoing) => {
+                    if due.receiver == PATIENT
+                        && let Some(host) = due.host
+                    {
+                        let row = self.rows.get(&host);
+                        self.promises.sent_late(host, outgoing.kind, outgoing.event, row);
+                        self.tell(format!("patient <- {} {host}", outgoing.kind));
+                    }
                     if due.receiver == ORCHESTRATOR
                         && let Some(host) = due.host
                     {
@@ -369,6 +400,9 @@ impl World {
             Target::Domain(_) => None,
         };
         let Some(policy) = &mut self.policy else { return };
+        if let Target::Host(host) = target {
+            self.promises.spoken_of(*host);
+        }
         let rng = &mut self.rng;
         let report = match approves {
             true => policy.approve(target, &word, row.as_ref(), wall, rng),
@@ -384,7 +418,8 @@ impl World {
     fn start_controller(&mut self) {
         let (now, wall) = (self.now, self.wall());
         let author = Author { id: ControllerId(1), name: "simulated".to_owned() };
-        let mut policy = Policy::guarded(author, rules(), self.plan.guard.clone());
+        let mut policy =
+            Policy::guarded(author, rules(&self.plan.patience), self.plan.guard.clone());
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
         self.rows.values().for_each(|row| policy.register(row, now, wall));
@@ -392,7 +427,7 @@ impl World {
         for delivery in promises::deliveries(&self.db, held) {
             let Some(host) = delivery.host else { continue };
             let held_for = Duration::from_millis((wall.0 - delivery.created_ms.0) as u64);
-            policy.restore(host, self.rows.get(&host), held_for);
+            policy.restore(&delivery, self.rows.get(&host), held_for);
         }
         let saved = self.db.get("guard").expect("reading works");
         policy.resume(saved.as_deref(), wall).expect("what was saved can be read");

@@ -14,7 +14,8 @@ use heartwatch_controller::store::{
 };
 
 use super::fleet::Host;
-use super::{Hosts, ORCHESTRATOR};
+use super::story::Patience;
+use super::{Hosts, PAGER};
 use crate::invariants::Violation;
 
 /// Of hosts that die together so many may be ordered before it is seen.
@@ -37,6 +38,11 @@ struct Together {
 #[derive(Debug)]
 pub(super) struct Promises {
     guard: GuardConfig,
+    patience: Patience,
+    /// What the patient receiver was told, by outage; when it was let go; and of whom an operator spoke.
+    late: BTreeMap<IncidentId, Vec<EventId>>,
+    late_times: Vec<Instant>,
+    spoken_of: Hosts,
     pub(super) failovers: u64,
     pub(super) looked: u64,
     /// When each host's present outage was acted upon.
@@ -94,9 +100,13 @@ pub(super) fn journal(db: &Db) -> (Vec<EventRow>, Vec<DeliveryRow>) {
 }
 
 impl Promises {
-    pub(super) fn new(guard: GuardConfig) -> Self {
+    pub(super) fn new(guard: GuardConfig, patience: Patience) -> Self {
         Self {
             guard,
+            patience,
+            late: BTreeMap::new(),
+            late_times: Vec::new(),
+            spoken_of: Hosts::new(),
             failovers: 0,
             looked: 0,
             acted: BTreeMap::new(),
@@ -135,6 +145,52 @@ impl Promises {
         self.named.push((at, released));
     }
 
+    pub(super) fn spoken_of(&mut self, host: HostId) {
+        self.spoken_of.insert(host);
+    }
+
+    /// What goes to the patient receiver is let go.
+    pub(super) fn patient(&mut self, row: &HostRow, now: Instant, wall: Wall) {
+        if self.spoken_of.contains(&row.id) {
+            return;
+        }
+        self.late_times.push(now);
+        let stood = wall.0.saturating_sub(row.since.0);
+        if stood < self.patience.delay.as_millis() as i64 {
+            let seen = format!("{} is ordered {stood} ms after it fell", row.id);
+            self.broken("a_delay_is_kept", seen);
+        }
+        if self.patience.hours.as_ref().is_some_and(|hours| !hours.is_open(wall)) {
+            let seen = format!("{} is ordered at {wall}", row.id);
+            self.broken("hours_are_kept", seen);
+        }
+    }
+
+    /// A webhook arrives at the patient receiver.
+    pub(super) fn sent_late(
+        &mut self,
+        host: HostId,
+        kind: EventKind,
+        event: EventId,
+        row: Option<&HostRow>,
+    ) {
+        if kind != EventKind::HostDown {
+            return;
+        }
+        let state = row.map(|r| r.state);
+        if state != Some(State::Down) {
+            let seen = format!("{host} is told as down after a wait, but is {state:?}");
+            self.broken("who_came_back_is_not_told_late", seen);
+        }
+        let Some(incident) = row.and_then(|r| r.incident) else { return };
+        let told = self.late.entry(incident).or_default();
+        if told.contains(&event) || told.is_empty() {
+            told.push(event);
+        } else {
+            self.broken("what_waited_goes_once", format!("{host} is told twice"));
+        }
+    }
+
     pub(super) fn rejected(&mut self, host: HostId) {
         self.rejected.insert(host);
     }
@@ -153,7 +209,7 @@ impl Promises {
     /// An event is journaled.
     pub(super) fn journaled(&mut self, event: &NewEvent) {
         for delivery in &event.deliveries {
-            let may_be = is_action(event.kind) && delivery.receiver == ORCHESTRATOR;
+            let may_be = is_action(event.kind) && delivery.receiver != PAGER;
             if delivery.hold.is_some() && !may_be {
                 let seen = format!("{} to {} is held", event.kind, delivery.receiver);
                 self.broken("only_actions_are_held", seen);
@@ -322,6 +378,10 @@ impl Promises {
         let held: Hosts = deliveries(db, held).into_iter().filter_map(|d| d.host).collect();
         let shown = policy.holds(None, None, 1_000, wall).unwrap_or_default();
         let listed: Hosts = shown.holds.iter().map(|h| h.host).collect();
+        // What a rule keeps back is no hold, but shown all the same.
+        let waits = |host: &&HostId| !policy.waits_of(**host, wall).is_empty();
+        let kept = held.difference(&listed).filter(waits).copied();
+        let listed: Hosts = listed.iter().copied().chain(kept).collect();
         if held != listed && shown.total <= 1_000 {
             let unseen: Vec<_> = held.symmetric_difference(&listed).take(3).collect();
             let seen =
@@ -363,7 +423,9 @@ impl Promises {
                 (true, true) => row.state == State::Down,
                 (true, false) => {
                     let once = row.incident.and_then(|i| self.orders.get(&i)).map_or(0, Vec::len);
-                    row.state == State::Down && (once == 1 || self.rejected.contains(&h.id))
+                    let late = row.incident.and_then(|i| self.late.get(&i)).map_or(0, Vec::len);
+                    row.state == State::Down
+                        && ((once == 1 && late == 1) || self.rejected.contains(&h.id))
                 }
             };
             if !good {
@@ -381,8 +443,27 @@ impl Promises {
             }
         }
         self.count_actions();
+        self.count_late();
         if events.is_empty() && self.failovers > 0 {
             self.broken("nothing_is_left", "failovers without events".to_owned());
+        }
+    }
+
+    /// No minute saw more than the patient rule's rate allows.
+    fn count_late(&mut self) {
+        let Some(rate) = self.patience.rate else { return };
+        let times = std::mem::take(&mut self.late_times);
+        for (i, from) in times.iter().enumerate() {
+            let within = |at: &Instant| *at >= *from && at.since(*from) < MINUTE;
+            let count = times[i..].iter().filter(|at| within(at)).count() as u64;
+            let starts = self.starts.iter().filter(|at| within(at)).count() as u64;
+            let most = u64::from(rate.burst) * (1 + starts) + u64::from(rate.per_minute);
+            if count > most + 1 {
+                let seen =
+                    format!("{count} in a minute under the patient rule, {most} are allowed");
+                self.broken("a_rule_keeps_to_its_rate", seen);
+                return;
+            }
         }
     }
 

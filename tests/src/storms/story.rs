@@ -7,7 +7,9 @@ use heartwatch_controller::config::{ActionRate, GuardConfig};
 use heartwatch_controller::detector::host::Turn;
 use heartwatch_controller::event::{Cause, State};
 use heartwatch_controller::policy::guard::Target;
+use heartwatch_controller::policy::hours::Hours;
 use heartwatch_controller::policy::parse_domain;
+use jiff::tz::TimeZone;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -73,6 +75,29 @@ pub(super) struct Plan {
     pub(super) unlabelled: f64,
     pub(super) gap: Duration,
     pub(super) guard: GuardConfig,
+    pub(super) patience: Patience,
+}
+
+/// What the patient rule waits for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Patience {
+    pub(super) delay: Duration,
+    pub(super) hours: Option<Hours>,
+    pub(super) rate: Option<ActionRate>,
+}
+
+impl Patience {
+    /// The world begins at 22:13:20 UTC and ends 46 minutes later: hours that are on at its end.
+    pub(super) fn draw(rng: &mut StdRng) -> Self {
+        let hours = ["22:20-22:30; 22:40-02:00", "Tue 22:45-24:00", "Mon-Fri 00:00-24:00"];
+        let hours = hours.get(rng.random_range(0..6usize));
+        let per_minute = [30, 60, 600].get(rng.random_range(0..6usize));
+        Self {
+            delay: Duration::from_secs([0, 5, 20, 90][rng.random_range(0..4usize)]),
+            hours: hours.map(|text| Hours::parse(text, TimeZone::UTC).expect("they are windows")),
+            rate: per_minute.map(|per_minute| ActionRate { per_minute: *per_minute, burst: 5 }),
+        }
+    }
 }
 
 impl Plan {
@@ -99,6 +124,7 @@ impl Plan {
                 rate: ActionRate { per_minute, burst: 10 },
                 ..defaults
             },
+            patience: Patience::default(),
         }
     }
 }

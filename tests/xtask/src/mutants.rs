@@ -18,7 +18,7 @@ struct Mutant {
     to: &'static str,
 }
 
-const MUTANTS: [Mutant; 21] = [
+const MUTANTS: [Mutant; 25] = [
     Mutant {
         name: "watermark ignored: hosts are judged while their beats lie unread",
         file: "controller/src/shard/watch.rs",
@@ -146,6 +146,30 @@ const MUTANTS: [Mutant; 21] = [
         file: "controller/src/policy/guard/storms.rs",
         from: "        hosts > 0\n",
         to: "        hosts > 0 && id != DomainId::FLEET\n",
+    },
+    Mutant {
+        name: "a restart forgets the delay: what a rule kept back goes at once",
+        file: "controller/src/policy/waiting.rs",
+        from: "let left = rule.delay.saturating_sub(held_for);",
+        to: "let left = held_for.saturating_sub(held_for);",
+    },
+    Mutant {
+        name: "a hold that ends lets all go: also what rules still keep back",
+        file: "controller/src/policy/waiting.rs",
+        from: "orders.push(Order::Release(host, but));",
+        to: "orders.push(Order::Release(host, but[..0].to_vec()));",
+    },
+    Mutant {
+        name: "hours ignored: what a rule delayed goes at night",
+        file: "controller/src/policy/waiting.rs",
+        from: "if !rule.is_open(at) {",
+        to: "if !rule.is_open(at) && !its_turn && rule.delay.is_zero() {",
+    },
+    Mutant {
+        name: "a rule's rate ignored: all that it kept back goes at once",
+        file: "controller/src/policy/waits.rs",
+        from: "*due - ahead <= now)",
+        to: "*due - ahead <= Instant::FAR)",
     },
 ];
 

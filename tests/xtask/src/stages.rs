@@ -260,17 +260,20 @@ fn fuzz_with_coverage(args: &[String]) -> Result<(), String> {
     )?;
     let found = built.join("artifacts/");
     std::fs::create_dir_all(&found).map_err(|e| format!("cannot make {}: {e}", found.display()))?;
-    let corpus = built.join("corpus");
-    std::fs::create_dir_all(&corpus)
-        .map_err(|e| format!("cannot make {}: {e}", corpus.display()))?;
-    attached(
-        Command::new(built.join(&target).join("release/datagram"))
-            .arg(&corpus)
-            .arg(dir.join("corpus/datagram"))
-            .arg(format!("-max_total_time={seconds}"))
-            .arg(format!("-artifact_prefix={}", found.display()))
-            .args(["-max_len=1300", "-use_value_profile=1", "-print_final_stats=1"]),
-    )
+    for name in ["datagram", "expression"] {
+        let corpus = built.join("corpus").join(name);
+        std::fs::create_dir_all(&corpus)
+            .map_err(|e| format!("cannot make {}: {e}", corpus.display()))?;
+        attached(
+            Command::new(built.join(&target).join("release").join(name))
+                .arg(&corpus)
+                .arg(dir.join("corpus").join(name))
+                .arg(format!("-max_total_time={seconds}"))
+                .arg(format!("-artifact_prefix={}", found.display()))
+                .args(["-max_len=1300", "-use_value_profile=1", "-print_final_stats=1"]),
+        )?;
+    }
+    Ok(())
 }
 
 /// Builds the product and one more program for release, and runs that one.

@@ -143,6 +143,7 @@ url = "https://orchestrator.example/"
 name = "r"
 events = ["host.down"]
 receivers = ["NAME"]
+hours = "Mon"
 "#;
 
 /// The table at `path`, of lists their first.

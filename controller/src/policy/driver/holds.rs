@@ -59,7 +59,7 @@ pub async fn load_guard(
             let ms = wall.0.saturating_sub(row.created_ms.0);
             let held_for = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
             let known = view.get(host);
-            policy.restore(host, known.as_ref().map(|k| &k.row), held_for);
+            policy.restore(row, known.as_ref().map(|k| &k.row), held_for);
         }
         let Some(last) = page.last().filter(|_| page.len() >= READ_LEN_MAX) else { break };
         filter.after = Some(last.id);
@@ -92,7 +92,8 @@ impl Running {
         let row = |host| view.get(host).map(|known| known.row);
         for order in self.d.policy.orders(row, self.d.clock.wall(), &mut self.rng) {
             self.work.push(match order {
-                Order::Release(host) => Work::Release(host),
+                Order::Release(host, but) => Work::Release(host, but),
+                Order::Part(part) => Work::Part(part),
                 Order::Cancel(host, why) => Work::Cancel(host, why),
                 Order::Event(event) => {
                     let reason = event.data.get("reason").and_then(|r| r.as_str());

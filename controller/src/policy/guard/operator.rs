@@ -105,6 +105,11 @@ impl Guard {
         report
     }
 
+    /// Has all that is held of a host cancelled, though not by the guard.
+    pub(in crate::policy) fn cancel(&mut self, host: HostId, words: String) {
+        self.news.push_back(News::Cancel(host, words));
+    }
+
     /// The event that an operator's word on a domain makes.
     pub(in crate::policy) fn tell_word(
         &mut self,

@@ -9,7 +9,7 @@ use crate::config::Threshold;
 use crate::event::EventKind;
 
 /// A storm in one domain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Storm {
     /// When it was seen.
     pub(super) since: Instant,

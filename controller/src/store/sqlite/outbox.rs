@@ -13,7 +13,7 @@ use super::{ATTEMPTS_LEN_MAX, RENEWALS_MAX, TOKEN_BELIEVED_MAX, int, nanos, uint
 use crate::event::EventId;
 use crate::store::{
     Begin, Cursor, DeliveryId, DeliveryState, Due, EventRow, Finish, FinishVerdict, Outgoing,
-    StoreError, Token,
+    Receivers, StoreError, Token,
 };
 
 /// A delivery as the decisions here need it.
@@ -274,12 +274,16 @@ fn renewed(c: &Connection, row: &Row) -> Result<Vec<Due>, StoreError> {
 pub(super) fn release(
     c: &Connection,
     host: HostId,
+    which: &Receivers,
     verdict: Result<(), String>,
     at: Wall,
 ) -> Result<Vec<Due>, StoreError> {
-    let sql = "SELECT id FROM deliveries WHERE state IN ('held', 'pending') AND host = ?1 \
+    let sql = "SELECT id, receiver FROM deliveries WHERE state IN ('held', 'pending') AND host = ?1 \
                AND state = 'held' ORDER BY id";
-    let held = all(c, sql, [host.0], |r| Ok(DeliveryId(uint(r.get(0)?))))?;
+    let held =
+        all(c, sql, [host.0], |r| Ok((DeliveryId(uint(r.get(0)?)), r.get::<_, String>(1)?)))?;
+    let meant = held.into_iter().filter(|(_, receiver)| which.has(receiver));
+    let held: Vec<DeliveryId> = meant.map(|(id, _)| id).collect();
     for id in &held {
         match &verdict {
             Ok(()) => set_state(c, *id, DeliveryState::Pending, None, at)?,

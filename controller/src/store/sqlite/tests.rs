@@ -16,7 +16,7 @@ use super::{DB_FILE, Db, EPOCH_FILE};
 use crate::event::{EventId, EventKind, IncidentId, State};
 use crate::store::{
     Audience, Begin, DeliveryFilter, DeliveryId, DeliveryState, Finish, FinishVerdict, HostRow,
-    NewDelivery, NewEvent, Outgoing, Settle, StoreError,
+    NewDelivery, NewEvent, Outgoing, Receivers, Settle, StoreError,
 };
 
 const NOW: Wall = Wall(1_769_860_800_250);

@@ -19,7 +19,7 @@ use super::{Db, backup, connect, read, roll_back};
 use crate::crash;
 use crate::store::{
     Appended, AttemptRow, Backlog, Begin, Cursor, DeliveryFilter, DeliveryId, DeliveryRow, Due,
-    EventRow, Finish, HostRow, NewEvent, Retention, Store, StoreError,
+    EventRow, Finish, HostRow, NewEvent, Receivers, Retention, Store, StoreError,
 };
 
 /// Commands that may wait for the writer; beyond that callers wait to hand theirs over.
@@ -272,10 +272,11 @@ impl Store for SqliteStore {
     async fn release(
         &self,
         host: HostId,
+        which: Receivers,
         verdict: Result<(), String>,
         at: Wall,
     ) -> Result<Vec<Due>, StoreError> {
-        self.write(move |db| db.release(host, verdict, at)).await
+        self.write(move |db| db.release(host, &which, verdict, at)).await
     }
 
     async fn held_hosts(&self) -> Result<Vec<HostId>, StoreError> {

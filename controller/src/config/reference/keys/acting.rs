@@ -291,9 +291,12 @@ pub(super) const RULES: &[Key] = &[
     key("name", Free("a text"), "For people and for `why`. Choose one that says what it is for."),
     key(
         "match",
-        Free("a table of labels"),
-        "Labels that a host must have, all of them; none is every host, and the controller's own events. Set \
-         it where some hosts have other receivers.",
+        Free(
+            "a table of labels, or a label expression such as `\"pool in (db, cache) and not canary\"`",
+        ),
+        "Labels that a host must have, all of them, or a condition on them (`=`, `!=`, `in (…)`, `not in (…)`, \
+         `~` with `*` and `?`, a label alone, `and`, `or`, `not`, brackets); none is every host, and the \
+         controller's own events. Set it where some hosts have other receivers.",
     ),
     key(
         "events",
@@ -304,6 +307,51 @@ pub(super) const RULES: &[Key] = &[
         "receivers",
         Free("a list of names of receivers, at least one"),
         "Who is told. Name more than one if each must hear of it.",
+    ),
+    key(
+        "from",
+        Free("a list of `suspect`, `down` and `left`"),
+        "Of `host.recovered` alone: only hosts that stood so before; none is all. Set it if the end of a mere \
+         suspicion is of no interest.",
+    ),
+    key(
+        "delay",
+        Span("0s", "1d"),
+        "How long a host must stand so before its news goes, by the monotonic clock; it is judged again then. \
+         Only what goes on waits (suspect, unreachable, down, agent-lost, missing), ends never do. Raise it \
+         where hosts often come back by themselves, and a failover costs more than the wait.",
+    ),
+    key(
+        "hours",
+        Free("windows of days and times, such as `\"Mon-Fri 08:00-18:00; Sat 10:00-14:00\"`"),
+        "When the rule is on, by the wall clock of `timezone`. Set it if its receivers must be left alone at \
+         other times; ends of what they were told still go.",
+    )
+    .unset("always"),
+    key(
+        "timezone",
+        Free("an IANA name, such as `Europe/Berlin`"),
+        "Whose clock `hours` means, its summer time included. Set it to where the people are.",
+    ),
+    key(
+        "outside",
+        OneOf(&["hold", "suppress"]),
+        "What becomes, outside the hours, of news of what goes on: held until they begin and judged again \
+         then, or not sent; other news but ends is not sent. Set it to suppress if another rule tells \
+         somebody at those times.",
+    ),
+    key(
+        "actions_per_minute",
+        Count("actions", 1, 1_000_000),
+        "The most actions of this rule in the long run; others wait in line. Lower it to what its receivers \
+         can take, beside the limits of `[domains]`.",
+    )
+    .off("0", "no limit"),
+    key(
+        "actions_burst",
+        Count("actions", 1, 1_000_000),
+        "How many actions at once after a rest, while `actions_per_minute` limits them. Lower it if even a few \
+         at once are too many.",
     ),
     key(
         "candidates_same",

@@ -131,7 +131,7 @@ async fn reads_and_backups_go_on_beside_writes() {
     assert_eq!(store.events_of(host(1), 1).await.unwrap()[0].cursor, Cursor(2));
     assert_eq!(store.events(Cursor(1), None, 5).await.unwrap().len(), 1);
     assert_eq!(store.backlog().await.unwrap().by_receiver.len(), 2);
-    assert_eq!(store.release(host(1), Ok(()), NOW).await.unwrap().len(), 1);
+    assert_eq!(store.release(host(1), Receivers::All, Ok(()), NOW).await.unwrap().len(), 1);
     assert_eq!(store.deliveries(DeliveryFilter::default(), 9).await.unwrap().len(), 3);
     store.shutdown().await;
 }

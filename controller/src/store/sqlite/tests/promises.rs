@@ -169,7 +169,7 @@ fn order_holds_per_receiver_and_host() {
     db.finish_attempt(first[0], &finish(FinishVerdict::Delivered)).unwrap();
     go(&db, second[0]);
     assert_eq!(db.held_hosts().unwrap(), [host(1)]);
-    assert_eq!(db.release(host(1), Err("no".to_owned()), NOW).unwrap(), []);
+    assert_eq!(db.release(host(1), &Receivers::All, Err("no".to_owned()), NOW).unwrap(), []);
     go(&db, second[1]);
 }
 

@@ -24,7 +24,7 @@ enum Op {
     },
     Begin(u8),
     Finish(u8, Ending),
-    Release(u8, bool),
+    Release(u8, Receivers, bool),
     Redrive(u8),
     Cancel(u8),
     Forget(u8, u8),
@@ -53,6 +53,15 @@ fn ending() -> impl Strategy<Value = Ending> {
     ]
 }
 
+fn which() -> impl Strategy<Value = Receivers> {
+    let name = || (0usize..3).prop_map(|n| RECEIVERS[n].to_owned());
+    prop_oneof![
+        2 => Just(Receivers::All),
+        1 => name().prop_map(Receivers::Only),
+        1 => proptest::collection::vec(name(), 0..3).prop_map(Receivers::AllBut),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let to = proptest::collection::vec((0u8..3, prop::bool::weighted(0.2)), 0..4);
     let append = (any::<u8>(), 0u8..4, 0u8..3, 0usize..14, 0u8..4, any::<bool>(), to).prop_map(
@@ -70,7 +79,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => append,
         6 => (1u8..24).prop_map(Op::Begin),
         6 => ((1u8..24), ending()).prop_map(|(n, e)| Op::Finish(n, e)),
-        1 => (1u8..4, any::<bool>()).prop_map(|(h, go)| Op::Release(h, go)),
+        1 => (1u8..4, which(), any::<bool>()).prop_map(|(h, which, go)| Op::Release(h, which, go)),
         1 => (1u8..24).prop_map(Op::Redrive),
         1 => (1u8..24).prop_map(Op::Cancel),
         1 => (any::<u8>(), 1u8..4).prop_map(|(id, h)| Op::Forget(id, h)),
@@ -131,9 +140,10 @@ fn step(db: &Db, oracle: &mut Oracle, op: &Op) {
             let answer = db.finish_attempt(DeliveryId((*n).into()), &finish(verdict));
             assert_eq!(answer.ok(), expected);
         }
-        Op::Release(h, go) => {
+        Op::Release(h, which, go) => {
             let verdict = if *go { Ok(()) } else { Err("rejected".to_owned()) };
-            assert_eq!(db.release(host(*h), verdict, NOW).unwrap(), oracle.release(host(*h), *go));
+            let released = db.release(host(*h), which, verdict, NOW).unwrap();
+            assert_eq!(released, oracle.release(host(*h), which, *go));
         }
         Op::Redrive(n) => {
             let answer = db.redrive(DeliveryId((*n).into()), NOW).unwrap();

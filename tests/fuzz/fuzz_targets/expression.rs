@@ -1,0 +1,1 @@
+//! Any bytes as a label expression, guided by coverage.
