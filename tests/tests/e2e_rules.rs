@@ -25,6 +25,7 @@ async fn a_delay_outlives_the_controller_and_ends_once_while_others_are_told_at_
             .rule_with("failover", &EVENTS, &["late"], patient)
             .start()
             .await?;
+        controller.pin_ports()?;
         let api = controller.api()?;
         let mut db =
             world.agent("db-1").label("pool", "db").beats_to(controller.beats()).start()?;
@@ -58,7 +59,7 @@ async fn a_delay_outlives_the_controller_and_ends_once_while_others_are_told_at_
         ensure!(waited + Duration::from_millis(500) >= DELAY, "it waited {waited:?} of {DELAY:?}");
         ensure!(down.id == told.id, "one event, two receivers: {} and {}", told.id, down.id);
 
-        // The other came back within its delay, of which nobody hears who was not told of the fall.
+        // Both come back; of the other the patient receiver has heard nothing, and hears nothing now.
         db.process()?.signal(Signal::SIGCONT)?;
         web.process()?.signal(Signal::SIGCONT)?;
         late.wait(&id, "host.recovered", PATIENCE).await?;

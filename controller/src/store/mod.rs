@@ -501,7 +501,8 @@ pub trait Store: Send + Sync {
     /// was delivered: then it is `Delivered`, since that is the truth.
     async fn finish_attempt(&self, id: DeliveryId, finish: Finish) -> Result<Vec<Due>, StoreError>;
 
-    /// Held deliveries of one host to these receivers: to `Pending` (answered) or `Cancelled` with the reason.
+    /// Held deliveries of one host to these receivers: to `Pending` (answered) or `Cancelled` with the
+    /// reason.
     async fn release(
         &self,
         host: HostId,

@@ -286,3 +286,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn label_sets_are_told_with_their_hosts_and_no_more_than_wanted() {
+    let view = View::default();
+    let put = |n: u8, pool: &str| {
+        let labels = [("pool".to_owned(), pool.to_owned())].into();
+        view.upsert(HostRow { labels, ..crate::policy::new_row(HostId([n; 16]), Wall(0)) }, None);
+    };
+    (0..7).for_each(|n| put(n, "db"));
+    (7..9).for_each(|n| put(n, "web"));
+    put(9, "gone");
+    view.remove(HostId([9; 16]));
+    let mut told = Vec::new();
+    view.label_sets(10, |labels, hosts| told.push((labels["pool"].clone(), hosts)));
+    assert_eq!(told, [("db".to_owned(), 7), ("web".to_owned(), 2)]);
+    let mut sets = 0;
+    view.label_sets(1, |_, _| sets += 1);
+    assert_eq!(sets, 1);
+}
