@@ -10,6 +10,7 @@
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
+//! | `GET /v1/maintenance` | maintenance windows, the coming ones too |
 //! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
@@ -17,6 +18,8 @@
 //! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
 //! | `POST /v1/holds/{host id or name}/approve`, `…/reject` | ▲ `{"by", "reason"}`: one held order goes, or is cancelled |
 //! | `POST /v1/holds/approve?domain=`, `…/reject?domain=` | ▲ the same for all of a domain; approved ones go at its action rate |
+//! | `POST /v1/maintenance` | ▲ opens a window: `host`, `domain` or `labels` (`pool=db,zone!=a`); `for` or `until_ms`; `from_ms`; `by`, `reason` |
+//! | `DELETE /v1/maintenance/{window}?by=&reason=` | ▲ ends it now: who is still down is judged now |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
@@ -41,7 +44,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use heartwatch_common::time::Clock;
 use tokio::sync::{Semaphore, watch};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -58,6 +61,7 @@ mod extract;
 mod holds;
 mod hosts;
 mod listener;
+mod maintenance;
 pub mod metrics;
 pub mod problem;
 mod receivers;
@@ -165,6 +169,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/holds/reject", post(holds::reject_domain))
         .route("/v1/holds/{host}/approve", post(holds::approve))
         .route("/v1/holds/{host}/reject", post(holds::reject))
+        .route("/v1/maintenance", get(maintenance::list).post(maintenance::add))
+        .route("/v1/maintenance/{window}", delete(maintenance::end))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))

@@ -143,6 +143,9 @@ impl From<ControlError> for Problem {
         match e {
             ControlError::UnknownHost(id) => Self::unknown_host(&id.to_string()),
             ControlError::Invalid(detail) => Self::bad_request(detail),
+            ControlError::Unknown(detail) => {
+                Self::new(StatusCode::NOT_FOUND, "unknown-window", "no such window", detail)
+            }
             ControlError::Busy(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "busy", "a shard did not answer in time", e.to_string())

@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::pacing::Shown;
 use crate::control::{
     Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport,
-    ShardStatus, Status, Target, TestBegun, Word,
+    HostWhy, ImportHost, ImportReport, Maintenance, PAUSE_MAX, Pause, ReceiverReport, Redrive,
+    RedriveReport, ShardStatus, Status, Target, TestBegun, Window, WindowAdded, WindowId, Word,
 };
 use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;
 use crate::event::State;
 use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
-use crate::policy::driver::{Ask, Command, DriverStatus};
+use crate::policy::driver::{Ask, Command, DriverStatus, WindowAsk};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::Store;
@@ -96,12 +96,14 @@ pub(super) struct Running {
     pub(super) intervals: Shown,
     /// What sends.
     pub(super) delivery: Arc<DeliveryHandle>,
+    /// Longest maintenance window.
+    pub(super) window_max: Duration,
     /// Names events of tests.
     pub(super) rng: Mutex<StdRng>,
 }
 
 impl Running {
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> Command,
     ) -> Result<T, ControlError> {
@@ -168,6 +170,7 @@ impl Control for Running {
             events_waiting: self.driver.waiting(),
             rows_waiting: self.driver.changed(),
             guard: self.driver.guard(),
+            maintenance: self.maintenance_status(),
             intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -316,6 +319,18 @@ impl Control for Running {
 
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
         self.ask(|answer| Command::Holds(Ask::Reject(target, word, answer))).await
+    }
+
+    fn maintenance(&self) -> Arc<Maintenance> {
+        self.driver.maintenance()
+    }
+
+    async fn add_window(&self, window: Window) -> Result<WindowAdded, ControlError> {
+        self.open_window(window).await
+    }
+
+    async fn end_window(&self, id: WindowId, why: String) -> Result<Arc<Window>, ControlError> {
+        self.ask(|answer| Command::Maintenance(WindowAsk::End(id, why, answer))).await
     }
 
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {

@@ -69,6 +69,8 @@ pub(super) enum Command {
     Redrive(Redrive),
     /// Lists held orders, or approves or rejects them.
     Holds(super::holds::Holds),
+    /// Lists maintenance windows, opens one, or ends one.
+    Maintenance(super::maintenance::Maintenance),
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

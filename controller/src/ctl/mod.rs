@@ -17,6 +17,7 @@ pub mod client;
 mod holds;
 mod import;
 mod local;
+mod maintenance;
 mod margin;
 mod plan;
 mod receivers;

@@ -43,6 +43,7 @@ pub(super) async fn execute(
         | Command::Pause(_)
         | Command::Backup { .. } => Some(token(&global.token_file)?),
         Command::Holds(holds) if holds.changes() => Some(token(&global.token_file)?),
+        Command::Maintenance(args) if args.changes() => Some(token(&global.token_file)?),
         _ => None,
     };
     let client = Client::new(&global.url, token)?;
@@ -66,6 +67,7 @@ pub(super) async fn execute(
         Command::Receivers(args) => receivers::run(global, &run.client, args, run.out).await,
         Command::Redrive(args) => run.redrive(args).await,
         Command::Holds(args) => run.holds(args).await,
+        Command::Maintenance(args) => run.maintenance(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
         Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,

@@ -113,7 +113,27 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
             put("heard", json!(13));
             put("held", json!(5));
         }
-        EventKind::HostDuplicate => put("other_boot", json!(4)),
+        EventKind::HostDuplicate => {
+            put("other_boot", json!(4));
+            put("other_address", json!("192.0.2.8:40000"));
+        }
+        EventKind::HostOverdue => put("expected_away_s", json!(600)),
+        EventKind::MaintenanceStarted | EventKind::MaintenanceEnded => {
+            put("by", json!("an operator"));
+            put(
+                "window",
+                json!({
+                    "id": "m7",
+                    "scope": { "domain": "zone=a" },
+                    "reason": host.reason,
+                    "by": "an operator",
+                    "from_ms": AT.0,
+                    "until_ms": AT.0 + 1_800_000,
+                    "announced": false,
+                    "begun": true,
+                }),
+            );
+        }
         EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
         EventKind::HostUnfrozen => put("frozen_ms", Value::Null),
         kind if is_action(kind) => put("candidates", json!([])),
@@ -129,7 +149,8 @@ fn author() -> Value {
 
 fn state(kind: EventKind) -> &'static str {
     match kind {
-        EventKind::HostSuspect | EventKind::HostUnreachable => "suspect",
+        EventKind::HostSuspect | EventKind::HostUnreachable | EventKind::HostOverdue => "suspect",
+        EventKind::HostDuplicate => "duplicate",
         EventKind::HostDown | EventKind::HostAgentLost => "down",
         EventKind::HostMissing => "pending",
         EventKind::HostLeft | EventKind::HostForgotten => "left",

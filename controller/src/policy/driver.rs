@@ -24,6 +24,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guard::GuardStatus;
+use super::maintenance::Maintenance;
 use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
 use super::queue::{self, Queue};
 use super::{Order, Policy, new_row, order_of};
@@ -41,10 +42,13 @@ use crate::store::{
     StoreError,
 };
 use crate::view::{Live, LiveId, View};
+use windows::Scans;
 
 mod holds;
+mod windows;
 
 pub use holds::{Ask, load_guard};
+pub use windows::{WindowAsk, covered, load_windows};
 
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
@@ -73,6 +77,8 @@ pub enum Command {
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
     /// About held orders.
     Holds(Ask),
+    /// About maintenance windows.
+    Maintenance(WindowAsk),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -87,6 +93,8 @@ pub struct DriverStatus {
     store_error: Mutex<Option<String>>,
     pause: Mutex<Option<Pause>>,
     guard: Mutex<GuardStatus>,
+    windows: Mutex<Arc<Maintenance>>,
+    sheltered: AtomicU64,
 }
 
 impl DriverStatus {
@@ -163,6 +171,7 @@ struct Running {
     /// When the present pause ends, on the monotonic clock: a stepped wall clock changes nothing.
     pause_ends: Option<Instant>,
     released_at_start: bool,
+    scans: Scans,
 }
 
 impl Driver {
@@ -194,6 +203,7 @@ impl Driver {
             untold: VecDeque::new(),
             pause_ends,
             released_at_start: false,
+            scans: Scans::default(),
         };
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -329,7 +339,8 @@ impl Running {
         }
         let (view, row) = (&self.d.view, &known.row);
         let seed = self.rng.random();
-        let candidates = |same: &[String]| candidates(view, row, same, seed);
+        let windows = self.d.status.maintenance();
+        let candidates = |same: &[String]| candidates(view, &windows, row, same, seed);
         let decision = self.d.policy.take(row, turn, at, candidates, &mut self.rng);
         let changed = decision.row != *row;
         if changed {
@@ -432,6 +443,7 @@ impl Running {
             self.released_at_start = true;
             self.release_own();
         }
+        self.look_after_windows(now);
         self.look_after_holds(now);
     }
 
@@ -477,6 +489,7 @@ impl Running {
             }
             Command::Redrive(what, answer) => drop(answer.send(self.redrive(what).await)),
             Command::Holds(ask) => self.answer(ask),
+            Command::Maintenance(ask) => self.answer_window(ask),
         }
         self.follow_orders();
     }
@@ -653,6 +666,9 @@ impl Writer {
             Work::Put(key, value) => {
                 self.insist(seed, || self.store.put(key, value.clone())).await?;
             }
+            Work::Keep(key, value) => {
+                self.insist(seed, || self.store.put(&key, value.clone())).await?;
+            }
             Work::Release(host) => self.release(host, seed).await?,
             Work::Cancel(host, why) => {
                 let at = self.clock.wall();
@@ -720,10 +736,26 @@ impl Writer {
 }
 
 /// Least loaded hosts that could take over.
-fn candidates(view: &View, failed: &HostRow, same: &[String], seed: u64) -> Vec<Candidate> {
+fn candidates(
+    view: &View,
+    windows: &Maintenance,
+    failed: &HostRow,
+    same: &[String],
+    seed: u64,
+) -> Vec<Candidate> {
     let mut ranking = Ranking::default();
-    let consider = |id, live: Live| ranking.consider(id, live.load);
-    view.pool(failed, same, LOOKED_AT_MAX, seed, consider);
+    let mut seen = Vec::new();
+    view.pool(failed, same, LOOKED_AT_MAX, seed, |id, live: Live| seen.push((id, live.load)));
+    // Not while the pool is looked through: that holds the registry's lock.
+    let in_maintenance = |id| {
+        windows.open_len() > 0
+            && view.get(id).is_none_or(|h| windows.cover(id, &h.row.labels).is_some())
+    };
+    for (id, load) in seen {
+        if !in_maintenance(id) {
+            ranking.consider(id, load);
+        }
+    }
     let found = ranking.finish();
     found.filter_map(|(id, load)| Some(Candidate::new(view.get(id)?.row, load))).collect()
 }
@@ -746,6 +778,9 @@ pub fn known_of(
         in_state: Duration::from_millis(u64::try_from(in_state).unwrap_or(0)),
         missing_reported: row.state == State::Pending && row.incident.is_some(),
         duplicate: row.duplicate,
+        back_in: row.back_by.map(|at| {
+            Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0))
+        }),
         profile: knobs.profile(&row.labels),
         frozen: row.frozen_ms.map(Duration::from_millis),
         domain: domains.domain(&row.labels),

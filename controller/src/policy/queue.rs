@@ -33,6 +33,8 @@ pub(super) enum Work<D> {
     /// Cancel what is held of a host.
     Cancel(HostId, String),
     Put(&'static str, Option<String>),
+    /// The same under a name that is made up as things go.
+    Keep(String, Option<String>),
     /// All before this is written: say so.
     Done(D),
 }
@@ -43,7 +45,11 @@ impl<D> Work<D> {
             Self::Event(event) => (event.host, &[][..]),
             Self::Forget(host, _) => (Some(*host), &[][..]),
             Self::Rows(rows) => (None, rows.as_slice()),
-            Self::Release(_) | Self::Cancel(..) | Self::Put(..) | Self::Done(_) => (None, &[][..]),
+            Self::Release(_)
+            | Self::Cancel(..)
+            | Self::Put(..)
+            | Self::Keep(..)
+            | Self::Done(_) => (None, &[][..]),
         };
         one.into_iter().chain(rows.iter().map(|row| row.id))
     }

@@ -481,6 +481,7 @@ impl ShardCore {
             duplicate: false,
             profile: self.identity.knobs.profile(&facts.labels),
             frozen: None,
+            back_in: None,
             domain: self.identity.domains.domain(&facts.labels),
             live,
         };

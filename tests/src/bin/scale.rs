@@ -102,6 +102,7 @@ fn row(n: u32, state: State) -> HostRow {
         incident: None,
         duplicate: false,
         frozen_ms: None,
+        back_by: None,
     }
 }
 
