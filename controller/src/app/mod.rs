@@ -272,6 +272,7 @@ impl App {
             release_at: started + config.detector.restart_grace,
             status: Arc::clone(&status),
             knobs: Arc::clone(&knobs),
+            announced_max: config.maintenance.announced_max,
         };
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 

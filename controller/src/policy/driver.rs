@@ -160,6 +160,8 @@ pub struct Driver {
     pub status: Arc<DriverStatus>,
     /// Who waits how long, and who learns together.
     pub knobs: Arc<AllKnobs>,
+    /// Longest maintenance that a host may announce for itself; zero: none is heeded.
+    pub announced_max: Duration,
 }
 
 struct Running {
@@ -312,6 +314,7 @@ impl Running {
         }
         if !facts.new {
             row.generation = row.generation.max(facts.generation);
+            self.announced(&row, facts.maintenance);
         }
         if facts.new || known.as_ref().is_none_or(|k| k.row != row) {
             // Only a new host's cell is taken over: later facts may be older than a removal and an import.

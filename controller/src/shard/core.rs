@@ -427,6 +427,7 @@ impl ShardCore {
                 Field::AgentVersion(t) => (2, t, "").hash(&mut hasher),
                 Field::Os(t) => (3, t, "").hash(&mut hasher),
                 Field::Label(k, v) => (4, k, v).hash(&mut hasher),
+                Field::Maintenance(seconds, why) => (5, seconds, why).hash(&mut hasher),
             }
         }
         let hash = hasher.finish();
@@ -799,6 +800,7 @@ fn facts(
         address: from,
         boot: admitted.stamp.boot,
         generation: admitted.datagram.header.generation,
+        maintenance: None,
         new,
         live,
     };
@@ -811,6 +813,11 @@ fn facts(
                 facts.labels.insert(k.to_owned(), v.to_owned());
             }
             Field::Label(..) => {}
+            Field::Maintenance(seconds, why) => {
+                // For people, in one line.
+                let why = why.chars().filter(|c| !c.is_control()).collect();
+                facts.maintenance = Some((Duration::from_secs(seconds.into()), why));
+            }
         }
     }
     facts

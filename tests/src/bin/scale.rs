@@ -352,6 +352,7 @@ impl Scale {
             release_at: Instant::FAR,
             status: Arc::clone(status),
             knobs: Arc::new(config.knobs),
+            announced_max: Duration::ZERO,
         })
     }
 }
@@ -367,6 +368,7 @@ fn facts(n: u32, view: &View) -> Facts {
         address: address(n),
         boot: Boot(1),
         generation: Generation(0),
+        maintenance: None,
         new: true,
         live: view.live().take(0),
     }

@@ -4,21 +4,25 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use heartwatch_common::time::{Clock, Instant};
+use heartwatch_common::time::{Clock, Instant, Wall};
 use tokio::sync::oneshot;
 
 use super::{DriverStatus, Running, Work};
 use crate::control::ControlError;
 use crate::policy::Policy;
 use crate::policy::maintenance::{Edge, Maintenance, Scope, Window, WindowId};
-use crate::store::{Store, StoreError};
+use crate::store::{HostRow, Store, StoreError};
 use crate::view::{Filter, PAGE_LEN_MAX, View};
 
 /// Under which names windows stand in the store: this, then the window's number.
 const PREFIX: &str = "maintenance/";
 /// Hosts that are looked through in one tick as windows open and close.
 const LOOKED_MAX: usize = 50_000;
+
+/// Ends that are no further apart than this, milliseconds, are the same.
+const SAME_END_MS: u64 = 5_000;
 
 /// What an operator asks or says about windows.
 #[derive(Debug)]
@@ -169,6 +173,47 @@ impl Running {
                 Ok(window) => self.answer_when_written(answer, Ok(window)),
                 Err(e) => drop(answer.send(Err(e))),
             },
+        }
+    }
+
+    /// What a host's own hello says of maintenance. It can cover nobody else, and for no longer than is
+    /// allowed.
+    pub(super) fn announced(&mut self, row: &HostRow, said: Option<(Duration, String)>) {
+        let most = self.d.announced_max;
+        let said = said.filter(|_| !most.is_zero()).map(|(span, why)| (span.min(most), why));
+        let open = self.d.policy.maintenance().announced(row.id).cloned();
+        let wall = self.d.clock.wall();
+        let until = |span: Duration| {
+            Wall(wall.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        };
+        if let (Some(open), Some((span, why))) = (&open, &said) {
+            // Seconds are told, and hellos take their time: the same window said again. One that was cut to
+            // what is allowed is not lengthened by being said again either.
+            let differs = open.until_ms.0.abs_diff(until(*span).0) > SAME_END_MS;
+            let cut = *span == most && open.until_ms <= until(most);
+            if (!differs || cut) && open.reason == *why {
+                return;
+            }
+        }
+        if let Some(open) = open {
+            let why = if said.is_some() { "its agent says otherwise" } else { "its agent says so" };
+            if let Err(e) = self.end_window(open.id, why) {
+                log::warn!("{}: {e}", open.id);
+            }
+        }
+        let Some((span, reason)) = said else { return };
+        let window = Window {
+            id: WindowId(0),
+            scope: Scope::Host(row.id),
+            reason,
+            by: "its agent".to_owned(),
+            from_ms: wall,
+            until_ms: until(span),
+            announced: true,
+            begun: false,
+        };
+        if let Err(e) = self.add_window(window) {
+            log::warn!("{}: the maintenance that it announces is not heeded: {e}", row.id);
         }
     }
 
