@@ -105,8 +105,12 @@ async fn an_agent_announces_its_own_maintenance_over_its_restart_and_ends_it() {
         agent.kill()?;
         agent.start()?;
         api.wait_state(agent.host(), "alive").await?;
-        let again = agent.verbs(&["maintenance", "status"])?.ok()?;
-        ensure!(again.contains("(new disk)"), "{again}");
+        eventually(PATIENCE, "the agent announces it again", || async {
+            let again = agent.verbs(&["maintenance", "status"])?.ok()?;
+            ensure!(again.contains("(new disk); 1 of 1 controllers"), "{again}");
+            Ok(Some(()))
+        })
+        .await?;
         ensure!(wait("new disk").await? == window, "the same window");
         agent.verbs(&["maintenance", "off"])?.ok()?;
         wait("").await?;
