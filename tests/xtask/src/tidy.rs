@@ -37,8 +37,11 @@ const PURE: [&str; 16] = [
 ];
 
 /// Shells that live beside the values they drive.
-const SHELLS: [&str; 2] =
-    ["controller/src/policy/driver.rs", "controller/src/policy/driver/holds.rs"];
+const SHELLS: [&str; 3] = [
+    "controller/src/policy/driver.rs",
+    "controller/src/policy/driver/holds.rs",
+    "controller/src/policy/driver/windows.rs",
+];
 
 /// What a pure module does not name.
 const IMPURE: [&str; 15] = [
