@@ -29,7 +29,8 @@ impl Policy {
         self.guard.sheltered_len()
     }
 
-    /// Adds a window, or replaces the one of its name, which is answered; [`Maintenance::has_room`] was asked.
+    /// Adds a window, or replaces the one of its name, which is answered;
+    /// [`Maintenance::has_room`] was asked before.
     /// It opens in [`Policy::windows_step`].
     pub fn add_window(&mut self, window: Window, now: Instant, at: Wall) -> Option<Arc<Window>> {
         self.guard.add_window(window, now, at)

@@ -1,5 +1,5 @@
-//! What the shell does about maintenance: it keeps windows in the store, looks hosts through when one opens or
-//! closes, and answers what operators ask.
+//! What the shell does about maintenance: it keeps windows in the store, looks hosts through when one opens
+//! or closes, and answers what operators ask.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
