@@ -8,10 +8,10 @@
 //! Begin and end are moments of the wall clock for people and for the next start; from then on the monotonic
 //! clock decides, so that a step of the wall clock neither opens nor closes nor lengthens a window.
 //!
-//! Bounds: [`WINDOWS_MAX`] windows, of which [`BROAD_MAX`] cover more than one named host: these are asked
-//! one after the other whenever a host's row changes. A window of a named host costs O(log) to find. So a window
-//! costs the same whether it covers ten hosts or a million; only when it opens or closes are all hosts looked
-//! through once, by the caller.
+//! Bounds: [`WINDOWS_MAX`] windows, of which [`BROAD_MAX`] cover more than one named host: these are
+//! asked one after the other whenever a host's row changes. A window of a named host costs O(log) to
+//! find. So a window costs the same whether it covers ten hosts or a million; only when it opens or
+//! closes are all hosts looked through once, by the caller.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -269,8 +269,8 @@ impl Maintenance {
     }
 
     /// Adds a window, or replaces the one of that name, as of `now`, which is `wall`. One that was open
-    /// before a restart is so again at once; any other opens in [`Maintenance::step`]. Answers the window that is
-    /// replaced.
+    /// before a restart is so again at once; any other opens in [`Maintenance::step`]. Answers the
+    /// window that is replaced.
     pub fn add(&mut self, window: Window, now: Instant, wall: Wall) -> Option<Arc<Window>> {
         let old = self.remove(window.id);
         self.last = self.last.max(window.id.0);
