@@ -26,17 +26,21 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::config::{self, AgentConfig, Overrides};
+use crate::control;
 use crate::core::{Core, Outgoing, To};
 use crate::identity::{self, IdentityError};
 use crate::sampler::Sampler;
-use crate::status::{self, ASKERS_MAX, AgentStatus, ControllerLine, StatusSocket};
+use crate::status::{self, ASKERS_MAX, AgentStatus, ControllerLine, MaintenanceLine, StatusSocket};
 use crate::transport::{Family, Found, RECEIVE_BATCH, Transport};
 pub use error::{AppError, chain};
 pub use goodbye::LEAVE_REASON_VAR;
-use goodbye::{expected_absence, leave_reason};
+pub use goodbye::expected_absence;
+use goodbye::leave_reason;
+use told::{Planned, Told};
 
 mod error;
 mod goodbye;
+mod told;
 
 /// Time between the two goodbyes: longer than a short burst of losses.
 const GOODBYE_GAP: Duration = Duration::from_millis(50);
@@ -69,6 +73,7 @@ pub fn run(overrides: Overrides, clock: Arc<dyn Clock>) -> Result<(), AppError> 
         .map_err(system("start the event loop"))?;
     let result = runtime.block_on(async {
         let mut app = App::new(overrides, config, clock)?;
+        app.resume_maintenance(app.clock.boottime());
         app.run().await;
         Ok(())
     });
@@ -83,6 +88,8 @@ enum Event {
     Datagrams(Family),
     Found(Found),
     Asked(std::io::Result<UnixStream>),
+    Speaks(std::io::Result<UnixStream>),
+    Told(Told),
     Reload,
     Reloaded(Box<Result<AgentConfig, ConfigError>>),
     Stop,
@@ -111,6 +118,12 @@ struct App {
     deaf_until: Instant,
     signals: Signals,
     askers: Arc<Semaphore>,
+    /// Where it is told what to do.
+    control: Option<StatusSocket>,
+    speakers: Arc<Semaphore>,
+    told: Channel<Told>,
+    /// How the next stop is meant.
+    planned: Option<Planned>,
     found: Channel<Found>,
     reloaded: Channel<Result<AgentConfig, ConfigError>>,
     os: String,
@@ -153,6 +166,12 @@ impl App {
                 None
             }
         };
+        // Which of two agents may be told is the same question as which may be asked: the first.
+        let open = || StatusSocket::open_as(&config.runtime_dir, control::SOCKET_NAME, 0o600);
+        let control = socket.as_ref().map(|_| open()).transpose().unwrap_or_else(|e| {
+            log::warn!("no control socket, `maintenance` and `leave` will not work: {e}");
+            None
+        });
         let sampler = Sampler::start(Path::new("/"), Arc::clone(&clock));
         let now = clock.boottime();
         let core = Core::new(config.settings(host, key, boot, os.clone()), now, &mut rng)
@@ -171,6 +190,10 @@ impl App {
             deaf_until: now,
             signals,
             askers: Arc::new(Semaphore::new(ASKERS_MAX)),
+            control,
+            speakers: Arc::new(Semaphore::new(control::SPEAKERS_MAX)),
+            told: unbounded_channel(),
+            planned: None,
             found: unbounded_channel(),
             reloaded: unbounded_channel(),
             os,
@@ -195,6 +218,13 @@ impl App {
                     self.transport.found(found, |i| self.core.is_heard(i), now, draw);
                 }
                 Event::Asked(stream) => self.answer(stream, now),
+                Event::Speaks(stream) => {
+                    if stream.is_err() {
+                        self.deaf_until = now + DEAF_TIME;
+                    }
+                    self.listen(stream);
+                }
+                Event::Told(told) => self.obey(told, now),
                 Event::Reload => self.read_config(),
                 Event::Reloaded(result) => self.reload(*result, now),
                 Event::Stop => break,
@@ -216,6 +246,12 @@ impl App {
                 None => std::future::pending().await,
             }
         };
+        let spoken_to = async {
+            match self.control.as_ref().filter(|_| self.clock.boottime() >= self.deaf_until) {
+                Some(socket) => socket.accept().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = timer => Event::Due,
@@ -223,9 +259,11 @@ impl App {
             _ = self.signals.interrupt.recv() => Event::Stop,
             _ = self.signals.hangup.recv() => Event::Reload,
             Some(found) = self.found.1.recv() => Event::Found(found),
+            Some(told) = self.told.1.recv() => Event::Told(told),
             Some(result) = self.reloaded.1.recv() => Event::Reloaded(Box::new(result)),
             family = self.transport.readable() => Event::Datagrams(family),
             stream = asked => Event::Asked(stream),
+            stream = spoken_to => Event::Speaks(stream),
         }
     }
 
@@ -349,6 +387,10 @@ impl App {
             relayed: core.relayed,
             relay_replies: core.relay_replies,
             rejects: core.rejects,
+            maintenance: self.core.announced(now).map(|a| MaintenanceLine {
+                remaining_seconds: u64::from(a.seconds_left(now)),
+                reason: a.reason.clone(),
+            }),
             controllers: targets.zip(core.controllers).map(line).collect(),
         }
     }
@@ -405,8 +447,14 @@ impl App {
     /// Says goodbye twice, then ends.
     async fn leave(&mut self) {
         daemon::stopping();
-        let reason = leave_reason(std::env::var(LEAVE_REASON_VAR).ok().as_deref());
-        let expected = expected_absence(reason);
+        let planned = self.planned.filter(|p| self.clock.boottime() < p.until);
+        let (reason, expected) = match planned {
+            Some(planned) => (planned.reason, planned.expected),
+            None => {
+                let reason = leave_reason(std::env::var(LEAVE_REASON_VAR).ok().as_deref());
+                (reason, expected_absence(reason))
+            }
+        };
         for again in [false, true] {
             if again {
                 tokio::time::sleep(GOODBYE_GAP).await;
@@ -415,6 +463,6 @@ impl App {
             self.core.leave(reason, expected, now, &mut self.out);
             self.send(now);
         }
-        log::info!("said goodbye: {}", reason.as_str());
+        log::info!("said goodbye: {}, for {}", reason.as_str(), Span(expected));
     }
 }

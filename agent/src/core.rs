@@ -42,7 +42,7 @@ pub use session::{
     UNANSWERED_MAX, WINDOW_LEN,
 };
 pub use status::{ControllerStatus, CoreStatus};
-pub use types::{Outgoing, Packet, Reject, Settings, To};
+pub use types::{Announced, Outgoing, Packet, Reject, Settings, To};
 
 mod limit;
 mod relay;
@@ -66,6 +66,7 @@ pub struct Core {
     rejects: [u64; Reject::ALL.len()],
     /// Numbers that a session closed by a reload has used: a later one continues after them.
     seq_floor: u32,
+    announced: Option<Announced>,
     has_left: bool,
 }
 
@@ -95,6 +96,7 @@ impl Core {
             relays: Relays::new(now),
             rejects,
             seq_floor: 0,
+            announced: None,
             has_left: false,
         })
     }
@@ -117,7 +119,7 @@ impl Core {
             controllers: kept.len(),
             ..settings
         };
-        settings.check_hello()?;
+        settings.check_hello_with(self.announced.as_ref().map(|a| a.reason.as_str()))?;
         // A controller that was dropped and comes back must see no number twice.
         let used = self.sessions.iter().map(Session::seq).max().unwrap_or(0);
         self.seq_floor = self.seq_floor.max(used);
@@ -205,6 +207,26 @@ impl Core {
         }
     }
 
+    /// Announces maintenance, or that there is none (any more): by a hello to every controller, repeated
+    /// until each has acknowledged it, and by every later hello. On an error nothing has changed.
+    pub fn announce(
+        &mut self,
+        maintenance: Option<Announced>,
+        now: Instant,
+    ) -> Result<(), HelloTooLong> {
+        self.settings.check_hello_with(maintenance.as_ref().map(|a| a.reason.as_str()))?;
+        self.announced = maintenance;
+        for session in &mut self.sessions {
+            session.renew_hello(now);
+        }
+        Ok(())
+    }
+
+    /// The maintenance that is announced now.
+    pub fn announced(&self, now: Instant) -> Option<&Announced> {
+        self.announced.as_ref().filter(|a| a.seconds_left(now) > 0)
+    }
+
     /// Says goodbye to all controllers, after which nothing but further goodbyes is sent.
     /// `expected` is how long the host will be away; zero = not known. Meant to be called twice, a
     /// moment apart.
@@ -242,10 +264,11 @@ impl Core {
         let session = &mut self.sessions[index];
         let sent = session.hello_goes_out(now, self.settings.interval);
         session.remember(stamp.seq, now, sent);
+        let announced = self.announced(now).map(|a| (a.seconds_left(now), a.reason.as_str()));
         let hello = self
             .settings
-            .hello(FLAG_ACK_WANTED, &stamp, late_ms)
-            .expect("`new` and `reload` refuse settings whose hello does not fit");
+            .hello(FLAG_ACK_WANTED, &stamp, late_ms, announced)
+            .expect("`new`, `reload` and `announce` refuse what does not fit in a hello");
         self.seal(To::Controller(index), Packet::Hello(hello), out);
     }
 

@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use heartwatch_agent::app::{self, AppError, chain};
-use heartwatch_agent::config::{self, Overrides};
+use heartwatch_agent::config::{self, AgentConfig, Overrides};
+use heartwatch_agent::control::{self, Request};
 use heartwatch_agent::{identity, status};
+use heartwatch_common::config::Span;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 use heartwatch_common::time::SystemClock;
+use heartwatch_common::wire::LeaveReason;
 
 /// Tells the Heartwatch controllers that this host lives, and how busy it is.
 #[derive(Parser)]
@@ -39,10 +42,70 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Announce to the controllers that this host is being worked on, so that nobody acts on it
+    Maintenance {
+        #[command(subcommand)]
+        verb: Maintenance,
+    },
+    /// Say beforehand why and for how long the running agent will be stopped, for its goodbye
+    ///
+    /// For scripts that are about to stop it, by systemd for one: the stop must come within ten minutes.
+    /// A host that is not back in that time is overdue, and then taken for dead.
+    Leave {
+        /// Why: shutdown, restart, reboot or upgrade
+        #[arg(long, value_parser = leave_reason)]
+        reason: LeaveReason,
+        /// For how long, such as 2m; 0s: for good [default: restart 1m, upgrade 5m, reboot 10m,
+        /// shutdown 0s]
+        #[arg(long = "for")]
+        span: Option<Span>,
+    },
     /// Check the configuration and print the effective one as TOML; it holds no secret
     CheckConfig,
     /// Print this host's id, for `heartwatchctl key`
     Id,
+}
+
+#[derive(Subcommand)]
+enum Maintenance {
+    /// Begin, or go on for longer; controllers may cut it (maintenance.announced_max there)
+    On {
+        /// For how long, 1s to 7d
+        #[arg(long = "for")]
+        span: Span,
+        /// Why; others will ask
+        #[arg(long)]
+        reason: String,
+    },
+    /// End it now: if the host is down then, it is acted upon
+    Off,
+    /// Show it, and how many controllers know of it
+    Status,
+}
+
+fn leave_reason(text: &str) -> Result<LeaveReason, String> {
+    match text {
+        "shutdown" => Ok(LeaveReason::Shutdown),
+        "restart" => Ok(LeaveReason::Restart),
+        "reboot" => Ok(LeaveReason::Reboot),
+        "upgrade" => Ok(LeaveReason::Upgrade),
+        _ => Err("use shutdown, restart, reboot or upgrade".to_owned()),
+    }
+}
+
+/// Seconds, begun ones whole.
+fn seconds(span: Span) -> u64 {
+    span.0.as_secs() + u64::from(span.0.subsec_nanos() > 0)
+}
+
+/// Tells the running agent something.
+fn tell(config: &AgentConfig, request: &Request) -> anyhow::Result<()> {
+    request.check().map_err(anyhow::Error::msg)?;
+    let answer = control::tell(&config.runtime_dir, request)?;
+    if !answer.done {
+        anyhow::bail!(answer.text);
+    }
+    print(&format!("{}\n", answer.text))
 }
 
 /// Prints to stdout; that the reader has gone away is no failure.
@@ -76,6 +139,21 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             let text = status::ask(&read()?.runtime_dir)?;
             let shown = status::parse(&text)?;
             print(&if json { text + "\n" } else { shown.to_string() })?;
+        }
+        Command::Maintenance { verb: Maintenance::On { span, reason } } => {
+            tell(&read()?, &Request::MaintenanceOn { seconds: seconds(span), reason })?;
+        }
+        Command::Maintenance { verb: Maintenance::Off } => {
+            tell(&read()?, &Request::MaintenanceOff)?
+        }
+        Command::Maintenance { verb: Maintenance::Status } => {
+            let shown = status::parse(&status::ask(&read()?.runtime_dir)?)?;
+            let line = shown.maintenance.map(|m| m.text(&shown.controllers));
+            print(&format!("{}\n", line.as_deref().unwrap_or("not in maintenance")))?;
+        }
+        Command::Leave { reason, span } => {
+            let span = span.unwrap_or_else(|| Span(app::expected_absence(reason)));
+            tell(&read()?, &Request::Leave { reason, seconds: seconds(span) })?;
         }
         Command::CheckConfig => check_config(&cli.overrides)?,
         Command::Id => {

@@ -57,8 +57,20 @@ pub struct AgentStatus {
     pub relay_replies: u64,
     /// Datagrams that were ignored, by reason.
     pub rejects: BTreeMap<String, u64>,
+    /// The maintenance that it announces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenanceLine>,
     /// One per configured controller.
     pub controllers: Vec<ControllerLine>,
+}
+
+/// Maintenance of this host, as it is announced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceLine {
+    /// Time until its end.
+    pub remaining_seconds: u64,
+    /// Why.
+    pub reason: String,
 }
 
 /// One controller: its address, and what its session knows.
@@ -142,8 +154,13 @@ impl StatusSocket {
     /// more is replaced; one that is answered is left alone and an error, as is a file that is no
     /// socket.
     pub fn open(runtime_dir: &Path) -> io::Result<Self> {
+        Self::open_as(runtime_dir, SOCKET_NAME, 0o660)
+    }
+
+    /// The same under another name and mode.
+    pub(crate) fn open_as(runtime_dir: &Path, name: &str, mode: u32) -> io::Result<Self> {
         std::fs::create_dir_all(runtime_dir)?;
-        let path = runtime_dir.join(SOCKET_NAME);
+        let path = runtime_dir.join(name);
         match std::fs::symlink_metadata(&path) {
             Ok(meta) if !meta.file_type().is_socket() => {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file is in the way"));
@@ -160,7 +177,7 @@ impl StatusSocket {
         }
         let listener = UnixListener::bind(&path)?;
         let socket = Self { listener, path };
-        std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(0o660))?;
+        std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(mode))?;
         Ok(socket)
     }
 
@@ -238,6 +255,9 @@ impl std::fmt::Display for AgentStatus {
             millis(self.interval_default_ms),
             millis(self.next_beat_ms)
         )?;
+        if let Some(m) = &self.maintenance {
+            writeln!(f, "maintenance {}", m.text(&self.controllers))?;
+        }
         writeln!(f, "load        {}", load_text(&self.load))?;
         if self.relayed > 0 {
             let (probes, answers) = (self.relayed, self.relay_replies);
@@ -252,6 +272,19 @@ impl std::fmt::Display for AgentStatus {
             write!(f, "\n{c}")?;
         }
         Ok(())
+    }
+}
+
+impl MaintenanceLine {
+    /// In one line, with who knows of it.
+    pub fn text(&self, controllers: &[ControllerLine]) -> String {
+        let knows = controllers.iter().filter(|c| c.session.hello_acked).count();
+        format!(
+            "{} more ({}); {knows} of {} controllers know of it",
+            Span(Duration::from_secs(self.remaining_seconds)),
+            self.reason,
+            controllers.len()
+        )
     }
 }
 
@@ -310,6 +343,10 @@ mod tests {
             relayed: 5,
             relay_replies: 4,
             rejects: BTreeMap::from([("wrong_tag".to_owned(), 3)]),
+            maintenance: Some(MaintenanceLine {
+                remaining_seconds: 90,
+                reason: "new disk".to_owned(),
+            }),
             controllers: vec![ControllerLine {
                 endpoint: "ctl:2328".to_owned(),
                 address: Some(SocketAddr::from(([192, 0, 2, 1], 2328))),
@@ -337,6 +374,7 @@ mod tests {
             "boot 7, up 1m 15s",
             "2s (default 1s)",
             "CPU 50 %, memory unknown",
+            "maintenance 1m 30s more (new disk); 1 of 1 controllers know of it",
             "5 probes to other hosts, 4 answers back",
             "3 wrong_tag",
             "ctl:2328 at 192.0.2.1:2328: heard",

@@ -58,7 +58,7 @@
 //! | 50 | 2 | length n of the fields, at most 1,120 |
 //! | 52 | 4 | the agent's own default interval, µs |
 //! | 56 | 8 | reserved |
-//! | 64 | n | fields: type (1 byte), length (1 byte), UTF-8 text of that length. Types: 1 host name, 2 agent version, 3 operating system, 4 a label as `key=value` (may repeat). Unknown types are skipped |
+//! | 64 | n | fields: type (1 byte), length (1 byte), UTF-8 text of that length. Types: 1 host name, 2 agent version, 3 operating system, 4 a label as `key=value` (may repeat), 5 maintenance as `seconds reason`: the host is being worked on for so many more seconds, 1 to 604,800, in decimal, then one space and why in at most 200 bytes; a hello without it says that it is not (any more). Unknown types are skipped |
 //! | 64+n | 16 | tag |
 //!
 //! Leave, from 48: a polite goodbye, after which silence is no failure.
@@ -159,6 +159,10 @@ pub const BODY_LEN: usize = 64;
 pub const DATAGRAM_LEN: usize = BODY_LEN + TAG_LEN;
 /// No datagram is longer: it fits any path's MTU without fragmentation.
 pub const DATAGRAM_LEN_MAX: usize = 1_200;
+/// Longest maintenance that a hello can announce, seconds: a week.
+pub const MAINTENANCE_MAX_S: u32 = 604_800;
+/// Longest reason of it, bytes.
+pub const MAINTENANCE_WHY_LEN_MAX: usize = 200;
 /// Longest announced gap that is understood.
 pub const GAP_MAX: Duration = Duration::from_secs(3_600);
 /// Offset of the host id, for the kernel's steering filter.
@@ -357,6 +361,8 @@ pub enum Field<'a> {
     Os(&'a str),
     /// A label's key and value.
     Label(&'a str, &'a str),
+    /// It is being worked on, for so many seconds more, and why.
+    Maintenance(u32, &'a str),
 }
 
 impl<'a> Hello<'a> {
@@ -376,11 +382,24 @@ impl<'a> Hello<'a> {
                             return Some(Field::Label(k, v));
                         }
                     }
+                    5 => {
+                        if let Some(field) = maintenance(text) {
+                            return Some(field);
+                        }
+                    }
                     _ => {}
                 }
             }
         })
     }
+}
+
+/// Reads what a hello says of maintenance; what is out of bounds says nothing.
+fn maintenance(text: &str) -> Option<Field<'_>> {
+    let (seconds, why) = text.split_once(' ')?;
+    let seconds = seconds.bytes().all(|b| b.is_ascii_digit()).then(|| seconds.parse().ok())??;
+    let good = (1..=MAINTENANCE_MAX_S).contains(&seconds) && why.len() <= MAINTENANCE_WHY_LEN_MAX;
+    good.then_some(Field::Maintenance(seconds, why))
 }
 
 /// A field's type and text, and what follows it.
@@ -830,6 +849,7 @@ pub fn encode_hello(
             Field::AgentVersion(t) => (2, (*t).to_owned()),
             Field::Os(t) => (3, (*t).to_owned()),
             Field::Label(k, v) => (4, format!("{k}={v}")),
+            Field::Maintenance(seconds, why) => (5, format!("{seconds} {why}")),
         };
         let len = u8::try_from(text.len())
             .map_err(|_| HelloTooLong { needed: text.len(), limit: 255 })?;

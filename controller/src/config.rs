@@ -23,6 +23,7 @@ use crate::policy::hours::Hours;
 mod domains;
 mod intervals;
 mod knobs;
+mod maintenance;
 mod plan;
 mod receivers;
 pub mod reference;
@@ -31,6 +32,7 @@ mod rules;
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
+pub use maintenance::{MaintenanceConfig, RawMaintenance};
 pub use receivers::{Kind, RawFormat, RawKind, RawReceiver, Receiver, TemplateConfig};
 pub use rules::{Outside, RawMatch};
 
@@ -80,6 +82,8 @@ pub struct RawConfig {
     pub domains: RawDomains,
     /// When a host flaps.
     pub flaps: RawFlaps,
+    /// How long hosts may be in maintenance.
+    pub maintenance: RawMaintenance,
     /// How long things are kept.
     pub retention: RawRetention,
     /// Who is told, by name.
@@ -104,6 +108,7 @@ impl Default for RawConfig {
             intervals: RawIntervals::default(),
             domains: RawDomains::default(),
             flaps: RawFlaps::default(),
+            maintenance: RawMaintenance::default(),
             retention: RawRetention::default(),
             receivers: BTreeMap::new(),
             rules: Vec::new(),
@@ -161,6 +166,10 @@ pub struct RawDetector {
     pub restart_grace: Span,
     /// An expected host never heard is missing after this, 1s to 30d. Default: 10m.
     pub missing_after: Span,
+    /// Longest absence that a goodbye may announce, 1s to 7d; longer ones are cut to this. Default: 1d.
+    pub leave_max: Span,
+    /// A host that announced how long it would be away is overdue so much later, 0s to 1h. Default: 30s.
+    pub leave_grace: Span,
     /// Hosts that left, or have been down, this long are forgotten; 1m to 3650d. Default: 30d.
     pub forget_after: Span,
 }
@@ -186,6 +195,8 @@ impl Default for RawDetector {
             doubt_max: secs(90),
             restart_grace: secs(10),
             missing_after: secs(600),
+            leave_max: secs(DAY),
+            leave_grace: secs(30),
             forget_after: secs(30 * DAY),
         }
     }
@@ -308,6 +319,8 @@ pub struct Config {
     pub domain_labels: DomainLabels,
     /// See [`RawDomains`] and [`RawFlaps`].
     pub guard: GuardConfig,
+    /// See [`RawMaintenance`].
+    pub maintenance: MaintenanceConfig,
     /// See [`RawRetention`].
     pub retention: crate::store::Retention,
     /// See [`RawReceiver`].
@@ -331,6 +344,8 @@ pub struct DetectorConfig {
     pub doubt_max: Duration,
     pub restart_grace: Duration,
     pub missing_after: Duration,
+    pub leave_max: Duration,
+    pub leave_grace: Duration,
     pub forget_after: Duration,
 }
 
@@ -409,6 +424,7 @@ impl RawConfig {
             watch: self.check_watch()?,
             domain_labels: self.detector.check_domain_labels()?,
             guard: self.check_guard()?,
+            maintenance: self.maintenance.check()?,
             retention: self.retention.check()?,
             receivers,
             rules,
@@ -437,6 +453,8 @@ impl RawDetector {
             peers: self.peers,
             doubt_max: b("doubt_max", self.doubt_max, secs(1), secs(600))?,
             restart_grace: b("restart_grace", self.restart_grace, secs(1), secs(600))?,
+            leave_max: b("leave_max", self.leave_max, secs(1), secs(7 * DAY))?,
+            leave_grace: b("leave_grace", self.leave_grace, secs(0), secs(HOUR))?,
             missing_after: b("missing_after", self.missing_after, secs(1), secs(30 * DAY))?,
             forget_after: b("forget_after", self.forget_after, secs(60), secs(3_650 * DAY))?,
         };
@@ -593,6 +611,10 @@ mod tests {
                  match = {a = \"b\"}\nweight = 0.0",
                 "(x).weight",
             ),
+            ("[maintenance]\nwindow_max = \"1s\"", "maintenance.window_max"),
+            ("[maintenance]\nannounced_max = \"8d\"", "maintenance.announced_max"),
+            ("[detector]\nleave_max = \"0s\"", "detector.leave_max"),
+            ("[detector]\nleave_grace = \"2h\"", "detector.leave_grace"),
             ("listen = []", "listen"),
             ("log_level = \"loud\"", "log_level"),
             ("nmae = \"x\"", "nmae"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ pub use crate::policy::guard::{
     GuardStatus, HoldKind, HoldReport, HoldStatus, HoldsPage, StormStatus, Target,
 };
 pub use crate::policy::holds::Word;
+pub use crate::policy::maintenance::{Maintenance, Scope, Window, WindowId};
 pub use crate::policy::question::Foresight;
 pub use crate::policy::waits::WaitStatus;
 use crate::store::{DeliveryId, StoreError, Token};
@@ -202,9 +204,32 @@ pub struct Status {
     /// What is held, and which failure domains are in a storm.
     #[serde(default)]
     pub guard: GuardStatus,
+    /// Maintenance windows, in figures.
+    #[serde(default)]
+    pub maintenance: MaintenanceStatus,
     /// Assigned intervals, if there is a budget of beats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<IntervalsStatus>,
+}
+
+/// Maintenance windows, in figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceStatus {
+    /// Windows that are open.
+    pub open: u64,
+    /// Windows that will open.
+    pub coming: u64,
+    /// Hosts that are in maintenance now.
+    pub hosts: u64,
+}
+
+/// A window that was added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowAdded {
+    /// As it is now.
+    pub window: Window,
+    /// Registered hosts that it covers, now or when it opens.
+    pub hosts: u64,
 }
 
 /// One bin of the overdue histogram.
@@ -367,6 +392,9 @@ pub enum ControlError {
         /// The newest order's token.
         highest: Token,
     },
+    /// No such maintenance window.
+    #[error("{0}")]
+    Unknown(String),
     /// A shard did not answer in time.
     #[error("shard {0} did not answer in time")]
     Busy(u16),
@@ -441,6 +469,15 @@ pub trait Control: Send + Sync {
 
     /// Takes a receiver's report of how an order of an incident ended.
     async fn complete(&self, incident: IncidentId, what: Completion) -> Result<(), ControlError>;
+
+    /// All maintenance windows as of a moment ago, the coming ones too.
+    fn maintenance(&self) -> Arc<Maintenance>;
+
+    /// Adds a window, which gets its name here; answers it with how many registered hosts it covers.
+    async fn add_window(&self, window: Window) -> Result<WindowAdded, ControlError>;
+
+    /// Ends a window before its time. `why`: in an operator's words.
+    async fn end_window(&self, id: WindowId, why: String) -> Result<Arc<Window>, ControlError>;
 
     /// Where each receiver stands, by name: those of the config, and others that the store has unfinished
     /// or dead deliveries for.

@@ -26,15 +26,26 @@ pub enum State {
     Down,
     /// Said goodbye.
     Left,
+    /// Two machines answer under its identity: both are heard, and nothing is ever failed over for it.
+    Duplicate,
 }
 
 impl State {
     /// Every state, in display order.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Alive, Self::Suspect, Self::Down, Self::Left];
+    pub const ALL: [Self; 6] =
+        [Self::Pending, Self::Alive, Self::Suspect, Self::Down, Self::Left, Self::Duplicate];
+
+    /// The same as the detector sees it: of a duplicate, too, beats arrive.
+    pub const fn heard(self) -> Self {
+        match self {
+            Self::Duplicate => Self::Alive,
+            other => other,
+        }
+    }
 
     /// Whether a beat may come at any moment.
     pub const fn may_beat(self) -> bool {
-        matches!(self, Self::Alive | Self::Suspect | Self::Down)
+        matches!(self, Self::Alive | Self::Suspect | Self::Down | Self::Duplicate)
     }
 
     /// As it stands in JSON, labels and tables.
@@ -45,6 +56,7 @@ impl State {
             Self::Suspect => "suspect",
             Self::Down => "down",
             Self::Left => "left",
+            Self::Duplicate => "duplicate",
         }
     }
 }
@@ -60,7 +72,7 @@ impl FromStr for State {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| {
-            format!("`{text}` is not a state: use pending, alive, suspect, down or left")
+            format!("`{text}` is not a state: use pending, alive, suspect, down, left or duplicate")
         })
     }
 }
@@ -113,8 +125,12 @@ pub enum EventKind {
     HostLeft,
     /// Expected, but not heard within `missing_after`.
     HostMissing,
-    /// Two boots answer under one identity.
+    /// Two machines answer under one identity: their boots or their addresses take turns.
     HostDuplicate,
+    /// Only one of them answers any more.
+    HostSingle,
+    /// It said goodbye and when it would be back, and is not: probes are on their way.
+    HostOverdue,
     /// Removed from the registry, by an operator or by `forget_after`.
     HostForgotten,
     /// An operator keeps its margin where it is, or elsewhere.
@@ -153,13 +169,17 @@ pub enum EventKind {
     IncidentVetoed,
     /// An order was not accepted or not completed in time: the rule's next receiver is told, or asked.
     IncidentEscalated,
+    /// Hosts are being worked on: what would be acted upon waits.
+    MaintenanceStarted,
+    /// That is over: what waited is judged again.
+    MaintenanceEnded,
     /// An operator tries a receiver (`heartwatchctl receivers test`). Nothing happened; no rule names it.
     Test,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -170,6 +190,8 @@ impl EventKind {
         Self::HostLeft,
         Self::HostMissing,
         Self::HostDuplicate,
+        Self::HostSingle,
+        Self::HostOverdue,
         Self::HostForgotten,
         Self::HostFrozen,
         Self::HostUnfrozen,
@@ -189,6 +211,8 @@ impl EventKind {
         Self::IncidentFailed,
         Self::IncidentVetoed,
         Self::IncidentEscalated,
+        Self::MaintenanceStarted,
+        Self::MaintenanceEnded,
         Self::Test,
     ];
 
@@ -202,6 +226,7 @@ impl EventKind {
                 | Self::HostDown
                 | Self::HostAgentLost
                 | Self::HostMissing
+                | Self::HostOverdue
                 | Self::IncidentEscalated
         )
     }
@@ -220,6 +245,8 @@ impl EventKind {
                 | Self::HostForgotten
                 | Self::HostUnfrozen
                 | Self::HostSteady
+                | Self::HostSingle
+                | Self::MaintenanceEnded
                 | Self::DomainCalm
                 | Self::ControllerSighted
                 | Self::ControllerResumed
@@ -239,6 +266,8 @@ impl EventKind {
             Self::HostLeft => "host.left",
             Self::HostMissing => "host.missing",
             Self::HostDuplicate => "host.duplicate",
+            Self::HostSingle => "host.single",
+            Self::HostOverdue => "host.overdue",
             Self::HostForgotten => "host.forgotten",
             Self::HostFrozen => "host.frozen",
             Self::HostUnfrozen => "host.unfrozen",
@@ -258,6 +287,8 @@ impl EventKind {
             Self::IncidentFailed => "incident.failed",
             Self::IncidentVetoed => "incident.vetoed",
             Self::IncidentEscalated => "incident.escalated",
+            Self::MaintenanceStarted => "maintenance.started",
+            Self::MaintenanceEnded => "maintenance.ended",
             Self::Test => "heartwatch.test",
         }
     }

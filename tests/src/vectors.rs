@@ -104,6 +104,12 @@ pub fn encode(vector: &Value, secret: &FleetSecret) -> Result<Vec<u8>> {
                 Field::Os(text("os")),
             ];
             fields.extend(pairs.map(|(k, v)| Field::Label(k, v)));
+            if f.get("maintenance_s").is_some() {
+                fields.push(Field::Maintenance(
+                    small(f, "maintenance_s")?,
+                    text("maintenance_reason"),
+                ));
+            }
             let late_ms = small(f, "late_ms")?;
             encode_hello(&header, &stamp(f)?, late_ms, micros(f, "interval_us")?, &fields)?
         }
@@ -228,6 +234,13 @@ pub fn generate() -> Result<Value> {
         vector["datagram"] = json!(hex::encode(encode(&vector, &secret)?));
         vectors.push(vector);
     }
+    let mut vector = json!({ "kind": "hello", "fields": from_agent(json!({
+        "late_ms": 0, "interval_us": 1_000_000, "name": "db-1", "agent_version": "0.2.0",
+        "os": "Debian GNU/Linux 12", "labels": ["zone=a"], "maintenance_s": 1_800,
+        "maintenance_reason": "new disk" }), 1) });
+    vector["datagram"] = json!(hex::encode(encode(&vector, &secret)?));
+    // Behind the other hello.
+    vectors.insert(3, vector);
     let tags = TAG_LENS.map(|len| json!({ "len": len, "tag": tag_of(&key, len) }));
     Ok(json!({
         "about": "Known answers of the wire format of common/src/wire.rs. Made by \

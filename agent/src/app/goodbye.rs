@@ -25,7 +25,7 @@ pub(super) fn leave_reason(text: Option<&str>) -> LeaveReason {
 }
 
 /// How long a host that leaves for that reason may reasonably be away; zero = for good.
-pub(super) fn expected_absence(reason: LeaveReason) -> Duration {
+pub fn expected_absence(reason: LeaveReason) -> Duration {
     match reason {
         LeaveReason::Shutdown => Duration::ZERO,
         LeaveReason::Restart => Duration::from_secs(60),

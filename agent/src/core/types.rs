@@ -56,6 +56,7 @@ impl Settings {
         flags: u8,
         stamp: &Stamp,
         late_ms: u16,
+        maintenance: Option<(u32, &str)>,
     ) -> Result<Vec<u8>, HelloTooLong> {
         let mut fields = vec![
             Field::Name(&self.name),
@@ -63,6 +64,7 @@ impl Settings {
             Field::Os(&self.os),
         ];
         fields.extend(self.labels.iter().map(|(k, v)| Field::Label(k, v)));
+        fields.extend(maintenance.map(|(seconds, why)| Field::Maintenance(seconds, why)));
         wire::encode_hello(&self.header(flags), stamp, late_ms, self.interval, &fields)
     }
 
@@ -77,6 +79,11 @@ impl Settings {
 
     /// Whether a hello with these settings fits the wire.
     pub fn check_hello(&self) -> Result<(), HelloTooLong> {
+        self.check_hello_with(None)
+    }
+
+    /// The same, if it announces maintenance for this reason.
+    pub(super) fn check_hello_with(&self, why: Option<&str>) -> Result<(), HelloTooLong> {
         let stamp = Stamp {
             boot: self.boot,
             seq: Default::default(),
@@ -84,7 +91,25 @@ impl Settings {
             gap: Duration::from_secs(1),
             epoch: Default::default(),
         };
-        self.hello(0, &stamp, 0).map(drop)
+        self.hello(0, &stamp, 0, why.map(|why| (wire::MAINTENANCE_MAX_S, why))).map(drop)
+    }
+}
+
+/// The host is being worked on: what its hellos announce.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Until then, on the core's clock.
+    pub ends: Instant,
+    /// Why; at most [`wire::MAINTENANCE_WHY_LEN_MAX`] bytes.
+    pub reason: String,
+}
+
+impl Announced {
+    /// Whole seconds that are left, rounded up; 0: it is over.
+    pub fn seconds_left(&self, now: Instant) -> u32 {
+        let left = self.ends.since(now);
+        let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        u32::try_from(seconds).unwrap_or(u32::MAX).min(wire::MAINTENANCE_MAX_S)
     }
 }
 

@@ -192,3 +192,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn maintenance_is_announced_within_bounds_and_skipped_by_whom_it_means_nothing() {
+    let fields_of = |fields: &[Field<'_>]| {
+        let bytes = encode_hello(&header(), &stamp(), 0, Duration::from_secs(1), fields).unwrap();
+        let Message::Hello(hello) = decode(&bytes).unwrap().message else { panic!("no hello") };
+        hello.fields().map(|f| format!("{f:?}")).collect::<Vec<_>>()
+    };
+    let name = Field::Name("db-1");
+    let on = Field::Maintenance(1_800, "new disk, then reboot");
+    assert_eq!(fields_of(&[name, on]), [format!("{name:?}"), format!("{on:?}")]);
+    let long = "x".repeat(MAINTENANCE_WHY_LEN_MAX + 1);
+    for bad in [
+        Field::Maintenance(0, "why"),
+        Field::Maintenance(MAINTENANCE_MAX_S + 1, "why"),
+        Field::Maintenance(5, &long),
+    ] {
+        assert_eq!(fields_of(&[name, bad]), [format!("{name:?}")], "{bad:?}");
+    }
+    for bad in ["", "5", "-5 x", "+5 x", "99999999999 x", " x"] {
+        assert_eq!(maintenance(bad), None, "{bad}");
+    }
+}

@@ -13,9 +13,9 @@ use crate::control::{HoldReport, HoldsPage, Status, Target, Word};
 use crate::policy::parse_domain;
 
 /// Longest name of whoever speaks, characters.
-const BY_LEN_MAX: usize = 100;
+pub(super) const BY_LEN_MAX: usize = 100;
 /// Longest reason, characters.
-const REASON_LEN_MAX: usize = 500;
+pub(super) const REASON_LEN_MAX: usize = 500;
 
 /// `GET /v1/holds`
 pub(super) async fn list(
@@ -29,15 +29,17 @@ pub(super) async fn list(
     Ok(Json(api.control.holds(domain, after, params.limit()?).await?))
 }
 
+/// One line of text, not empty.
+pub(super) fn check(key: &str, text: &str, max: usize) -> Result<String, Problem> {
+    let text = text.trim().to_owned();
+    if text.is_empty() || text.chars().count() > max || text.chars().any(char::is_control) {
+        let detail = format!("`{key}`: one line of 1 to {max} characters is needed");
+        return Err(Problem::bad_request(detail));
+    }
+    Ok(text)
+}
+
 fn word(body: WordBody) -> Result<Word, Problem> {
-    let check = |key: &str, text: &str, max: usize| {
-        let text = text.trim().to_owned();
-        if text.is_empty() || text.chars().count() > max || text.chars().any(char::is_control) {
-            let detail = format!("`{key}`: one line of 1 to {max} characters is needed");
-            return Err(Problem::bad_request(detail));
-        }
-        Ok(text)
-    };
     Ok(Word {
         by: check("by", &body.by, BY_LEN_MAX)?,
         reason: check("reason", &body.reason, REASON_LEN_MAX)?,

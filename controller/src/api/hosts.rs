@@ -80,7 +80,7 @@ fn filter(params: &Params) -> Result<Filter, Problem> {
     for text in params.all("state").iter().flat_map(|list| list.split(',')) {
         let state: HostState = text.trim().parse().map_err(|_| {
             Problem::bad_request(format!(
-                "`state={}`: use pending, alive, suspect, down or left",
+                "`state={}`: use pending, alive, suspect, down, left or duplicate",
                 shorten(text)
             ))
         })?;
@@ -116,9 +116,9 @@ pub(super) async fn list(
         let detail = format!("looking through the hosts broke off: {e}");
         Problem::of_status(StatusCode::INTERNAL_SERVER_ERROR, &detail)
     })?;
-    let now = api.clock.now();
+    let (now, windows) = (api.clock.now(), api.control.maintenance());
     Ok(Json(HostsPage {
-        hosts: hosts.iter().map(|h| HostJson::new(h, now)).collect(),
+        hosts: hosts.iter().map(|h| HostJson::new(h, &windows, now)).collect(),
         next_page: next.map(|slot| token.at(slot).to_text()),
         cursor: cursor_text(token.cursor),
         now_ms: api.clock.wall(),
@@ -156,7 +156,7 @@ pub(super) async fn one(
 ) -> Result<Json<HostJson>, Problem> {
     params.only(&[])?;
     let host = find(&api, &name)?;
-    Ok(Json(HostJson::new(&host, api.clock.now())))
+    Ok(Json(HostJson::new(&host, &api.control.maintenance(), api.clock.now())))
 }
 
 /// The newest deliveries about a host, newest first, and whether some are not among them.
@@ -208,7 +208,8 @@ pub(super) async fn why(
     let hold = api.control.hold_of(id).await.unwrap_or_default();
     let waits = api.control.waits_of(id).await.unwrap_or_default();
     // Read last, so that the host is no older than its events.
-    let host = HostJson::new(&find(&api, &name)?, api.clock.now());
+    let windows = api.control.maintenance();
+    let host = HostJson::new(&find(&api, &name)?, &windows, api.clock.now());
     let incident = host.incident.map(|id| IncidentJson {
         id,
         opened_ms: events.iter().filter(|e| e.incident == Some(id)).map(|e| e.at_ms).min(),

@@ -171,6 +171,7 @@ fn families(s: &Snapshot<'_>) -> Vec<MetricFamily> {
     controller(&mut f, s);
     intervals(&mut f, s);
     super::holds::families(&mut f, s.status, s.now_ms);
+    super::maintenance::families(&mut f, s.status);
     shard_counters(&mut f, s.shards);
     shard_gauges(&mut f, s.shards);
     detection(&mut f, s.shards);

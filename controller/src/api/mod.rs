@@ -12,6 +12,7 @@
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
 //! | `GET /v1/rules` | each rule on one line, how many known hosts it means, what waits for it; what is odd about them |
 //! | `POST /v1/rules/test` | `{"host", "as": "down", "at_ms"}`: which rules would match, who would be told what and when; changes nothing |
+//! | `GET /v1/maintenance` | maintenance windows, the coming ones too |
 //! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
@@ -19,6 +20,8 @@
 //! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
 //! | `POST /v1/holds/{host id or name}/approve`, `…/reject` | ▲ `{"by", "reason"}`: one held order goes, or is cancelled |
 //! | `POST /v1/holds/approve?domain=`, `…/reject?domain=` | ▲ the same for all of a domain; approved ones go at its action rate |
+//! | `POST /v1/maintenance` | ▲ opens a window: `host`, `domain` or `labels` (`pool=db,zone!=a`); `for` or `until_ms`; `from_ms`; `by`, `reason` |
+//! | `DELETE /v1/maintenance/{window}?by=&reason=` | ▲ ends it now: who is still down is judged now |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
@@ -43,7 +46,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use heartwatch_common::time::Clock;
 use tokio::sync::{Semaphore, watch};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -61,6 +64,7 @@ mod holds;
 mod hosts;
 mod incidents;
 mod listener;
+mod maintenance;
 pub mod metrics;
 pub mod problem;
 mod receivers;
@@ -174,6 +178,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/incidents/{id}/complete", post(incidents::complete))
         .route("/v1/rules", get(rules::list))
         .route("/v1/rules/test", post(rules::test))
+        .route("/v1/maintenance", get(maintenance::list).post(maintenance::add))
+        .route("/v1/maintenance/{window}", delete(maintenance::end))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))

@@ -155,6 +155,9 @@ impl From<ControlError> for Problem {
                 let problem = Self::new(StatusCode::CONFLICT, "stale-order", title, message);
                 Self { highest_token: Some(highest), ..problem }
             }
+            ControlError::Unknown(detail) => {
+                Self::new(StatusCode::NOT_FOUND, "unknown-window", "no such window", detail)
+            }
             ControlError::Busy(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "busy", "a shard did not answer in time", e.to_string())

@@ -16,9 +16,9 @@ use super::types::{ConfigSummary, ReceiverSummary};
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
     Completion, Control, ControlError, Doubt, Foresight, Freeze, GuardStatus, Health, HoldKind,
-    HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause,
-    ReceiverReport, Redrive, RedriveReport, RuleStatus, RulesReport, Status, StormStatus, Target,
-    TestBegun, WaitStatus, Word,
+    HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Maintenance,
+    MaintenanceStatus, Pause, ReceiverReport, Redrive, RedriveReport, RuleStatus, RulesReport,
+    Status, StormStatus, Target, TestBegun, WaitStatus, Window, WindowAdded, WindowId, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
@@ -64,6 +64,7 @@ pub(crate) fn status() -> Status {
             domains: 3,
             domains_full: false,
         },
+        maintenance: MaintenanceStatus { open: 1, coming: 2, hosts: 3 },
         intervals: Some(IntervalsStatus {
             budget_per_s: 1_000.0,
             planned_per_s: 750.0,
@@ -99,6 +100,7 @@ pub(crate) fn host_row(n: u8, state: State) -> HostRow {
         incident: None,
         duplicate: false,
         frozen_ms: None,
+        back_by: None,
     }
 }
 
@@ -147,6 +149,7 @@ pub(crate) struct TestControl {
     pub(crate) frozen: Mutex<Vec<(HostId, Freeze)>>,
     pub(crate) words: Mutex<Vec<(&'static str, Target, Word)>>,
     pub(crate) completed: Mutex<Vec<(IncidentId, Completion)>>,
+    pub(crate) windows: Mutex<Arc<Maintenance>>,
     pub(crate) busy: std::sync::atomic::AtomicBool,
     pub(crate) panics: std::sync::atomic::AtomicBool,
 }
@@ -269,6 +272,27 @@ impl Control for TestControl {
         let all = domain.is_none_or(|d| d.get("zone").is_some_and(|z| z == "even"));
         let holds = if all { vec![hold()] } else { Vec::new() };
         Ok(HoldsPage { holds, total: 1, next_after: None })
+    }
+
+    fn maintenance(&self) -> Arc<Maintenance> {
+        Arc::clone(&lock(&self.windows))
+    }
+
+    async fn add_window(&self, window: Window) -> Result<WindowAdded, ControlError> {
+        let mut all = Maintenance::clone(&lock(&self.windows));
+        let window = Window { id: all.next_id(), ..window };
+        all.add(window.clone(), Instant(0), window.from_ms);
+        all.step(Instant(0));
+        *lock(&self.windows) = Arc::new(all);
+        Ok(WindowAdded { window, hosts: 3 })
+    }
+
+    async fn end_window(&self, id: WindowId, _: String) -> Result<Arc<Window>, ControlError> {
+        let mut all = Maintenance::clone(&lock(&self.windows));
+        let gone =
+            all.remove(id).ok_or_else(|| ControlError::Unknown(format!("no window {id}")))?;
+        *lock(&self.windows) = Arc::new(all);
+        Ok(gone)
     }
 
     async fn hold_of(&self, host: HostId) -> Result<Option<HoldStatus>, ControlError> {
@@ -535,6 +559,9 @@ impl Store for TestStore {
         unused()
     }
     async fn get(&self, _: &str) -> Result<Option<String>, StoreError> {
+        unused()
+    }
+    async fn list(&self, _: &str) -> Result<Vec<(String, String)>, StoreError> {
         unused()
     }
     async fn put(&self, _: &str, _: Option<String>) -> Result<(), StoreError> {

@@ -165,6 +165,55 @@ async fn open_outages_are_listed_with_their_orders_and_reported_on() {
 }
 
 #[tokio::test]
+async fn windows_are_opened_shown_with_their_hosts_and_ended() {
+    let world = World::new();
+    fleet(&world, 5);
+    let add = async |body: Value| act(&world, Method::POST, "/v1/maintenance", &body).await;
+    let body = json!({"domain": "zone=odd", "for": "30m", "by": "ann", "reason": "new switch"});
+    let added = add(body).await.json();
+    assert_eq!((&added["window"]["id"], &added["hosts"]), (&json!("m1"), &json!(3)));
+    assert_eq!(added["window"]["scope"]["domain"], "zone=odd");
+    let one = json!({"host": "host-2", "until_ms": 9e15 as i64, "by": "bob", "reason": "disk"});
+    assert_eq!(add(one).await.json()["window"]["scope"]["host"], HostId([2; 16]).to_string());
+    let all = good(&world, "/v1/maintenance").await;
+    assert_eq!(all["windows"].as_array().unwrap().len(), 2);
+    let covers = async |host: &str| {
+        good(&world, &format!("/v1/hosts/{host}")).await["maintenance"]["id"].clone()
+    };
+    assert_eq!(covers("host-3").await, "m1");
+    assert_eq!(covers("host-2").await, "m2");
+    assert_eq!(covers("host-4").await, Value::Null);
+    let why = good(&world, "/v1/hosts/host-3/why").await;
+    assert_eq!(why["host"]["maintenance"]["reason"], "new switch");
+    let path = "/v1/maintenance/m1?by=ann&reason=done";
+    let ended = act(&world, Method::DELETE, path, &Value::Null).await;
+    assert_eq!((ended.status, &ended.json()["id"]), (StatusCode::OK, &json!("m1")));
+    let again = act(&world, Method::DELETE, path, &Value::Null).await;
+    assert_eq!(
+        (again.status, &again.json()["title"]),
+        (StatusCode::NOT_FOUND, &json!("no such window"))
+    );
+    for (bad, wanted) in [
+        (json!({"for": "1m", "by": "a", "reason": "r"}), "one of `host`"),
+        (
+            json!({"host": "host-1", "domain": "fleet", "for": "1m", "by": "a", "reason": "r"}),
+            "one of",
+        ),
+        (json!({"host": "host-1", "by": "a", "reason": "r"}), "every window ends"),
+        (json!({"host": "host-1", "for": "1m", "by": "a", "reason": " "}), "`reason`"),
+        (json!({"labels": "pool", "for": "1m", "by": "a", "reason": "r"}), "pool=db,zone!=a"),
+        (json!({"domain": "zone", "for": "1m", "by": "a", "reason": "r"}), "is no domain"),
+    ] {
+        let answer = add(bad).await;
+        let detail = answer.json()["detail"].as_str().unwrap_or_default().to_owned();
+        assert!(answer.status == StatusCode::BAD_REQUEST && detail.contains(wanted), "{detail}");
+    }
+    let nobody = Request::builder().method(Method::POST).uri("/v1/maintenance");
+    let nobody = send(&world, nobody.body(Body::from("{}")).unwrap()).await;
+    assert_eq!(nobody.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
 async fn pages_walk_every_host_once_while_hosts_come_and_go() {
     let world = World::new();
     fleet(&world, 30);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use heartwatch_common::config::Span;
 use heartwatch_common::id::{Boot, Generation, HostId};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::{Instant, Wall};
@@ -13,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
-use crate::control::{Doubt, HoldStatus, HostWhy, Pause, ReceiverReport, Status, WaitStatus};
+use crate::control::{
+    Doubt, HoldStatus, HostWhy, Maintenance, Pause, ReceiverReport, Status, WaitStatus, Window,
+};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{AttemptRow, Cursor, DeliveryRow, EventRow, Token};
 use crate::view::HostView;
@@ -87,6 +90,12 @@ pub struct HostJson {
     /// Where an operator keeps its margin, milliseconds.
     #[serde(default)]
     pub frozen_ms: Option<u64>,
+    /// It left, and said that it would be back by then.
+    #[serde(default)]
+    pub back_by_ms: Option<Wall>,
+    /// The maintenance window that covers it now.
+    #[serde(default)]
+    pub maintenance: Option<Window>,
     /// Time since the last proof of life that this controller process took; null before the first.
     pub silence_ms: Option<u64>,
     /// The gap that its last beat announced.
@@ -106,7 +115,7 @@ pub struct FreezeJson {
 
 impl HostJson {
     /// A host as of `now`.
-    pub fn new(host: &HostView, now: Instant) -> Self {
+    pub fn new(host: &HostView, windows: &Maintenance, now: Instant) -> Self {
         let row = &host.row;
         let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let last = host.live.last_arrival;
@@ -126,6 +135,8 @@ impl HostJson {
             incident: row.incident,
             duplicate: row.duplicate,
             frozen_ms: row.frozen_ms,
+            back_by_ms: row.back_by,
+            maintenance: windows.cover(row.id, &row.labels).map(|w| Window::clone(w)),
             silence_ms: last.map(|at| millis(now.since(at))),
             gap_ms: last.map(|_| millis(host.live.gap)),
             load: host.live.load.map(LoadJson::from),
@@ -267,6 +278,43 @@ pub struct SupposeBody {
     /// When, milliseconds since 1970; now, if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<Wall>,
+}
+
+/// Maintenance windows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WindowsJson {
+    /// The windows, in the order in which they were made.
+    pub windows: Vec<Window>,
+    /// The controller's wall clock.
+    pub now_ms: Wall,
+}
+
+/// The body of a new maintenance window: one of `host`, `domain` and `labels`, one of `for` and `until_ms`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowBody {
+    /// This host, by id or name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// This failure domain, `zone=a,rack=7`; `fleet`: every host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Hosts whose labels fit, `pool=db,zone!=a`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<String>,
+    /// How long it lasts, at most `maintenance.window_max`.
+    #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+    pub span: Option<Span>,
+    /// Instead: when it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<Wall>,
+    /// When it begins [default: now].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_ms: Option<Wall>,
+    /// Who says so: 1 to 100 characters.
+    pub by: String,
+    /// Why: 1 to 500 characters.
+    pub reason: String,
 }
 
 /// The body of a word on a held order.

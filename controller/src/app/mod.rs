@@ -4,6 +4,7 @@
 //! → API → "ready". Stop is the other way round: the API stops taking, shards stop telling, the policy
 //! writes what it decided, attempts under way end, the store is closed.
 
+mod maintenance;
 mod memory;
 mod pacing;
 mod receivers;
@@ -39,7 +40,7 @@ use crate::detector::peers::DomainLabels;
 use crate::ingest::socket::{BatchSocket, Role};
 use crate::intervals::Assigned;
 use crate::metrics::{DoubtMetrics, ShardMetrics};
-use crate::policy::driver::{self, Driver, DriverStatus, known_of, load_guard};
+use crate::policy::driver::{self, Driver, DriverStatus, known_of, load_guard, load_windows};
 use crate::policy::review::warnings;
 use crate::policy::{Author, Policy};
 use crate::replay::record;
@@ -211,6 +212,8 @@ impl App {
         let labels = (&config.domain_labels, &*knobs);
         let author = Author { id: store.controller(), name: config.name.clone() };
         let mut policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
+        let status = Arc::new(DriverStatus::default());
+        load_windows(&mut policy, &*store, &status, &*clock).await?;
         let known = load_registry(&*store, &view, labels, &mut policy, &*clock, count).await?;
         load_guard(&mut policy, &*store, &view, &*clock).await?;
         for odd in warnings(&config.rules, &running::survey(&config.rules, &view)) {
@@ -264,7 +267,6 @@ impl App {
         threads.extend(recording.map(|(_, thread)| thread));
 
         let (commands, commands_in) = mpsc::channel(driver::COMMANDS_MAX);
-        let status = Arc::new(DriverStatus::default());
         let started = clock.now();
         let driver = Driver {
             policy,
@@ -279,6 +281,7 @@ impl App {
             status: Arc::clone(&status),
             knobs: Arc::clone(&knobs),
             news,
+            announced_max: config.maintenance.announced_max,
         };
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 
@@ -310,6 +313,7 @@ impl App {
             own_doubts,
             knobs: Arc::clone(&knobs),
             intervals: pacing::Shown::clone(&intervals),
+            window_max: config.maintenance.window_max,
             delivery: Arc::clone(&delivery),
             rng: Mutex::new(StdRng::seed_from_u64(rng.random())),
         };

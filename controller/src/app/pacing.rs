@@ -107,6 +107,7 @@ mod tests {
             domain: Default::default(),
             profile: Default::default(),
             frozen: None,
+            back_in: None,
             live: Default::default(),
         };
         let hosts: Vec<Known> = (0..500)

@@ -15,14 +15,15 @@ use super::pacing::Shown;
 use crate::config::Rule;
 use crate::control::{
     Completion, Control, ControlError, Doubt, DoubtReason, FREEZE, Foresight, Freeze, HoldReport,
-    HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport,
-    Redrive, RedriveReport, RulesReport, ShardStatus, Status, Target, TestBegun, WaitStatus, Word,
+    HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, Maintenance, PAUSE_MAX, Pause,
+    ReceiverReport, Redrive, RedriveReport, RulesReport, ShardStatus, Status, Target, TestBegun,
+    WaitStatus, Window, WindowAdded, WindowId, Word,
 };
 use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;
 use crate::event::{EventKind, IncidentId, State};
 use crate::metrics::{DoubtMetrics, Reject, ShardMetrics, get};
-use crate::policy::driver::{Ask, AskRules, Command, DriverStatus};
+use crate::policy::driver::{Ask, AskRules, Command, DriverStatus, WindowAsk};
 use crate::policy::review::{SETS_MAX, Survey};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
@@ -98,12 +99,14 @@ pub(super) struct Running {
     pub(super) intervals: Shown,
     /// What sends.
     pub(super) delivery: Arc<DeliveryHandle>,
+    /// Longest maintenance window.
+    pub(super) window_max: Duration,
     /// Names events of tests.
     pub(super) rng: Mutex<StdRng>,
 }
 
 impl Running {
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> Command,
     ) -> Result<T, ControlError> {
@@ -177,6 +180,7 @@ impl Control for Running {
             events_waiting: self.driver.waiting(),
             rows_waiting: self.driver.changed(),
             guard: self.driver.guard(),
+            maintenance: self.maintenance_status(),
             intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -352,6 +356,18 @@ impl Control for Running {
 
     async fn complete(&self, incident: IncidentId, what: Completion) -> Result<(), ControlError> {
         self.ask(|answer| Command::Complete(incident, what, answer)).await
+    }
+
+    fn maintenance(&self) -> Arc<Maintenance> {
+        self.driver.maintenance()
+    }
+
+    async fn add_window(&self, window: Window) -> Result<WindowAdded, ControlError> {
+        self.open_window(window).await
+    }
+
+    async fn end_window(&self, id: WindowId, why: String) -> Result<Arc<Window>, ControlError> {
+        self.ask(|answer| Command::Maintenance(WindowAsk::End(id, why, answer))).await
     }
 
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {

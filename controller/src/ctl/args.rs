@@ -73,6 +73,8 @@ pub(super) enum Command {
     Incidents(super::incidents::Incidents),
     /// Shows what each rule does and whom it means, or tells what rules would do.
     Rules(super::rules::Rules),
+    /// Lists maintenance windows, opens one, or ends one.
+    Maintenance(super::maintenance::Maintenance),
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

@@ -16,8 +16,11 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::{CompleteBody, SupposeBody, WordBody};
-use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun};
+use crate::api::types::{CompleteBody, SupposeBody, WindowBody, WordBody};
+use crate::control::{
+    HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun, Window, WindowAdded,
+    WindowId,
+};
 
 mod error;
 mod query;
@@ -344,6 +347,32 @@ impl Client {
     pub async fn test_rules(&self, body: &SupposeBody) -> Result<Value, ClientError> {
         let request = self.request(Method::POST, &["v1", "rules", "test"], &Vec::new());
         self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
+    }
+
+    /// `GET /v1/maintenance`: a [`crate::api::types::WindowsJson`].
+    pub async fn windows(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "maintenance"], &Vec::new()).await
+    }
+
+    /// `POST /v1/maintenance`
+    pub async fn add_window(&self, body: &WindowBody) -> Result<WindowAdded, ClientError> {
+        self.post(&["v1", "maintenance"], body).await
+    }
+
+    /// `DELETE /v1/maintenance/{window}`
+    pub async fn end_window(
+        &self,
+        window: WindowId,
+        by: &str,
+        reason: Option<&str>,
+    ) -> Result<Window, ClientError> {
+        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "by", Some(by));
+        given(&mut pairs, "reason", reason);
+        let path = ["v1", "maintenance", &window.to_string()];
+        let request = self.request(Method::DELETE, &path, &pairs).bearer_auth(token.trim());
+        self.answer(request.timeout(TIMEOUT_LONG)).await
     }
 
     /// `GET /v1/receivers`: a [`crate::api::types::ReceiversJson`].

@@ -18,6 +18,7 @@ mod holds;
 mod import;
 mod incidents;
 mod local;
+mod maintenance;
 mod margin;
 mod plan;
 mod receivers;

@@ -44,6 +44,7 @@ pub(super) async fn execute(
         | Command::Backup { .. } => Some(token(&global.token_file)?),
         Command::Holds(holds) if holds.changes() => Some(token(&global.token_file)?),
         Command::Incidents(i) if i.changes() => Some(token(&global.token_file)?),
+        Command::Maintenance(args) if args.changes() => Some(token(&global.token_file)?),
         _ => None,
     };
     let client = Client::new(&global.url, token)?;
@@ -69,6 +70,7 @@ pub(super) async fn execute(
         Command::Holds(args) => run.holds(args).await,
         Command::Incidents(args) => run.incidents(args).await,
         Command::Rules(args) => run.rules(args).await,
+        Command::Maintenance(args) => run.maintenance(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
         Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,

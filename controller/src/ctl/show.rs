@@ -8,8 +8,8 @@ use super::text::{Table, between, clean, details, human_f64, human_ms, percent, 
 use crate::api::types::{
     DeliveriesPage, EventJson, HostJson, HostsPage, ReceiversJson, StatusJson,
 };
-use crate::control::Doubt;
-use crate::event::Cause;
+use crate::control::{Doubt, Window};
+use crate::event::{Cause, State};
 use crate::intervals::IntervalsStatus;
 use heartwatch_common::time::Wall;
 
@@ -22,8 +22,11 @@ pub(super) fn state(host: &HostJson) -> String {
     if let Some(cause) = host.cause {
         text.push_str(&format!(" ({})", cause.as_str()));
     }
-    if host.duplicate {
+    if host.duplicate && host.state != State::Duplicate {
         text.push_str(" duplicate!");
+    }
+    if host.maintenance.is_some() {
+        text.push_str(" in maintenance");
     }
     if host.frozen_ms.is_some() {
         text.push_str(" margin frozen");
@@ -86,6 +89,8 @@ pub(super) fn host(out: &mut dyn Write, host: &HostJson) -> io::Result<()> {
                 "margin",
                 host.frozen_ms.map(|ms| format!("frozen at {}", human_ms(ms))).unwrap_or_default(),
             ),
+            ("maintenance", host.maintenance.as_ref().map(Window::words).unwrap_or_default()),
+            ("back by", host.back_by_ms.map(|at| at.to_string()).unwrap_or_default()),
             ("outage", host.incident.map(|i| i.to_string()).unwrap_or_default()),
             ("address", host.address.map(|a| a.to_string()).unwrap_or_default()),
             ("labels", labels(host)),
@@ -189,6 +194,7 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
         }
     }
     super::holds::of_all(out, &status.guard, s.now_ms)?;
+    super::maintenance::of_all(out, &status.maintenance)?;
     if let Some(assigned) = &status.intervals {
         writeln!(out)?;
         intervals(out, assigned)?;

@@ -57,7 +57,11 @@ fn verdict(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
             "Its next beat is overdue, and probes are asking it. This may be a mistake; nothing is \
              failed over yet."
         }
-        (State::Left, _) => "It said goodbye. That is no outage.",
+        (State::Left, _) if why.host.back_by_ms.is_some() => {
+            "It said goodbye, and when it would be back. Until then that is no outage."
+        }
+        (State::Left, _) => "It said goodbye for good. That is no outage.",
+        (State::Duplicate, _) => "Beats arrive, but from two machines.",
         (State::Down, None) => "It is taken for dead.",
         (State::Down, Some(Cause::AgentLost)) => {
             "Its machine is up, but its agent is gone: its operating system says that nobody listens."
@@ -81,6 +85,16 @@ fn rest(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
     if let Some(incident) = &why.incident {
         let opened = incident.opened_ms.map_or_else(String::new, |at| format!(", opened {at}"));
         writeln!(out, "It is in outage {}{opened}.", incident.id)?;
+    }
+    if let Some(at) = why.host.back_by_ms {
+        let verb = if at > why.now_ms { "is" } else { "was" };
+        writeln!(
+            out,
+            "It {verb} to be back by {at}; if it is not, it is probed, then taken for dead."
+        )?;
+    }
+    if let Some(window) = &why.host.maintenance {
+        super::maintenance::of_host(out, window, why.now_ms)?;
     }
     if let Some(hold) = &why.hold {
         super::holds::of_host(out, hold, why.now_ms)?;
@@ -231,6 +245,12 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::HostLeft, _) => "said goodbye",
         (EventKind::HostMissing, _) => "expected, but not heard in time",
         (EventKind::HostDuplicate, _) => "two machines answer under its identity",
+        (EventKind::HostSingle, _) => "only one machine answers under its identity again",
+        (EventKind::HostOverdue, _) => {
+            "it said when it would be back, and was not: probes were sent"
+        }
+        (EventKind::MaintenanceStarted, _) => "it was put into maintenance",
+        (EventKind::MaintenanceEnded, _) => "its maintenance was over",
         (EventKind::HostForgotten, _) => "removed from the registry",
         (EventKind::HostFrozen, _) => "an operator froze its margin",
         (EventKind::HostUnfrozen, _) => "an operator let its margin learn again",

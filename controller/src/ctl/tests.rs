@@ -96,6 +96,10 @@ fn the_command_line_is_sound_and_senseless_ones_are_usage_errors() {
     for good in [
         vec!["pause", "--end"],
         vec!["holds", "approve", "host-2", "--reason", "x"],
+        vec!["maintenance"],
+        vec!["maintenance", "add", "--labels", "pool=db,zone!=a", "--for", "1h", "--reason", "x"],
+        vec!["maintenance", "add", "host-1", "--in", "2h", "--for", "1h", "--reason", "x"],
+        vec!["maintenance", "end", "m7"],
         vec!["pause", "--for", "10m", "--reason", "x"],
         vec!["redrive", "1", "2"],
         vec!["redrive", "--dead", "--receiver", "x"],
@@ -182,6 +186,15 @@ fn what_changes_something_reads_the_token_and_says_what_to_do_without_one() {
     let text = served.good(&["pause", "--for", "10m", "--reason", "switch works"]);
     assert!(text.contains("held until 1970-01-01T00:10:00.000Z (switch works)"), "{text}");
     assert_eq!(served.json(&["pause", "--end"]), json!({"pause": null}));
+    let args = ["maintenance", "add", "--domain", "zone=odd", "--for", "30m"];
+    let args = [&args[..], &["--reason", "new switch", "--by", "ann"]].concat();
+    let text = served.good(&args);
+    assert!(text.starts_with("m1: zone=odd (3 hosts) in maintenance from "), "{text}");
+    let list = served.good(&["maintenance"]);
+    assert!(list.contains("zone=odd") && list.contains("new switch"), "{list}");
+    let text = served.good(&["maintenance", "end", "m1", "--by", "ann"]);
+    assert_eq!(text, "m1 is over: zone=odd; who is still down is judged now\n");
+    assert!(served.good(&["status"]).contains("3 hosts in 1 open windows, 2 to come"));
     assert_eq!(served.good(&["redrive", "4", "5"]), "2 deliveries on their way again\n");
     std::fs::write(served.token_file(), "hwt1_ffffffffffffffff").unwrap();
     let error = served.run(&["redrive", "--dead"]).unwrap_err();

@@ -113,7 +113,6 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
             put("heard", json!(13));
             put("held", json!(5));
         }
-        EventKind::HostDuplicate => put("other_boot", json!(4)),
         EventKind::IncidentCompleted => {
             put("receiver", json!("orchestrator"));
             put("order_token", json!(Token((1 << 32) + 6)));
@@ -129,6 +128,27 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
             put("level", json!(0));
             put("receiver", json!("second"));
             put("instead_of", json!(["orchestrator"]));
+        }
+        EventKind::HostDuplicate => {
+            put("other_boot", json!(4));
+            put("other_address", json!("192.0.2.8:40000"));
+        }
+        EventKind::HostOverdue => put("expected_away_s", json!(600)),
+        EventKind::MaintenanceStarted | EventKind::MaintenanceEnded => {
+            put("by", json!("an operator"));
+            put(
+                "window",
+                json!({
+                    "id": "m7",
+                    "scope": { "domain": "zone=a" },
+                    "reason": host.reason,
+                    "by": "an operator",
+                    "from_ms": AT.0,
+                    "until_ms": AT.0 + 1_800_000,
+                    "announced": false,
+                    "begun": true,
+                }),
+            );
         }
         EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
         EventKind::HostUnfrozen => put("frozen_ms", Value::Null),
@@ -146,7 +166,8 @@ fn author() -> Value {
 
 fn state(kind: EventKind) -> &'static str {
     match kind {
-        EventKind::HostSuspect | EventKind::HostUnreachable => "suspect",
+        EventKind::HostSuspect | EventKind::HostUnreachable | EventKind::HostOverdue => "suspect",
+        EventKind::HostDuplicate => "duplicate",
         EventKind::HostDown
         | EventKind::HostAgentLost
         | EventKind::IncidentCompleted

@@ -39,6 +39,8 @@ pub struct Known {
     pub missing_reported: bool,
     /// Two boots answer under this identity.
     pub duplicate: bool,
+    /// It left, and said that it would be back within this, from now.
+    pub back_in: Option<Duration>,
     /// What its labels make of it.
     pub profile: Profile,
     /// Where an operator wants its margin kept, if anywhere.
@@ -114,6 +116,8 @@ pub(crate) const KEYED: u8 = 8;
 pub(crate) const HELLO_WANTED: u8 = 16;
 /// It is expected, and was reported missing.
 pub(crate) const MISSING_REPORTED: u8 = 32;
+/// It left, and said when it would be back.
+pub(crate) const AWAITED: u8 = 64;
 
 /// The record of one host: four cache lines, of which a beat like any other touches three.
 #[derive(Clone, Debug)]
@@ -193,6 +197,8 @@ pub(crate) struct Rare {
     pub(crate) excused: Option<Excused>,
     /// The life before the present one, and until when its return would mean two of them.
     pub(crate) other_boot: Boot,
+    /// Where it was heard from before.
+    pub(crate) other_address: Address,
     pub(crate) other_until: Instant,
 }
 
@@ -213,7 +219,7 @@ impl Host {
             key_generation: Generation(0),
             key_id: KeyId(0),
             flags: 0,
-            state: known.state,
+            state: known.state.heard(),
             knobs: 0,
             class: 0,
             group: GroupId(0),
@@ -241,6 +247,7 @@ impl Host {
         host.flag(HELLO_WANTED, known.state == State::Pending);
         host.flag(DUPLICATE, known.duplicate);
         host.flag(MISSING_REPORTED, known.missing_reported);
+        host.flag(AWAITED, known.state == State::Left && known.back_in.is_some());
         host.freeze(known.frozen);
         host
     }
@@ -432,11 +439,20 @@ pub enum Turn {
     },
     /// Expected, but never heard in time.
     Missing,
-    /// Two boots answer under one identity.
-    Duplicate {
-        /// The other one.
-        other: Boot,
+    /// It left, said when it would be back, and is not: probes are on their way.
+    Overdue {
+        /// How long it said that it would be away; zero: that was before our start.
+        expected: Duration,
     },
+    /// Two machines answer under one identity: their boots, or their addresses, take turns.
+    Duplicate {
+        /// The other's boot.
+        other: Boot,
+        /// Where the other was heard from.
+        address: Option<SocketAddr>,
+    },
+    /// Of two that did only one answers any more.
+    Single,
     /// Left or down for so long that it may be forgotten.
     Forgettable,
 }

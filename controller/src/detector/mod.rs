@@ -51,8 +51,8 @@ use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
 use host::{
-    Address, DUPLICATE, EXCUSED, Evidence, Excused, HELLO_WANTED, Host, MISSING_REPORTED, Rare,
-    Transition, Turn,
+    AWAITED, Address, DUPLICATE, EXCUSED, Evidence, Excused, HELLO_WANTED, Host, MISSING_REPORTED,
+    Rare, Transition, Turn,
 };
 use index::Index;
 use knobs::{AllKnobs, Turned};
@@ -90,6 +90,10 @@ pub struct Settings {
     pub restart_grace: Duration,
     /// Expected hosts are missing after this.
     pub missing_after: Duration,
+    /// Longest absence that a goodbye may announce.
+    pub leave_max: Duration,
+    /// How much later than it announced a host is overdue.
+    pub leave_grace: Duration,
     /// Left and down hosts may be forgotten after this.
     pub forget_after: Duration,
 }
@@ -109,6 +113,8 @@ impl Settings {
             doubt_max: c.doubt_max,
             restart_grace: c.restart_grace,
             missing_after: c.missing_after,
+            leave_max: c.leave_max,
+            leave_grace: c.leave_grace,
             forget_after: c.forget_after,
         }
     }
@@ -392,7 +398,7 @@ impl Detector {
     ) -> Observed {
         let evidence = match self.host(slot).state {
             // Nothing was expected of them, so there is nothing to tell.
-            State::Alive | State::Pending => Evidence::default(),
+            State::Alive | State::Duplicate | State::Pending => Evidence::default(),
             _ => self.evidence(slot, proof.arrival),
         };
         let h = self.host(slot);
@@ -460,9 +466,10 @@ impl Detector {
                 of.remove();
             }
         }
-        h.flag(MISSING_REPORTED | EXCUSED, false);
+        h.flag(MISSING_REPORTED | EXCUSED | AWAITED, false);
         let from = Address::from(proof.from);
-        observed.moved = h.address != from;
+        let old_address = h.address;
+        observed.moved = old_address != from;
         h.address = from;
         live.beat(h.live, arrival, gap);
         if let Some(load) = proof.load {
@@ -470,18 +477,28 @@ impl Detector {
         }
         let state = h.state;
 
-        if h.is(DUPLICATE) && rare.get(&slot).is_none_or(|r| arrival > r.other_until) {
-            // The other one has not answered for a long while.
+        // The other one has not answered for a long while.
+        let single = h.is(DUPLICATE) && rare.get(&slot).is_none_or(|r| arrival > r.other_until);
+        if single {
             h.flag(DUPLICATE, false);
         }
+        let new_life = !same_boot && old_boot != Boot(0);
+        // Of one boot two machines are told by where they are: the numbers and clocks of one prove nothing
+        // after the other's, so that a nonce must re-base them. Those of one host that moves go on.
+        let turns_address = same_boot && observed.moved && old_address != Address::default();
+        let watched = turns_address && (proof.rebase || rare.contains_key(&slot));
         let mut two_alive = None;
-        if !same_boot && old_boot != Boot(0) {
+        if new_life || watched {
             let other = rare.entry(slot).or_default();
-            if other.other_boot == h.boot && arrival <= other.other_until && !h.is(DUPLICATE) {
-                h.flag(DUPLICATE, true);
-                two_alive = Some(old_boot);
+            let back = match new_life {
+                true => other.other_boot == h.boot,
+                false => proof.rebase && other.other_boot == h.boot && other.other_address == from,
+            };
+            if back && arrival <= other.other_until && !h.is(DUPLICATE) {
+                two_alive = Some((old_boot, old_address.get()));
             }
             other.other_boot = old_boot;
+            other.other_address = old_address;
             other.other_until = arrival + DUPLICATE_WINDOW;
             h.flag(HELLO_WANTED, true);
         }
@@ -505,14 +522,18 @@ impl Detector {
         }
         let turn = match state {
             State::Pending => Some(Turn::Joined),
-            State::Alive if !same_boot => Some(Turn::Restarted),
-            State::Alive => None,
+            State::Alive | State::Duplicate if !same_boot => Some(Turn::Restarted),
+            State::Alive | State::Duplicate => None,
             State::Left if !same_boot => Some(Turn::Restarted),
             State::Suspect | State::Down | State::Left => Some(Turn::Recovered { same_boot }),
         };
-        turns.extend(turn.map(|t| self.turn(slot, t, arrival, evidence)));
-        if let Some(other) = two_alive {
-            turns.push(self.turn(slot, Turn::Duplicate { other }, arrival, evidence));
+        let single = single.then_some(Turn::Single);
+        turns.extend(single.into_iter().chain(turn).map(|t| self.turn(slot, t, arrival, evidence)));
+        if let Some((other, address)) = two_alive {
+            // Not before: that it is one is told by this turn, and not by the one on the way to it.
+            self.host_mut(slot).flag(DUPLICATE, true);
+            let turn = Turn::Duplicate { other, address };
+            turns.push(self.turn(slot, turn, arrival, evidence));
         }
         observed
     }
@@ -538,11 +559,18 @@ impl Detector {
             return;
         }
         self.set_state(slot, State::Left);
-        let forget = now + self.settings.forget_after;
-        self.host_mut(slot).until = forget;
-        self.file(slot, forget);
+        let expected = leave.expected.min(self.settings.leave_max);
+        let awaited = !expected.is_zero();
+        let until = match awaited {
+            true => now + expected + self.settings.leave_grace,
+            false => now + self.settings.forget_after,
+        };
+        let h = self.host_mut(slot);
+        h.until = until;
+        h.flag(AWAITED, awaited);
+        self.file(slot, until);
         let evidence = self.evidence(slot, proof.arrival);
-        let turn = Turn::Left { reason: leave.reason, expected: leave.expected };
+        let turn = Turn::Left { reason: leave.reason, expected };
         turns.push(self.turn(slot, turn, proof.arrival, evidence));
     }
 
@@ -607,7 +635,7 @@ impl Detector {
                 continue;
             }
             match self.host(slot).state {
-                State::Alive | State::Suspect => {
+                State::Alive | State::Duplicate | State::Suspect => {
                     again.extend(self.overdue(slot, seen, now, out).map(|at| (slot, at)));
                 }
                 State::Pending => {
@@ -616,6 +644,9 @@ impl Detector {
                     h.until = Instant::FAR;
                     let evidence = self.evidence(slot, now);
                     out.push(Judged::Turn(self.turn(slot, Turn::Missing, now, evidence)));
+                }
+                State::Left if self.host(slot).is(AWAITED) => {
+                    again.extend(self.overdue(slot, seen, now, out).map(|at| (slot, at)));
                 }
                 State::Down | State::Left => {
                     // Asked again in an hour, should the registry not have forgotten it by then.
@@ -700,11 +731,17 @@ impl Detector {
         }
         let h = self.host(slot);
         let restored = h.state == State::Suspect;
+        let awaited = h.state == State::Left;
         let excused = self.excused(slot);
+        let grace = self.settings.leave_grace;
+        let (expected, margin) = match awaited {
+            true => (h.until - grace, grace),
+            false => (h.expected, self.margin(h).0),
+        };
         let overdue = Overdue {
-            expected: h.expected,
+            expected,
             gap: h.gap(),
-            margin: self.margin(h).0,
+            margin,
             last: h.last_arrival(),
             local: h.address.get().is_some_and(|a| self.is_local(a)),
             excused_since: excused.map(|e| e.since),
@@ -729,7 +766,14 @@ impl Detector {
         let until = h.expected + given;
         self.confirm.begin(slot, trip, until, now);
         self.set_state(slot, State::Suspect);
-        if !restored {
+        if awaited {
+            let h = self.host_mut(slot);
+            h.flag(AWAITED, false);
+            let left = h.last_arrival();
+            let expected = left.map_or(Duration::ZERO, |left| expected.since(left));
+            let turn = Turn::Overdue { expected };
+            out.push(Judged::Turn(self.turn(slot, turn, now, evidence)));
+        } else if !restored {
             out.push(Judged::Turn(self.turn(slot, Turn::Suspect, now, evidence)));
         }
         None

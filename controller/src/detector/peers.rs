@@ -125,6 +125,7 @@ mod tests {
             domain,
             profile: Default::default(),
             frozen: None,
+            back_in: None,
             live: Default::default(),
         };
         let mut host = Host::new(&known, None, SEEN);

@@ -185,12 +185,17 @@ impl Detector {
         }
         let s = &self.settings;
         let due = match known.state {
-            State::Alive | State::Suspect => Some(now + self.grace_of(known.id)),
+            State::Alive | State::Suspect | State::Duplicate => Some(now + self.grace_of(known.id)),
             State::Pending if known.missing_reported => None,
             // The grace at least, should the wall clock by which `in_state` was told be wrong.
             State::Pending => {
                 let left = s.missing_after.saturating_sub(known.in_state);
                 Some(now + left.max(s.restart_grace.min(s.missing_after)))
+            }
+            State::Left if known.back_in.is_some() => {
+                // Its chance at least, if that was while we were away.
+                let left = known.back_in.unwrap_or_default() + s.leave_grace;
+                Some(now + left.max(self.grace_of(known.id)))
             }
             State::Down | State::Left => {
                 let left = s.forget_after.saturating_sub(known.in_state);

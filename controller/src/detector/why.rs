@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use heartwatch_common::time::Instant;
 
-use super::host::Host;
+use super::host::{DUPLICATE, Host};
 use super::timeout::Context;
 use super::{Detector, ms_between};
 use crate::control::{ExcuseWhy, HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
@@ -20,7 +20,10 @@ impl Detector {
         let expects =
             h.last_arrival().is_some() && !matches!(h.state, State::Pending | State::Left);
         HostWhy {
-            state: h.state,
+            state: match h.state {
+                State::Alive if h.is(DUPLICATE) => State::Duplicate,
+                state => state,
+            },
             shard,
             boot: h.boot,
             seq: h.seq,

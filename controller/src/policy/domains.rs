@@ -42,7 +42,9 @@ enum Part {
 fn part(row: &HostRow) -> Option<Part> {
     match (row.state, row.cause) {
         (State::Pending | State::Left, _) => None,
-        (State::Alive, _) | (State::Down, Some(Cause::AgentLost)) => Some(Part::Heard),
+        (State::Alive | State::Duplicate, _) | (State::Down, Some(Cause::AgentLost)) => {
+            Some(Part::Heard)
+        }
         (State::Down, _) | (State::Suspect, Some(Cause::Unreachable)) => Some(Part::Apart),
         (State::Suspect, _) => Some(Part::Suspect),
     }

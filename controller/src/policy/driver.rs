@@ -24,6 +24,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guard::GuardStatus;
+use super::maintenance::Maintenance;
 use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
 use super::queue::{self, Queue};
 use super::{Order, Policy, is_followed, new_row, order_of};
@@ -44,15 +45,18 @@ use crate::store::{
     Receivers, Store, StoreError,
 };
 use crate::view::{Live, LiveId, View};
+use windows::Scans;
 
 mod follow;
 mod holds;
 mod rules;
+mod windows;
 
 use follow::Courses;
 pub use follow::NEWS_MAX;
 pub use holds::{Ask, load_guard};
 pub use rules::{AskRules, Waiting};
+pub use windows::{WindowAsk, covered, load_windows};
 
 /// News that waits for the driver.
 pub const NOTICES_MAX: usize = 8_192;
@@ -85,6 +89,8 @@ pub enum Command {
     Complete(IncidentId, Completion, oneshot::Sender<Result<(), ControlError>>),
     /// About rules.
     Rules(AskRules),
+    /// About maintenance windows.
+    Maintenance(WindowAsk),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -99,6 +105,8 @@ pub struct DriverStatus {
     store_error: Mutex<Option<String>>,
     pause: Mutex<Option<Pause>>,
     guard: Mutex<GuardStatus>,
+    windows: Mutex<Arc<Maintenance>>,
+    sheltered: AtomicU64,
 }
 
 impl DriverStatus {
@@ -166,6 +174,8 @@ pub struct Driver {
     pub knobs: Arc<AllKnobs>,
     /// Tells of hosts whose orders something became of, and who hears it.
     pub news: (News, mpsc::Receiver<HostId>),
+    /// Longest maintenance that a host may announce for itself; zero: none is heeded.
+    pub announced_max: Duration,
 }
 
 struct Running {
@@ -178,6 +188,7 @@ struct Running {
     pause_ends: Option<Instant>,
     released_at_start: bool,
     courses: Courses,
+    scans: Scans,
 }
 
 impl Driver {
@@ -210,6 +221,7 @@ impl Driver {
             pause_ends,
             released_at_start: false,
             courses: Courses::default(),
+            scans: Scans::default(),
         };
         // What was under way when the controller stopped goes on.
         running.courses.search();
@@ -325,6 +337,7 @@ impl Running {
         }
         if !facts.new {
             row.generation = row.generation.max(facts.generation);
+            self.announced(&row, facts.maintenance);
         }
         if facts.new || known.as_ref().is_none_or(|k| k.row != row) {
             // Only a new host's cell is taken over: later facts may be older than a removal and an import.
@@ -352,7 +365,8 @@ impl Running {
         }
         let (view, row) = (&self.d.view, &known.row);
         let seed = self.rng.random();
-        let candidates = |same: &[String]| candidates(view, row, same, seed);
+        let windows = self.d.status.maintenance();
+        let candidates = |same: &[String]| candidates(view, &windows, row, same, seed);
         let decision = self.d.policy.take(row, turn, at, candidates, &mut self.rng);
         let changed = decision.row != *row;
         if changed {
@@ -456,6 +470,7 @@ impl Running {
             self.released_at_start = true;
             self.release_own();
         }
+        self.look_after_windows(now);
         self.look_after_holds(now);
         if self.d.news.0.missed() {
             self.courses.search();
@@ -508,6 +523,7 @@ impl Running {
                 self.complete(incident, what, answer).await;
             }
             Command::Rules(ask) => self.answer_of_rules(ask),
+            Command::Maintenance(ask) => self.answer_window(ask),
         }
         self.follow_orders();
     }
@@ -691,6 +707,9 @@ impl Writer {
             Work::Put(key, value) => {
                 self.insist(seed, || self.store.put(key, value.clone())).await?;
             }
+            Work::Keep(key, value) => {
+                self.insist(seed, || self.store.put(&key, value.clone())).await?;
+            }
             Work::Release(host, but) => {
                 let which = if but.is_empty() { Receivers::All } else { Receivers::AllBut(but) };
                 let row = self.view.get(host).map(|h| h.row);
@@ -772,10 +791,26 @@ impl Writer {
 }
 
 /// Least loaded hosts that could take over.
-fn candidates(view: &View, failed: &HostRow, same: &[String], seed: u64) -> Vec<Candidate> {
+fn candidates(
+    view: &View,
+    windows: &Maintenance,
+    failed: &HostRow,
+    same: &[String],
+    seed: u64,
+) -> Vec<Candidate> {
     let mut ranking = Ranking::default();
-    let consider = |id, live: Live| ranking.consider(id, live.load);
-    view.pool(failed, same, LOOKED_AT_MAX, seed, consider);
+    let mut seen = Vec::new();
+    view.pool(failed, same, LOOKED_AT_MAX, seed, |id, live: Live| seen.push((id, live.load)));
+    // Not while the pool is looked through: that holds the registry's lock.
+    let in_maintenance = |id| {
+        windows.open_len() > 0
+            && view.get(id).is_none_or(|h| windows.cover(id, &h.row.labels).is_some())
+    };
+    for (id, load) in seen {
+        if !in_maintenance(id) {
+            ranking.consider(id, load);
+        }
+    }
     let found = ranking.finish();
     found.filter_map(|(id, load)| Some(Candidate::new(view.get(id)?.row, load))).collect()
 }
@@ -798,6 +833,9 @@ pub fn known_of(
         in_state: Duration::from_millis(u64::try_from(in_state).unwrap_or(0)),
         missing_reported: row.state == State::Pending && row.incident.is_some(),
         duplicate: row.duplicate,
+        back_in: row.back_by.map(|at| {
+            Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0))
+        }),
         profile: knobs.profile(&row.labels),
         frozen: row.frozen_ms.map(Duration::from_millis),
         domain: domains.domain(&row.labels),

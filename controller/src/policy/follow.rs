@@ -1,6 +1,7 @@
 //! The policy's side of what follows an order: which courses a host's orders take, and what each step
 //! journals.
 
+use heartwatch_common::id::HostId;
 use heartwatch_common::time::Wall;
 use rand::Rng;
 use serde_json::{Map, Value, json};
@@ -36,6 +37,11 @@ impl Policy {
                 receivers: &rule.receivers,
                 plan: &rule.plan,
             })
+    }
+
+    /// Whether somebody may be made to act about a host now.
+    pub fn may_act_on(&self, host: HostId) -> bool {
+        self.holding().is_none() && self.guard.shelter_of(host).is_none()
     }
 
     /// Whether anything follows any order.

@@ -4,13 +4,15 @@
 //! here; the guard lets it pass, or holds it with a reason, and judges it again whenever that reason may
 //! have gone. In this order it asks, and the first that objects holds:
 //!
-//! 1. *Own doubt*: is the controller blind, or paused?
-//! 2. *Storm*: has too large a share, and number, of the hosts of any of its domains fallen silent? The
+//! 1. *Maintenance*: is it being worked on? Such a host counts for nothing, neither as heard nor as silent;
+//!    what is ordered of it waits until the window closes.
+//! 2. *Own doubt*: is the controller blind, or paused?
+//! 3. *Storm*: has too large a share, and number, of the hosts of any of its domains fallen silent? The
 //!    fleet is a domain too, with figures of its own: then it may be us.
-//! 3. *Flapping*: it acts upon such a host only after it has been down for a while.
-//! 4. *Settling*: are others of its domain silent right now? Then this may be the first of many, and it
+//! 4. *Flapping*: it acts upon such a host only after it has been down for a while.
+//! 5. *Settling*: are others of its domain silent right now? Then this may be the first of many, and it
 //!    waits for a moment. So the first few of a dead rack do not slip through before the storm is seen.
-//! 5. *Rate*: a token bucket for each of its domains. What waits for a token waits in line.
+//! 6. *Rate*: a token bucket for each of its domains. What waits for a token waits in line.
 //!
 //! Evidence of a storm are suspects, hosts that wait for their order, and hosts that were acted upon within
 //! `storm_window`: a slow cascade adds up. So no more than the threshold less one are ever acted upon in a
@@ -34,12 +36,14 @@ use serde_json::{Map, Value};
 
 use super::domains::{DomainId, Domains};
 use super::flaps::Flaps;
+use super::maintenance::{Maintenance, WindowId};
 use crate::config::{ActionRate, GuardConfig, Threshold};
 use crate::event::{Cause, EventKind, State};
 use crate::store::HostRow;
 
 mod operator;
 mod report;
+mod shelter;
 mod steps;
 mod storms;
 
@@ -55,6 +59,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 /// What holds an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Why {
+    Shelter(WindowId),
     Own,
     Storm(DomainId),
     Flap,
@@ -121,6 +126,9 @@ pub(super) struct Guard {
     config: GuardConfig,
     domains: Domains,
     pub(super) flaps: Flaps,
+    pub(super) maintenance: Maintenance,
+    /// Hosts in maintenance, and which window covers each.
+    sheltered: BTreeMap<HostId, WindowId>,
     now: Instant,
     /// Why the controller distrusts itself or was told to wait.
     own: Option<String>,
@@ -162,6 +170,8 @@ impl Guard {
         Self {
             domains: Domains::new(&config.trees),
             flaps: Flaps::new(config.flaps),
+            maintenance: Maintenance::default(),
+            sheltered: BTreeMap::new(),
             config,
             now: Instant(0),
             own: None,
@@ -204,6 +214,11 @@ impl Guard {
 
     /// A host of the registry, at the start. `in_state`: for how long it has stood so.
     pub(super) fn register(&mut self, row: &HostRow, in_state: Duration) {
+        let covered = self.maintenance.cover(row.id, &row.labels).map(|w| w.id);
+        self.shelter(row.id, covered);
+        if covered.is_some() {
+            return;
+        }
         self.domains.shift(None, Some(row));
         if is_out(row) && in_state < self.config.storm_window {
             self.enter(row, self.now - in_state);
@@ -226,7 +241,16 @@ impl Guard {
 
     /// A row has changed.
     pub(super) fn observe(&mut self, old: Option<&HostRow>, new: Option<&HostRow>) {
-        let risen = self.domains.shift(old, new);
+        let cover = |row: &HostRow| self.maintenance.cover(row.id, &row.labels).map(|w| w.id);
+        let now_by = new.and_then(cover);
+        let before_by = old.or(new).and_then(|row| self.shelter(row.id, now_by));
+        // Whoever is in maintenance counts for nothing.
+        let risen = self
+            .domains
+            .shift(old.filter(|_| before_by.is_none()), new.filter(|_| now_by.is_none()));
+        if let Some(row) = new.filter(|_| before_by != now_by) {
+            self.shelter_changed(row, now_by);
+        }
         match new.filter(|row| is_out(row)) {
             Some(row) => {
                 // Of one whose order is long past only news makes another.
@@ -275,7 +299,7 @@ impl Guard {
             self.entries.insert(host, entry);
             self.wake(host, Some(since + window));
         }
-        self.count(host, is_silent(row));
+        self.count(host, is_silent(row) && !self.sheltered.contains_key(&host));
     }
 
     fn look_around(&mut self, host: HostId) {
@@ -294,11 +318,12 @@ impl Guard {
             return;
         }
         self.stage(host, Stage::Acted, self.now);
+        let counted = !self.sheltered.contains_key(&host);
         self.count(host, false);
         self.wake(host, None);
         if let Some(entry) = self.entries.remove(&host) {
             for id in &entry.path {
-                if let Some(storm) = self.storms.get_mut(id).filter(|_| changed) {
+                if let Some(storm) = self.storms.get_mut(id).filter(|_| changed && counted) {
                     storm.changed = self.now;
                 }
             }
@@ -349,7 +374,7 @@ impl Guard {
                         }
                     }
                     // Of a line it is passed over when its turn comes.
-                    Why::Rate(_) | Why::Flap | Why::Settle => {}
+                    Why::Rate(_) | Why::Flap | Why::Settle | Why::Shelter(_) => {}
                 }
             }
             Stage::Acted | Stage::Rejected => {
@@ -358,6 +383,15 @@ impl Guard {
             }
         }
         let (was, is) = (matches!(before, Stage::Held(_)), matches!(stage, Stage::Held(_)));
+        if is
+            && matches!(before, Stage::Held(Why::Shelter(_)))
+            && !matches!(stage, Stage::Held(Why::Shelter(_)))
+        {
+            // Nobody is late with what had to wait for the end of a window: its age begins here.
+            self.by_age.remove(&(entry.since, host));
+            entry.since = self.now;
+            self.by_age.insert((entry.since, host));
+        }
         if was != is {
             if is {
                 self.by_age.insert((entry.since, host));
@@ -377,7 +411,7 @@ impl Guard {
             Why::Own => drop(self.doubted.insert(host)),
             Why::Storm(id) => drop(self.stormbound.entry(id).or_default().insert(host)),
             Why::Rate(id) => self.lines.entry(id).or_default().push_back(host),
-            Why::Flap | Why::Settle => {}
+            Why::Flap | Why::Settle | Why::Shelter(_) => {}
         }
     }
 
@@ -430,7 +464,7 @@ impl Guard {
         let due = match why {
             Why::Settle => Some(self.now + self.config.settle.max(entry.gap).min(SETTLE_MAX)),
             Why::Flap => Some(entry.wanted_at + self.config.flaps.act_after),
-            Why::Own | Why::Storm(_) | Why::Rate(_) => None,
+            Why::Shelter(_) | Why::Own | Why::Storm(_) | Why::Rate(_) => None,
         };
         self.stage(host, Stage::Held(why), self.now);
         self.wake(host, due);
@@ -440,6 +474,9 @@ impl Guard {
     fn judge(&mut self, host: HostId, turn: Option<DomainId>) -> Result<(), Why> {
         let Some(entry) = self.entries.get(&host) else { return Ok(()) };
         if !entry.approved {
+            if let Some(by) = self.sheltered.get(&host) {
+                return Err(Why::Shelter(*by));
+            }
             if self.own.is_some() {
                 return Err(Why::Own);
             }
@@ -542,7 +579,7 @@ impl Why {
     fn domain(self) -> Option<DomainId> {
         match self {
             Self::Storm(id) | Self::Rate(id) => Some(id),
-            Self::Own | Self::Flap | Self::Settle => None,
+            Self::Shelter(_) | Self::Own | Self::Flap | Self::Settle => None,
         }
     }
 }

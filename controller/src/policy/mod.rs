@@ -23,6 +23,7 @@ mod follow;
 pub mod guard;
 pub mod holds;
 pub mod hours;
+pub mod maintenance;
 pub mod placement;
 pub mod question;
 pub mod queue;
@@ -31,6 +32,7 @@ pub mod rules;
 pub mod tally;
 mod waiting;
 pub mod waits;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -162,6 +164,18 @@ pub enum Order {
     Event(Box<NewEvent>),
 }
 
+/// A host of which beats arrive, by whether two machines send them.
+fn of_duplicate(state: State, duplicate: bool) -> State {
+    match state.heard() {
+        State::Alive if duplicate => State::Duplicate,
+        state => state,
+    }
+}
+
+fn after(at: Wall, span: Duration) -> Wall {
+    Wall(at.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+}
+
 /// What of a turn is worth an event.
 struct Story {
     kind: EventKind,
@@ -282,12 +296,23 @@ impl Policy {
         let old_boot = row.boot;
         row.boot = transition.boot;
         row.address = transition.address.or(row.address);
-        if !matches!(transition.turn, Turn::Duplicate { .. }) {
+        if !matches!(transition.turn, Turn::Duplicate { .. } | Turn::Single) {
             row.duplicate = transition.duplicate;
         }
-        let Some(story) = story(&mut row, old_boot, transition) else {
+        if row.duplicate && !before.duplicate {
+            // The turn that told it was merged away.
+            let reason = "two machines answer under this identity".to_owned();
+            let event = self.beside(EventKind::HostDuplicate, &row, reason, Map::new(), at, rng);
+            self.also.push(event);
+        }
+        let Some(mut story) = story(&mut row, old_boot, transition) else {
+            let state = of_duplicate(row.state, row.duplicate);
+            if row.state != state {
+                (row.state, row.since) = (state, at);
+            }
             return Decision { row, event: None };
         };
+        story.state = of_duplicate(story.state, row.duplicate);
         let kind = story.kind;
         self.damp(before, kind, at, rng);
         let told = !self.is_quiet(before, kind);
@@ -305,6 +330,9 @@ impl Policy {
             }
             _ => return,
         };
+        if self.guard.shelter_of(row.id).is_some() {
+            return;
+        }
         let now = self.guard.now();
         if self.guard.flaps.fell(row.id, penalty, now) {
             self.guard.flap_changed();
@@ -368,6 +396,11 @@ impl Policy {
             Turn::Down(cause) => Some(cause),
             Turn::Unreachable => Some(Cause::Unreachable),
             _ if matches!(row.state, State::Down | State::Suspect) => row.cause,
+            _ => None,
+        };
+        row.back_by = match transition.turn {
+            Turn::Left { expected, .. } => (!expected.is_zero()).then(|| after(at, expected)),
+            _ if matches!(row.state, State::Left | State::Suspect | State::Down) => row.back_by,
             _ => None,
         };
         self.guard.observe(Some(before), Some(row));
@@ -450,6 +483,7 @@ impl Policy {
         at: Wall,
     ) -> Vec<Choice> {
         let duplicate = is_action(kind) && row.duplicate;
+        let shelter = self.guard.shelter_of(row.id).filter(|_| is_alert(kind)).map(|w| w.words());
         let of = Subject { kind, labels: Some(&row.labels), from };
         rules::choose(&self.rules, of, heard, |rule| {
             if let Some(reason) = rule.suppresses(kind, at) {
@@ -457,6 +491,8 @@ impl Policy {
             } else if duplicate {
                 let reason = "two boots answer under this identity: never failed over".to_owned();
                 Disposition::Suppress { reason }
+            } else if let Some(reason) = shelter.as_ref().filter(|_| !rule.always) {
+                Disposition::Suppress { reason: reason.clone() }
             } else {
                 Disposition::Act
             }
@@ -576,7 +612,9 @@ impl Policy {
     ) -> Result<(), String> {
         let wanted = match kind {
             EventKind::HostDown | EventKind::HostAgentLost => State::Down,
-            EventKind::HostSuspect | EventKind::HostUnreachable => State::Suspect,
+            EventKind::HostSuspect | EventKind::HostUnreachable | EventKind::HostOverdue => {
+                State::Suspect
+            }
             EventKind::HostMissing => State::Pending,
             // Older news of a host must not come after newer: it is told only while it is how things are.
             EventKind::HostJoined | EventKind::HostRecovered | EventKind::HostRestarted => {
@@ -587,7 +625,7 @@ impl Policy {
         };
         let ended = matches!(wanted, State::Alive | State::Left);
         let Some(row) = row else { return Err("the host was forgotten meanwhile".to_owned()) };
-        if row.state != wanted {
+        if row.state.heard() != wanted {
             return Err(format!("the host is {} now", row.state));
         }
         if kind == EventKind::HostUnreachable && row.cause != Some(Cause::Unreachable) {
@@ -611,6 +649,11 @@ pub const fn is_action(kind: EventKind) -> bool {
 /// Whether somebody follows what becomes of it at a receiver: orders, and what was made of them.
 pub const fn is_followed(kind: EventKind) -> bool {
     is_action(kind) || matches!(kind, EventKind::IncidentEscalated)
+}
+
+/// Whether it alerts people of a host that may be at fault: of these nobody hears during maintenance.
+fn is_alert(kind: EventKind) -> bool {
+    matches!(kind, EventKind::HostSuspect | EventKind::HostMissing | EventKind::HostOverdue)
 }
 
 /// The order that a host as it stands would cause: what is held of it is judged against that.
@@ -646,7 +689,7 @@ fn one(key: &str, value: Value) -> Map<String, Value> {
 
 /// What a turn means for a host that was recorded as `row`; `None` if nothing new.
 fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
-    let recorded = row.state;
+    let recorded = row.state.heard();
     let (silence_s, overdue_s) =
         (t.evidence.silence_ms as f64 / 1e3, t.evidence.overdue_ms as f64 / 1e3);
     match t.turn {
@@ -721,7 +764,14 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
             settle: Settle::All,
             audience: Audience::All,
             incident: Incident::Close,
-            reason: format!("said goodbye: {}", reason.as_str()),
+            reason: match expected.is_zero() {
+                true => format!("said goodbye for good: {}", reason.as_str()),
+                false => format!(
+                    "said goodbye: {}; it is expected back within {}",
+                    reason.as_str(),
+                    humantime::format_duration(expected)
+                ),
+            },
             extra: Map::from_iter([
                 ("leave_reason".to_owned(), json!(reason)),
                 ("expected_away_s".to_owned(), json!(expected.as_secs())),
@@ -736,16 +786,55 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
             reason: "expected, but never heard".to_owned(),
             extra: Map::new(),
         }),
-        Turn::Duplicate { other } => (!row.duplicate).then(|| {
+        Turn::Overdue { expected } => (recorded == State::Left).then(|| Story {
+            kind: EventKind::HostOverdue,
+            state: State::Suspect,
+            settle: Settle::Nothing,
+            audience: Audience::All,
+            incident: Incident::Open,
+            reason: format!(
+                "it said goodbye {silence_s:.0} s ago, was to be back by {}, and is not; probing",
+                row.back_by.map_or_else(|| "now".to_owned(), |at| at.to_string())
+            ),
+            extra: one("expected_away_s", json!(expected.as_secs())),
+        }),
+        Turn::Duplicate { other, address } => (!row.duplicate).then(|| {
             row.duplicate = true;
+            let at = |address: Option<std::net::SocketAddr>| {
+                address.map_or_else(|| "an unknown address".to_owned(), |a| a.to_string())
+            };
             Story {
                 kind: EventKind::HostDuplicate,
                 state: recorded,
                 settle: Settle::Nothing,
                 audience: Audience::All,
                 incident: Incident::Keep,
-                reason: format!("boots {} and {other} both answer under this identity", t.boot),
-                extra: one("other_boot", json!(other)),
+                reason: format!(
+                    "two machines answer under this identity: boot {} at {}, and boot {other} at {}; \
+                     it is never failed over while they do",
+                    t.boot,
+                    at(t.address),
+                    at(address)
+                ),
+                extra: Map::from_iter([
+                    ("other_boot".to_owned(), json!(other)),
+                    ("other_address".to_owned(), json!(address)),
+                ]),
+            }
+        }),
+        Turn::Single => row.duplicate.then(|| {
+            row.duplicate = false;
+            Story {
+                kind: EventKind::HostSingle,
+                state: recorded,
+                settle: Settle::Nothing,
+                audience: Audience::All,
+                incident: Incident::Keep,
+                reason: format!(
+                    "only boot {} has answered for a long while: the other machine has fallen silent",
+                    t.boot
+                ),
+                extra: Map::new(),
             }
         }),
         Turn::Forgettable => None,
@@ -771,16 +860,16 @@ fn alive(
     boot: Boot,
     silence_s: f64,
 ) -> Option<Story> {
-    let (recorded, duplicate) = (row.state, row.duplicate);
+    let (recorded, duplicate) = (row.state.heard(), row.duplicate);
     let cut = row.cause == Some(Cause::Unreachable);
     let (kind, audience, reason) = match recorded {
         State::Pending => {
             (EventKind::HostJoined, Audience::All, "heard for the first time".to_owned())
         }
-        State::Alive if same_boot => return None,
+        State::Alive | State::Duplicate if same_boot => return None,
         // Two that take turns: said once, not at every turn.
-        State::Alive if duplicate => return None,
-        State::Alive => (
+        State::Alive | State::Duplicate if duplicate => return None,
+        State::Alive | State::Duplicate => (
             EventKind::HostRestarted,
             Audience::All,
             format!("boot {old_boot} became {boot} without an outage in between"),
@@ -846,6 +935,7 @@ pub fn new_row(id: HostId, at: Wall) -> HostRow {
         incident: None,
         duplicate: false,
         frozen_ms: None,
+        back_by: None,
     }
 }
 

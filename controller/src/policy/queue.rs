@@ -36,6 +36,8 @@ pub(super) enum Work<D> {
     /// Cancel what is held of a host.
     Cancel(HostId, String),
     Put(&'static str, Option<String>),
+    /// The same under a name that is made up as things go.
+    Keep(String, Option<String>),
     /// All before this is written: say so.
     Done(D),
 }
@@ -50,6 +52,7 @@ impl<D> Work<D> {
             | Self::Part(_)
             | Self::Cancel(..)
             | Self::Put(..)
+            | Self::Keep(..)
             | Self::Done(_) => (None, &[][..]),
         };
         one.into_iter().chain(rows.iter().map(|row| row.id))

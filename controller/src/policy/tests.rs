@@ -143,7 +143,7 @@ fn actions_are_held_while_paused_or_blind_and_nothing_else_is() {
 #[test]
 fn a_duplicate_identity_is_never_failed_over() {
     let mut p = policy();
-    let duplicate = Turn::Duplicate { other: Boot(9) };
+    let duplicate = Turn::Duplicate { other: Boot(9), address: None };
     let mut at = row(State::Alive);
     let mut events = Vec::new();
     for (t, state) in [(duplicate, State::Alive), SUSPECT, DOWN] {
@@ -156,6 +156,73 @@ fn a_duplicate_identity_is_never_failed_over() {
     assert!(end.duplicate && end.state == State::Down);
     assert!(events[2].deliveries.is_empty());
     assert_eq!(events[2].data["verdicts"][0]["verdict"], "suppress");
+}
+
+#[test]
+fn a_duplicate_is_a_state_of_its_own_told_with_both_addresses_until_it_ends() {
+    let mut p = policy();
+    let mut at = row(State::Alive);
+    let mut events = Vec::new();
+    let address = |n: u8| Some(([192, 0, 2, n], 4_000).into());
+    let both = Turn::Duplicate { other: Boot(9), address: address(2) };
+    let mut play = |p: &mut Policy, t, duplicate, boot| {
+        let t = Transition { duplicate, address: address(1), ..turn(t, State::Alive, boot) };
+        let decision = take(p, &at, t);
+        at = decision.row;
+        events.extend(decision.event);
+        at.clone()
+    };
+    // As the detector tells it: first the other life, then that there are two.
+    play(&mut p, Turn::Restarted, false, 5);
+    let twins = play(&mut p, both, true, 5);
+    assert_eq!((twins.state, twins.duplicate), (State::Duplicate, true));
+    for boot in [9, 5, 9] {
+        assert_eq!(play(&mut p, Turn::Restarted, true, boot).state, State::Duplicate);
+    }
+    let one = play(&mut p, Turn::Single, false, 9);
+    assert_eq!((one.state, one.duplicate), (State::Alive, false));
+    assert_eq!(kinds(&events), [EventKind::HostDuplicate, EventKind::HostSingle]);
+    let reason = events[0].data["reason"].as_str().unwrap();
+    assert!(reason.contains("192.0.2.1:4000, and boot 9 at 192.0.2.2:4000"), "{reason}");
+    assert_eq!(events[0].data["state"], "duplicate");
+    // The turn itself was merged away: the mark on a later one tells it all the same.
+    let late = Transition { duplicate: true, ..turn(Turn::Restarted, State::Alive, 6) };
+    let decision = take(&mut p, &one, late);
+    assert_eq!(decision.row.state, State::Duplicate);
+    let orders = p.orders(|_| None, Wall(0), &mut StdRng::seed_from_u64(9));
+    assert!(matches!(&orders[..], [Order::Event(e)] if e.kind == EventKind::HostDuplicate));
+}
+
+#[test]
+fn an_overdue_leave_is_an_incident_that_ends_in_a_failover_or_in_a_mistake() {
+    let expected = Duration::from_secs(60);
+    let left = (
+        Turn::Left { reason: heartwatch_common::wire::LeaveReason::Reboot, expected },
+        State::Left,
+    );
+    let overdue = (Turn::Overdue { expected }, State::Suspect);
+    let turns = [(left, 5), (overdue, 5), (DOWN, 5)];
+    let (events, end) = play(&mut policy(), row(State::Alive), &turns);
+    assert_eq!(kinds(&events), [EventKind::HostLeft, EventKind::HostOverdue, EventKind::HostDown]);
+    assert_eq!(events[0].row.as_ref().unwrap().back_by, Some(Wall(61_000)));
+    assert!(events[0].incident.is_none() && events[1].incident.is_some());
+    assert_eq!((events[2].incident, end.state), (events[1].incident, State::Down));
+    assert_eq!(events[2].deliveries.len(), 1, "acted upon as any other");
+    let (back, now) = play(&mut policy(), end.clone(), &[(recovered(true), 5)]);
+    assert_eq!((back[0].data["same_boot"].clone(), now.back_by), (json!(true), None));
+    let (back, _) = play(&mut policy(), end, &[(recovered(false), 6)]);
+    assert_eq!(back[0].data["same_boot"], false);
+    // For good: nobody waits for it.
+    let good = (
+        Turn::Left {
+            reason: heartwatch_common::wire::LeaveReason::Shutdown,
+            expected: Duration::ZERO,
+        },
+        State::Left,
+    );
+    let (events, end) = play(&mut policy(), row(State::Alive), &[(good, 5)]);
+    assert!(events[0].data["reason"].as_str().unwrap().contains("for good"));
+    assert_eq!(end.back_by, None);
 }
 
 #[test]
@@ -324,6 +391,59 @@ fn a_flapping_host_is_one_incident_and_not_a_stream() {
     p.step(now + Duration::from_secs(121));
     let orders = p.orders(|_| None, Wall(0), &mut rng);
     assert!(orders.contains(&Order::Release(HostId([1; 16]), Vec::new())), "{orders:?}");
+}
+
+#[test]
+fn in_maintenance_nobody_is_alerted_nothing_is_done_and_everything_is_recorded() {
+    use super::maintenance::{Scope, Window, WindowId};
+    let mut p = Policy::new(
+        Author { id: ControllerId(1), name: "c".to_owned() },
+        vec![
+            rule(&EventKind::ALL, "orchestrator"),
+            Rule { always: true, ..rule(&EventKind::ALL, "pager") },
+        ],
+    );
+    let window = Window {
+        id: WindowId(1),
+        scope: Scope::Host(HostId([1; 16])),
+        reason: "new disk".to_owned(),
+        by: "ann".to_owned(),
+        from_ms: Wall(0),
+        until_ms: Wall(60_000),
+        announced: false,
+        begun: false,
+    };
+    p.add_window(window, Instant(0), Wall(0));
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut kept = Vec::new();
+    for edge in p.windows_step(Instant(0)) {
+        kept.push(p.window_event(&edge, Some(&row(State::Alive)), "", Wall(0), &mut rng));
+        p.look_again(&row(State::Alive));
+    }
+    assert_eq!(kinds(&kept), [EventKind::MaintenanceStarted]);
+    assert_eq!((kept[0].host, &kept[0].data["by"]), (Some(HostId([1; 16])), &json!("ann")));
+    let (events, end) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5)]);
+    assert_eq!(end.state, State::Down, "what is true is recorded");
+    let told = |e: &NewEvent| {
+        let held = |d: &NewDelivery| (d.receiver.clone(), d.hold.clone().is_some());
+        e.deliveries.iter().map(held).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&events[0]), [("pager".to_owned(), false)]);
+    let both = [("orchestrator".to_owned(), true), ("pager".to_owned(), false)];
+    assert_eq!(told(&events[1]), both);
+    let reason = events[0].data["verdicts"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("window m1 of ann): new disk"), "{reason}");
+    // No flap penalty either, however often it goes up and down.
+    for _ in 0..9 {
+        play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5), (recovered(true), 5)]);
+    }
+    assert_eq!(p.guard_status(Wall(0)).flapping, 0);
+    p.changed(None, Some(&end));
+    let edges = p.windows_step(Instant::from_millis(60_000));
+    assert_eq!((edges.len(), edges[0].opened), (1, false));
+    p.look_again(&end);
+    p.step(Instant::from_millis(60_000));
+    assert!(p.shelter_of(end.id).is_none());
 }
 
 #[test]

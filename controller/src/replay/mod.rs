@@ -303,6 +303,7 @@ fn stranger(host: usize) -> Known {
         duplicate: false,
         profile: Profile::default(),
         frozen: None,
+        back_in: None,
         domain: Default::default(),
         live: LiveId::NONE,
     }

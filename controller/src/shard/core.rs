@@ -427,6 +427,7 @@ impl ShardCore {
                 Field::AgentVersion(t) => (2, t, "").hash(&mut hasher),
                 Field::Os(t) => (3, t, "").hash(&mut hasher),
                 Field::Label(k, v) => (4, k, v).hash(&mut hasher),
+                Field::Maintenance(seconds, why) => (5, seconds, why).hash(&mut hasher),
             }
         }
         let hash = hasher.finish();
@@ -481,6 +482,7 @@ impl ShardCore {
             duplicate: false,
             profile: self.identity.knobs.profile(&facts.labels),
             frozen: None,
+            back_in: None,
             domain: self.identity.domains.domain(&facts.labels),
             live,
         };
@@ -798,6 +800,7 @@ fn facts(
         address: from,
         boot: admitted.stamp.boot,
         generation: admitted.datagram.header.generation,
+        maintenance: None,
         new,
         live,
     };
@@ -810,6 +813,11 @@ fn facts(
                 facts.labels.insert(k.to_owned(), v.to_owned());
             }
             Field::Label(..) => {}
+            Field::Maintenance(seconds, why) => {
+                // For people, in one line.
+                let why = why.chars().filter(|c| !c.is_control()).collect();
+                facts.maintenance = Some((Duration::from_secs(seconds.into()), why));
+            }
         }
     }
     facts

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Generation, HostId};
 
@@ -37,6 +38,8 @@ pub struct Facts {
     pub boot: Boot,
     /// Generation of its key.
     pub generation: Generation,
+    /// Maintenance that it announces, for so much longer, and why.
+    pub maintenance: Option<(Duration, String)>,
     /// Whether the host was unknown until now: nothing of it is proved yet.
     pub new: bool,
     /// Where its live figures are published.

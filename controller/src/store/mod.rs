@@ -89,6 +89,9 @@ pub struct HostRow {
     pub duplicate: bool,
     /// Where an operator keeps its margin, milliseconds.
     pub frozen_ms: Option<u64>,
+    /// It left, and said that it would be back by then.
+    #[serde(default)]
+    pub back_by: Option<Wall>,
 }
 
 /// Whose unfinished deliveries an event brings to an end: of those that tell of something that goes on
@@ -553,6 +556,9 @@ pub trait Store: Send + Sync {
 
     /// Small named values (pause end, …).
     async fn get(&self, key: &str) -> Result<Option<String>, StoreError>;
+
+    /// All whose names begin so, by name. For a bounded number of things that come and go.
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError>;
 
     /// Sets or removes one.
     async fn put(&self, key: &str, value: Option<String>) -> Result<(), StoreError>;

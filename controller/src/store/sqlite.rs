@@ -26,6 +26,7 @@
 mod backup;
 mod files;
 mod journal;
+mod leaves;
 mod outbox;
 mod prune;
 mod read;
@@ -305,6 +306,11 @@ impl Db {
     /// See [`Store::get`](super::Store::get).
     pub fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
         read::get(&self.c, key)
+    }
+
+    /// See [`Store::list`](super::Store::list).
+    pub fn list(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        read::list(&self.c, prefix)
     }
 
     /// See [`Store::put`](super::Store::put).

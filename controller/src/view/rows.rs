@@ -163,6 +163,7 @@ pub(super) struct Rows {
     end: usize,
     incidents: HashMap<u32, IncidentId>,
     frozen_ms: HashMap<u32, u64>,
+    back_by: HashMap<u32, Wall>,
     v6: Vec<SocketAddrV6>,
     v6_free: Vec<u32>,
 }
@@ -260,6 +261,7 @@ impl Rows {
         let (kind, address, port) = self.keep_address(slot, old, row.address);
         keep(&mut self.incidents, slot, row.incident);
         keep(&mut self.frozen_ms, slot, row.frozen_ms);
+        keep(&mut self.back_by, slot, row.back_by);
         let chunk = &mut self.chunks[chunk];
         chunk.tags[at] = Tag::new(row, kind);
         let name = Name::take(&row.name, texts);
@@ -291,6 +293,7 @@ impl Rows {
         self.keep_address(slot, old, None);
         self.incidents.remove(&slot);
         self.frozen_ms.remove(&slot);
+        self.back_by.remove(&slot);
         let chunk = &mut self.chunks[chunk];
         chunk.tags[at] = Tag::default();
         std::mem::replace(&mut chunk.names[at], Name::EMPTY).release(texts);
@@ -353,6 +356,7 @@ impl Rows {
             incident: self.incidents.get(&slot).copied(),
             duplicate: tag.duplicate(),
             frozen_ms: self.frozen_ms.get(&slot).copied(),
+            back_by: self.back_by.get(&slot).copied(),
         };
         sets.write(self.set(slot), texts, &mut row);
         Some(row)

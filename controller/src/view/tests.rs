@@ -27,6 +27,7 @@ fn row(n: u8, state: State, zone: &str) -> HostRow {
         incident: None,
         duplicate: false,
         frozen_ms: None,
+        back_by: None,
     }
 }
 
@@ -55,10 +56,10 @@ fn filters_and_counts_follow_the_rows() {
     let filter =
         Filter { labels: BTreeMap::from([("zone".into(), "a".into())]), ..Filter::default() };
     assert_eq!(view.list(&filter, 0, 10).0.len(), 1);
-    assert_eq!(view.counts(), [0, 1, 0, 1, 0]);
+    assert_eq!(view.counts(), [0, 1, 0, 1, 0, 0]);
     assert_eq!(view.by_name("host-2").len(), 1);
     assert!(view.remove(HostId([2; 16])) && !view.remove(HostId([2; 16])));
-    assert_eq!(view.counts(), [0, 1, 0, 0, 0]);
+    assert_eq!(view.counts(), [0, 1, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -206,6 +207,7 @@ fn any_row() -> impl Strategy<Value = HostRow> {
         incident: rare.0.map(|b| IncidentId(uuid::Uuid::from_bytes(b))),
         duplicate: how.3,
         frozen_ms: rare.1,
+        back_by: rare.1.map(|ms| Wall(ms as i64 / 2)),
     })
 }
 

@@ -115,6 +115,7 @@ fn idle_pass(hosts: usize) -> Result<f64> {
             duplicate: false,
             profile: Profile::default(),
             frozen: None,
+            back_in: None,
             domain: Default::default(),
             live: Default::default(),
         };

@@ -90,6 +90,7 @@ impl Beating {
                 duplicate: false,
                 profile: Default::default(),
                 frozen: None,
+                back_in: None,
                 domain: Default::default(),
                 live: live.take(0),
             };

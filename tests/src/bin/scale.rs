@@ -102,6 +102,7 @@ fn row(n: u32, state: State) -> HostRow {
         incident: None,
         duplicate: false,
         frozen_ms: None,
+        back_by: None,
     }
 }
 
@@ -349,6 +350,7 @@ impl Scale {
             status: Arc::clone(status),
             knobs: Arc::new(config.knobs),
             news: heartwatch_controller::delivery::News::new(1),
+            announced_max: Duration::ZERO,
         })
     }
 }
@@ -364,6 +366,7 @@ fn facts(n: u32, view: &View) -> Facts {
         address: address(n),
         boot: Boot(1),
         generation: Generation(0),
+        maintenance: None,
         new: true,
         live: view.live().take(0),
     }

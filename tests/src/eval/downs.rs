@@ -256,6 +256,7 @@ impl World {
                 domain: Domain(1 + slot % RACKS),
                 profile: Default::default(),
                 frozen: None,
+                back_in: None,
                 live: LiveId::NONE,
             };
             let got = detector.register(known, ORIGIN);

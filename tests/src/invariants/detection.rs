@@ -19,7 +19,7 @@ impl Ledger {
                 // It died before anybody heard it, or right after its goodbye.
                 Some(State::Left) => true,
                 Some(State::Pending) | None => !host.joined,
-                Some(State::Alive | State::Suspect) => false,
+                Some(State::Alive | State::Duplicate | State::Suspect) => false,
             },
             // The goodbye may have been lost: then it counts as a crash.
             Truth::Left => matches!(state, Some(State::Left | State::Down)) || !host.joined,

@@ -11,6 +11,7 @@
 //! What must hold is in `promises`, checked as it goes against what a loop over all hosts says.
 
 mod fleet;
+mod maintenance;
 mod promises;
 mod story;
 
@@ -26,6 +27,7 @@ use heartwatch_controller::event::{Cause, EventKind, State};
 use heartwatch_controller::policy::expression::Expression;
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
+use heartwatch_controller::policy::maintenance::Window;
 use heartwatch_controller::policy::{Author, Order, Part, Policy, order_of};
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
@@ -97,6 +99,8 @@ struct World {
     release_at: Option<Instant>,
     pause_ends: Option<Instant>,
     blind: bool,
+    /// Maintenance windows as they were asked for, for the naive count.
+    windows: Vec<Window>,
     link_cut: bool,
     receiver_down: bool,
     work: VecDeque<Work>,
@@ -149,6 +153,7 @@ impl World {
             release_at: None,
             pause_ends: None,
             blind: false,
+            windows: Vec::new(),
             link_cut: false,
             receiver_down: false,
             work: VecDeque::new(),
@@ -223,6 +228,7 @@ impl World {
         if self.pause_ends.is_some_and(|end| now >= end) {
             self.end_pause();
         }
+        self.turn_windows();
         if let Some(policy) = &mut self.policy {
             if self.release_at.is_some_and(|at| now >= at) {
                 self.release_at = None;
@@ -317,9 +323,13 @@ impl World {
     fn ordered(&mut self, due: &Due) {
         let Some(host) = due.host.filter(|_| due.receiver != PAGER) else { return };
         let Some(row) = self.rows.get(&host).filter(|r| r.state == State::Down) else { return };
-        if due.receiver == PATIENT && row.cause == Some(Cause::Silent) {
+        let silent = row.cause == Some(Cause::Silent);
+        let patient = due.receiver == PATIENT && silent;
+        if patient {
             self.promises.patient(row, self.now, self.wall());
-        } else if row.cause == Some(Cause::Silent) {
+        }
+        self.check_maintenance(host);
+        if silent && !patient {
             self.promises.acted(host, &self.hosts, &self.index, &self.rows, self.now);
         }
     }
@@ -408,6 +418,9 @@ impl World {
             true => policy.approve(target, &word, row.as_ref(), wall, rng),
             false => policy.reject(target, &word, row.as_ref(), wall, rng),
         };
+        if approves && let Target::Host(host) = target {
+            self.promises.approved_by_name(*host);
+        }
         if report != Default::default() {
             self.promises.operator_spoke(self.now, report.released);
             self.tell(format!("operator: {approves} {target:?} {report:?}"));
@@ -422,6 +435,7 @@ impl World {
             Policy::guarded(author, rules(&self.plan.patience), self.plan.guard.clone());
         self.rows =
             self.db.hosts().expect("reading works").into_iter().map(|r| (r.id, r)).collect();
+        self.load_windows(&mut policy);
         self.rows.values().for_each(|row| policy.register(row, now, wall));
         let held = DeliveryFilter { state: Some(DeliveryState::Held), ..DeliveryFilter::default() };
         for delivery in promises::deliveries(&self.db, held) {
@@ -454,6 +468,10 @@ impl World {
         for host in 0..self.hosts.len() {
             self.hosts[host].life += 1;
             let known = self.rows.get(&self.hosts[host].id).map(|r| r.state);
+            if known == Some(State::Left) && self.is_silent(host) {
+                self.await_return(host);
+                continue;
+            }
             if known != Some(State::Down) && self.is_silent(host) {
                 self.falls_silent(host, GRACE / 2);
             } else if !self.is_silent(host) && known != Some(State::Alive) {

@@ -7,6 +7,7 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Instant, Wall};
 use heartwatch_controller::config::GuardConfig;
 use heartwatch_controller::event::{Cause, EventId, EventKind, IncidentId, State};
+use heartwatch_controller::policy::guard::{HoldKind, HoldStatus};
 use heartwatch_controller::policy::{Policy, is_action};
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
@@ -62,6 +63,10 @@ pub(super) struct Promises {
     storms: BTreeMap<String, i32>,
     flapping: Hosts,
     overdue: Vec<Wall>,
+    /// Hosts that are being worked on.
+    covered: Hosts,
+    /// Somebody let their orders go by their names.
+    named_hosts: Hosts,
     violations: Vec<Violation>,
 }
 
@@ -121,6 +126,8 @@ impl Promises {
             storms: BTreeMap::new(),
             flapping: Hosts::new(),
             overdue: Vec::new(),
+            covered: Hosts::new(),
+            named_hosts: Hosts::new(),
             violations: Vec::new(),
         }
     }
@@ -188,6 +195,28 @@ impl Promises {
             told.push(event);
         } else {
             self.broken("what_waited_goes_once", format!("{host} is told twice"));
+        }
+    }
+
+    /// Who is being worked on now, by the naive way.
+    pub(super) fn set_covered(&mut self, covered: Hosts) {
+        self.covered = covered;
+    }
+
+    /// What was done about a host before it came into maintenance is no evidence after it.
+    pub(super) fn sheltered(&mut self, host: HostId) {
+        self.acted.entry(host).and_modify(|at| *at = Instant(0));
+    }
+
+    pub(super) fn approved_by_name(&mut self, host: HostId) {
+        self.named_hosts.insert(host);
+    }
+
+    /// The failover of a host is let go.
+    pub(super) fn acted_in_maintenance(&mut self, host: HostId, at: Duration) {
+        if self.covered.contains(&host) && !self.named_hosts.contains(&host) {
+            let seen = format!("{host} is acted upon at {at:?}, in its maintenance window");
+            self.broken("maintenance_holds", seen);
         }
     }
 
@@ -314,7 +343,9 @@ impl Promises {
         // At the edge of the window either answer is right.
         let window = self.guard.storm_window - Duration::from_secs(2);
         let (mut silent, mut heard) = (0, 0);
-        for h in hosts.iter().filter(|h| domains(&h.labels).iter().any(|d| d == name)) {
+        let counts = |h: &&Host| !self.covered.contains(&h.id);
+        let inside = |h: &&Host| domains(&h.labels).iter().any(|d| d == name);
+        for h in hosts.iter().filter(counts).filter(inside) {
             let Some(row) = rows.get(&h.id) else { continue };
             match (row.state, row.cause) {
                 (State::Suspect, _) => silent += 1,
@@ -390,7 +421,9 @@ impl Promises {
         }
         // One told of its domain may wait for the next round of that domain.
         let patience = self.guard.hold_max * 2 + OVERDUE_SLACK;
-        if let Some(oldest) = shown.holds.first() {
+        // A window says itself when it ends.
+        let waits = |h: &&HoldStatus| h.kind != HoldKind::Maintenance;
+        if let Some(oldest) = shown.holds.iter().find(waits) {
             let age = wall.0.saturating_sub(oldest.since_ms.0);
             let told = self.overdue.iter().any(|at| at.0 > oldest.since_ms.0);
             if age > patience.as_millis() as i64 && !told {

@@ -8,12 +8,14 @@ use heartwatch_controller::detector::host::Turn;
 use heartwatch_controller::event::{Cause, State};
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::hours::Hours;
+use heartwatch_controller::policy::maintenance::Scope;
 use heartwatch_controller::policy::parse_domain;
 use jiff::tz::TimeZone;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::fleet::Host;
+use super::maintenance::some_scope;
 use super::{STORIES_UNTIL, World};
 
 /// Something that happens at a moment.
@@ -61,6 +63,21 @@ pub(super) enum Happening {
     Operator {
         target: Target,
         approves: bool,
+    },
+    /// A maintenance window is opened.
+    Maintain {
+        scope: Scope,
+        span: Duration,
+    },
+    /// A goodbye that says for how long.
+    Leave {
+        host: usize,
+        expected: Duration,
+    },
+    /// What the detector would say of one that is not back.
+    Overdue {
+        host: usize,
+        life: u32,
     },
 }
 
@@ -208,8 +225,47 @@ pub(super) fn draw(plan: &Plan, hosts: &[Host], rng: &mut StdRng) -> Vec<(Durati
             story.push((at + seconds(5, 300, rng), Happening::Operator { target, approves }));
         }
     }
+    planned(plan, hosts, last, &mut story, rng);
     story.sort_by_key(|(at, _)| *at);
     story
+}
+
+/// Windows, some while things die in them, and goodbyes, some of which are promises that are broken.
+fn planned(
+    plan: &Plan,
+    hosts: &[Host],
+    last: u64,
+    story: &mut Vec<(Duration, Happening)>,
+    rng: &mut StdRng,
+) {
+    for _ in 0..rng.random_range(0..4) {
+        let at = seconds(20, last, rng);
+        let rack = rng.random_range(0..plan.zones * plan.racks);
+        let host = rng.random_range(0..hosts.len());
+        let pick = rng.random_range(0..4);
+        let scope = some_scope(rack % plan.zones, rack, hosts[host].id, pick);
+        let span = seconds(5, 400, rng);
+        story.push((at, Happening::Maintain { scope, span }));
+        match rng.random_range(0..4) {
+            0 => {
+                let die = at + seconds(1, 100, rng);
+                together(with(hosts, "rack", &format!("r{rack}")), die, story, rng);
+            }
+            1 => {
+                story.push((at + seconds(1, 100, rng), Happening::Die { host, agent_only: false }))
+            }
+            _ => {}
+        }
+    }
+    for _ in 0..rng.random_range(0..5) {
+        let host = rng.random_range(0..hosts.len());
+        let (at, expected) = (seconds(20, last, rng), seconds(10, 300, rng));
+        story.push((at, Happening::Leave { host, expected }));
+        if rng.random_bool(0.7) {
+            let back = expected.mul_f64(rng.random_range(0.3..1.3));
+            story.push((at + back, Happening::Return { host }));
+        }
+    }
 }
 
 /// All at once; later some, all or none come back.
@@ -254,6 +310,7 @@ impl World {
             Happening::Suspect { .. }
                 | Happening::Down { .. }
                 | Happening::Heard { .. }
+                | Happening::Overdue { .. }
                 | Happening::StartController
                 | Happening::MendLink
                 | Happening::Sighted
@@ -263,7 +320,10 @@ impl World {
         }
         if !matches!(
             what,
-            Happening::Suspect { .. } | Happening::Down { .. } | Happening::Heard { .. }
+            Happening::Suspect { .. }
+                | Happening::Down { .. }
+                | Happening::Heard { .. }
+                | Happening::Overdue { .. }
         ) {
             self.tell(format!("{what:?}"));
         }
@@ -342,10 +402,13 @@ impl World {
             Happening::ReceiverDown => self.receiver_down = true,
             Happening::ReceiverUp => self.receiver_down = false,
             Happening::Operator { target, approves } => self.operator(&target, approves),
+            Happening::Maintain { scope, span } => self.maintain(scope, span),
+            Happening::Leave { host, expected } => self.say_goodbye(host, expected),
+            Happening::Overdue { host, life } => self.is_overdue(host, life),
         }
     }
 
-    fn die(&mut self, host: usize, agent_only: bool) {
+    pub(super) fn die(&mut self, host: usize, agent_only: bool) {
         if !self.hosts[host].dead {
             let unheard = self.is_silent(host);
             (self.hosts[host].dead, self.hosts[host].agent_only) = (true, agent_only);
@@ -390,6 +453,10 @@ impl World {
             State::Suspect | State::Down => {
                 self.turn(host, Turn::Recovered { same_boot }, State::Alive);
             }
+            State::Left if same_boot => {
+                self.turn(host, Turn::Recovered { same_boot }, State::Alive);
+            }
+            State::Left => self.turn(host, Turn::Restarted, State::Alive),
             State::Alive if !same_boot => self.turn(host, Turn::Restarted, State::Alive),
             _ => {}
         }

@@ -54,6 +54,12 @@ impl<'w> AgentSetup<'w> {
         self
     }
 
+    /// Takes another agent's identity, as a cloned machine does.
+    pub fn clone_of(mut self, name: &str) -> Self {
+        self.host = host_id(name);
+        self
+    }
+
     /// A label.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.labels.push((key.into(), value.into()));
@@ -217,8 +223,13 @@ impl Agent {
 
     /// Runs another verb of the agent with its config.
     pub fn verb(&self, verb: &str) -> Result<CtlOutput> {
+        self.verbs(&[verb])
+    }
+
+    /// The same with arguments.
+    pub fn verbs(&self, args: &[&str]) -> Result<CtlOutput> {
         let mut command = Command::new(binary("heartwatch-agent")?);
-        command.arg(verb).arg("--config").arg(&self.config);
+        command.args(args).arg("--config").arg(&self.config);
         output(&mut command)
     }
 }

@@ -18,7 +18,7 @@ struct Mutant {
     to: &'static str,
 }
 
-const MUTANTS: [Mutant; 24] = [
+const MUTANTS: [Mutant; 27] = [
     Mutant {
         name: "watermark ignored: hosts are judged while their beats lie unread",
         file: "controller/src/shard/watch.rs",
@@ -164,6 +164,24 @@ const MUTANTS: [Mutant; 24] = [
         file: "controller/src/policy/waiting.rs",
         from: "if !rule.is_open(at) {",
         to: "if !rule.is_open(at) && !its_turn && rule.delay.is_zero() {",
+    },
+    Mutant {
+        name: "maintenance unheeded: what dies in a window is failed over in it",
+        file: "controller/src/policy/guard.rs",
+        from: "if let Some(by) = self.sheltered.get(&host) {",
+        to: "if let Some(by) = self.sheltered.get(&host).filter(|by| by.0 > 999) {",
+    },
+    Mutant {
+        name: "maintenance forgets: what a window held is not judged at its end",
+        file: "controller/src/policy/guard/shelter.rs",
+        from: "                self.again.push_back(host);\n",
+        to: "",
+    },
+    Mutant {
+        name: "promise forgotten: after a restart nobody waits for who said it would be back",
+        file: "controller/src/store/sqlite/journal.rs",
+        from: "        row.back_by.map(|at| at.0),\n",
+        to: "        None::<i64>,\n",
     },
 ];
 

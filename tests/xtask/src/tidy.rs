@@ -37,10 +37,12 @@ const PURE: [&str; 16] = [
 ];
 
 /// Shells that live beside the values they drive.
-const SHELLS: [&str; 3] = [
+const SHELLS: [&str; 5] = [
     "controller/src/policy/driver.rs",
+    "controller/src/policy/driver/follow.rs",
     "controller/src/policy/driver/holds.rs",
     "controller/src/policy/driver/rules.rs",
+    "controller/src/policy/driver/windows.rs",
 ];
 
 /// What a pure module does not name.

@@ -19,7 +19,7 @@ fn text(shards: &[Arc<ShardMetrics>], delivery: Vec<DeliveryMetricRow>) -> Strin
         backlog: Some(&backlog),
         doubted_for: BTreeMap::from([(DoubtReason::Drops, Duration::from_millis(1_500))]),
         now_ms: 3_500,
-        hosts: [1, 2, 3, 4, 5],
+        hosts: [1, 2, 3, 4, 5, 6],
         shards,
         delivery,
     };

@@ -3,8 +3,8 @@
 use super::Form::{Count, Flag, Free, List, OneOf, Span, Text};
 use super::{Key, Section, fill};
 use crate::config::{
-    RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals, RawOverride,
-    RawRetention, RawRule,
+    RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals, RawMaintenance,
+    RawOverride, RawRetention, RawRule,
 };
 
 mod acting;
@@ -17,7 +17,7 @@ const fn key(name: &'static str, form: super::Form, when: &'static str) -> Key {
     Key::new(name, form, when)
 }
 
-pub(super) static SECTIONS: [Section; 10] = [
+pub(super) static SECTIONS: [Section; 11] = [
     Section {
         head: "",
         intro: "Where the controller listens and keeps its things.",
@@ -69,6 +69,13 @@ pub(super) static SECTIONS: [Section; 10] = [
         keys: FLAPS,
         least: "",
         fill: fill::<RawFlaps>,
+    },
+    Section {
+        head: "[maintenance]",
+        intro: "How long hosts may be in maintenance: what would be acted upon waits that long.",
+        keys: MAINTENANCE,
+        least: "",
+        fill: fill::<RawMaintenance>,
     },
     Section {
         head: "[retention]",
@@ -150,6 +157,22 @@ const TOP: &[Key] = &[
         OneOf(&["error", "warn", "info", "debug"]),
         "What is logged at all. Set it to debug while you look for something.",
     ),
+];
+
+const MAINTENANCE: &[Key] = &[
+    key(
+        "window_max",
+        Span("1m", "90d"),
+        "The longest maintenance window that an operator may open. Lower it if windows are forgotten; they \
+         can be renewed.",
+    ),
+    key(
+        "announced_max",
+        Span("1m", "7d"),
+        "The longest maintenance that a host's own agent may announce for itself; longer ones are cut to \
+         this. Lower it if host owners must ask for more than that.",
+    )
+    .off("\"0s\"", "what agents announce is not heeded"),
 ];
 
 const RETENTION: &[Key] = &[

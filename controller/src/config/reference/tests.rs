@@ -11,8 +11,8 @@ use serde::forward_to_deserialize_any;
 
 use super::*;
 use crate::config::{
-    PerSecond, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals, RawOverride,
-    RawRetention, RawRule,
+    PerSecond, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals,
+    RawMaintenance, RawOverride, RawRetention, RawRule,
 };
 
 /// Reads nothing, but remembers which fields it was asked for: the keys that a file may have.
@@ -63,6 +63,7 @@ fn every_key_that_a_file_may_have_is_told_and_no_other() {
         ("[[intervals.classes]]", fields::<RawClass>()),
         ("[domains]", fields::<RawDomains>()),
         ("[flaps]", fields::<RawFlaps>()),
+        ("[maintenance]", fields::<RawMaintenance>()),
         ("[retention]", fields::<RawRetention>()),
         ("[receivers.NAME]", fields::<RawReceiver>()),
         ("[[rules]]", fields::<RawRule>()),

@@ -32,12 +32,14 @@ pub const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
 pub const TEST_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What kinds raise: event, `alertname`, `severity`.
-const RAISING: [(EventKind, &str, &str); 11] = [
+const RAISING: [(EventKind, &str, &str); 13] = [
     (EventKind::HostSuspect, "HeartwatchHostSuspect", "warning"),
     (EventKind::HostUnreachable, "HeartwatchHostUnreachable", "warning"),
     (EventKind::HostDown, "HeartwatchHostDown", "critical"),
     (EventKind::HostAgentLost, "HeartwatchHostAgentLost", "warning"),
     (EventKind::HostMissing, "HeartwatchHostMissing", "warning"),
+    (EventKind::HostOverdue, "HeartwatchHostOverdue", "warning"),
+    (EventKind::HostDuplicate, "HeartwatchHostDuplicate", "warning"),
     (EventKind::ControllerBlind, "HeartwatchControllerBlind", "critical"),
     (EventKind::ControllerPaused, "HeartwatchControllerPaused", "warning"),
     (EventKind::DomainDown, "HeartwatchDomainDown", "critical"),
@@ -47,8 +49,9 @@ const RAISING: [(EventKind, &str, &str); 11] = [
 ];
 
 /// Of a host whose story told no more of where it stood.
-const ANY: [EventKind; 5] = [
+const ANY: [EventKind; 6] = [
     EventKind::HostSuspect,
+    EventKind::HostOverdue,
     EventKind::HostUnreachable,
     EventKind::HostDown,
     EventKind::HostAgentLost,
@@ -56,8 +59,10 @@ const ANY: [EventKind; 5] = [
 ];
 
 /// Whatever can be raised of a host.
-const ALL_OF_HOST: [EventKind; 6] = [
+const ALL_OF_HOST: [EventKind; 8] = [
     EventKind::HostSuspect,
+    EventKind::HostOverdue,
+    EventKind::HostDuplicate,
     EventKind::HostUnreachable,
     EventKind::HostDown,
     EventKind::HostAgentLost,
@@ -83,12 +88,14 @@ fn raising(kind: EventKind) -> Option<(&'static str, &'static str)> {
 fn ends(kind: EventKind, data: &Value) -> Option<&'static [EventKind]> {
     use EventKind as K;
     Some(match kind {
-        K::HostUnreachable => &[K::HostSuspect],
-        K::HostDown | K::HostAgentLost => &[K::HostSuspect, K::HostUnreachable],
+        K::HostUnreachable => &[K::HostSuspect, K::HostOverdue],
+        K::HostDown | K::HostAgentLost => &[K::HostSuspect, K::HostOverdue, K::HostUnreachable],
         K::HostRecovered => match (text(data, "/from"), text(data, "/from_cause")) {
-            ("suspect", _) => &[K::HostSuspect, K::HostUnreachable],
-            ("down", "agent-lost") => &[K::HostSuspect, K::HostUnreachable, K::HostAgentLost],
-            ("down", _) => &[K::HostSuspect, K::HostUnreachable, K::HostDown],
+            ("suspect", _) => &[K::HostSuspect, K::HostOverdue, K::HostUnreachable],
+            ("down", "agent-lost") => {
+                &[K::HostSuspect, K::HostOverdue, K::HostUnreachable, K::HostAgentLost]
+            }
+            ("down", _) => &[K::HostSuspect, K::HostOverdue, K::HostUnreachable, K::HostDown],
             _ => &ANY,
         },
         K::HostForgotten => &ALL_OF_HOST,
@@ -98,6 +105,7 @@ fn ends(kind: EventKind, data: &Value) -> Option<&'static [EventKind]> {
         K::ControllerResumed => &[K::ControllerPaused],
         K::DomainCalm => &[K::DomainDown, K::DomainStorm],
         K::HostSteady => &[K::HostFlapping],
+        K::HostSingle => &[K::HostDuplicate],
         _ => return None,
     })
 }
@@ -242,7 +250,12 @@ mod tests {
         let names: Vec<_> = raised.iter().map(|a| text(a, "/labels/alertname")).collect();
         assert_eq!(
             names,
-            ["HeartwatchHostDown", "HeartwatchHostSuspect", "HeartwatchHostUnreachable"]
+            [
+                "HeartwatchHostDown",
+                "HeartwatchHostSuspect",
+                "HeartwatchHostOverdue",
+                "HeartwatchHostUnreachable"
+            ]
         );
         let down = &raised[0];
         assert_eq!(down["labels"]["severity"], "critical");

@@ -203,6 +203,7 @@ async fn what_goes_on_is_said_again_until_its_end_was_told_and_never_after() {
         [
             "+HeartwatchHostDown",
             "-HeartwatchHostSuspect",
+            "-HeartwatchHostOverdue",
             "-HeartwatchHostUnreachable",
             "+HeartwatchHostSuspect"
         ]

@@ -144,7 +144,7 @@ impl Running {
             Facts { incident, kind: order_of(Some(row)), deliveries: &deliveries, events: &events };
         let fresh = || Course { incident, due: None, ages: Ages::default(), made: BTreeSet::new() };
         let course = self.courses.open.entry(host).or_insert_with(fresh);
-        let may_act = self.d.policy.holding().is_none();
+        let may_act = self.d.policy.may_act_on(host);
         let mut due: Option<Instant> = None;
         for route in self.d.policy.routes(row) {
             let look = courses::look(route, facts, &mut course.ages, (now, wall));
@@ -152,11 +152,12 @@ impl Running {
             if let Some(step) = look.step {
                 let key = (route.rule.to_owned(), step.key());
                 if step.acts() && !may_act {
-                    // Paused or blind: nobody is made to act, here as elsewhere.
+                    // Paused, blind or in maintenance: nobody is made to act, here as elsewhere.
                     again = Some(now + AGAIN);
                 } else if course.made.insert(key) {
                     let (view, seed) = (&self.d.view, rand::RngExt::random(&mut self.rng));
-                    let who = |same: &[String]| candidates(view, row, same, seed);
+                    let windows = self.d.status.maintenance();
+                    let who = |same: &[String]| candidates(view, &windows, row, same, seed);
                     let policy = &self.d.policy;
                     let event =
                         policy.follow(row, incident, route.rule, &step, wall, who, &mut self.rng);

@@ -76,7 +76,8 @@ pub async fn load_guard(
 impl Running {
     /// Lets time pass for the guard. While much waits to be written nothing more is let go.
     pub(super) fn look_after_holds(&mut self, now: Instant) {
-        if self.work.has_room() {
+        // Of hosts that come out of maintenance none is judged before all are counted.
+        if self.work.has_room() && !self.is_scanning() {
             self.d.policy.step(now);
             if let Some(text) = self.d.policy.save(self.d.clock.wall()) {
                 self.work.push(Work::Put(GUARD_KEY, Some(text)));

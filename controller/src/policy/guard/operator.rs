@@ -8,7 +8,7 @@ use heartwatch_common::time::Wall;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
-use super::{Guard, News, Stage, Why};
+use super::{Entry, Guard, News, Stage, Why};
 use crate::event::EventKind;
 
 /// Most storms and flapping hosts that are written down for the next start. Storms beyond it are found
@@ -59,8 +59,11 @@ impl Guard {
             Target::Host(host) => Some(*host).into_iter().filter(held).collect(),
             Target::Domain(labels) => {
                 let Some(id) = self.domains.find(labels) else { return Vec::new() };
-                let inside =
-                    |host: &HostId| self.entries.get(host).is_some_and(|e| e.path.contains(&id));
+                // Who is being worked on is meant only by name.
+                let meant = |e: &Entry| {
+                    e.path.contains(&id) && !matches!(e.stage, Stage::Held(Why::Shelter(_)))
+                };
+                let inside = |host: &HostId| self.entries.get(host).is_some_and(meant);
                 self.by_age.iter().map(|(_, host)| *host).filter(inside).collect()
             }
         }

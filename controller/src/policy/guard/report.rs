@@ -17,6 +17,8 @@ pub const STORMS_SHOWN_MAX: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HoldKind {
+    /// The host is in maintenance.
+    Maintenance,
     /// The controller is paused, blind, or has just been restarted.
     Controller,
     /// Too many hosts of a domain are silent.
@@ -31,12 +33,19 @@ pub enum HoldKind {
 
 impl HoldKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Controller, Self::Storm, Self::Flapping, Self::Settling, Self::Rate];
+    pub const ALL: [Self; 6] = [
+        Self::Maintenance,
+        Self::Controller,
+        Self::Storm,
+        Self::Flapping,
+        Self::Settling,
+        Self::Rate,
+    ];
 
     /// As it stands in JSON, labels and tables.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Maintenance => "maintenance",
             Self::Controller => "controller",
             Self::Storm => "storm",
             Self::Flapping => "flapping",
@@ -48,6 +57,7 @@ impl HoldKind {
     /// In plain words.
     pub const fn words(self) -> &'static str {
         match self {
+            Self::Maintenance => "maintenance",
             Self::Controller => "the controller is paused, blind, or just restarted",
             Self::Storm => "a storm",
             Self::Flapping => "flapping hosts",
@@ -58,6 +68,7 @@ impl HoldKind {
 
     pub(super) const fn of(why: Why) -> Self {
         match why {
+            Why::Shelter(_) => Self::Maintenance,
             Why::Own => Self::Controller,
             Why::Storm(_) => Self::Storm,
             Why::Flap => Self::Flapping,
@@ -139,6 +150,9 @@ impl Guard {
         let Some(entry) = self.entries.get(&host) else { return String::new() };
         let counts = |id: DomainId| self.domains.get(id).map_or((0, 0), |d| (d.silent(), d.base()));
         match why {
+            Why::Shelter(_) => self
+                .shelter_of(host)
+                .map_or_else(|| "it was in maintenance until now".to_owned(), |w| w.words()),
             Why::Own => self.own.clone().unwrap_or_else(|| {
                 "the controller has been restarted: every host gets its chance first".to_owned()
             }),

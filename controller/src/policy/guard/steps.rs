@@ -84,6 +84,10 @@ impl Guard {
             self.overdue_until = Some((since, host));
             let Some(entry) = self.entries.get_mut(&host) else { continue };
             let Stage::Held(why) = entry.stage else { continue };
+            // A window says itself when it ends.
+            if matches!(why, Why::Shelter(_)) {
+                continue;
+            }
             entry.overdue = true;
             let group = self.overdue.entry(why).or_default();
             if group.count == 0 {

@@ -505,3 +505,5 @@ fn a_hundred_thousand_turns_take_a_moment() {
     assert!(f.guard.entries.is_empty() && f.guard.timers.is_empty());
     f.check();
 }
+
+mod shelter;

@@ -69,6 +69,8 @@ impl World {
             doubt_max: Duration::from_secs(30),
             restart_grace: Duration::from_secs(10),
             missing_after: Duration::from_secs(60),
+            leave_max: Duration::from_secs(86_400),
+            leave_grace: Duration::from_secs(30),
             forget_after: Duration::from_secs(3_600),
         };
         let core = ShardCore::new(identity, settings, Arc::clone(&metrics), ms(0));
@@ -426,6 +428,7 @@ fn a_key_that_was_revoked_before_a_restart_stays_revoked() {
         duplicate: false,
         profile: Default::default(),
         frozen: None,
+        back_in: None,
         domain: Default::default(),
         live: LiveId::NONE,
     };
@@ -476,6 +479,7 @@ fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
             duplicate: false,
             profile: Default::default(),
             frozen: None,
+            back_in: None,
             domain: Default::default(),
             live: LiveId::NONE,
         };

@@ -52,6 +52,7 @@ fn save_host(
         row.incident.map(|i| i.0.into_bytes()),
         row.duplicate,
         row.frozen_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
+        row.back_by.map(|at| at.0),
         token,
         head,
     ];
@@ -59,16 +60,18 @@ fn save_host(
         .prepare_cached(
             "UPDATE hosts SET name = ?2, labels = ?3, os = ?4, agent_version = ?5, state = ?6, \
              cause = ?7, boot = ?8, generation = ?9, address = ?10, first_seen = ?11, since = ?12, \
-             incident = ?13, duplicate = ?14, frozen_ms = ?15, token = max(token, ?16), \
-             head = max(head, ?17) WHERE id = ?1",
+             incident = ?13, duplicate = ?14, frozen_ms = ?15, back_by = ?16, \
+             token = max(token, ?17), head = max(head, ?18) WHERE id = ?1",
         )?
         .execute(values)?;
     if known == 0 {
         // A host that was forgotten and comes back goes on above its old tokens.
         c.prepare_cached(
-            "INSERT INTO hosts SELECT NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, \
-             ?14, ?15, max(?16, coalesce(t.last, 0)), coalesce(t.pruned, 0), \
-             max(?17, coalesce(t.head, 0)) FROM (SELECT 1) LEFT JOIN tokens t ON t.host = ?1",
+            "INSERT INTO hosts (id, name, labels, os, agent_version, state, cause, boot, generation, \
+             address, first_seen, since, incident, duplicate, frozen_ms, back_by, token, pruned, head) \
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, \
+             ?14, ?15, ?16, max(?17, coalesce(t.last, 0)), coalesce(t.pruned, 0), \
+             max(?18, coalesce(t.head, 0)) FROM (SELECT 1) LEFT JOIN tokens t ON t.host = ?1",
         )?
         .execute(values)?;
         c.prepare_cached("DELETE FROM tokens WHERE host = ?1")?.execute([row.id.0])?;

@@ -183,6 +183,13 @@ pub(super) fn backlog(c: &Connection) -> Result<Backlog, StoreError> {
     Ok(backlog)
 }
 
+pub(super) fn list(c: &Connection, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+    let sql = "SELECT key, value FROM kv WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key";
+    let mut statement = c.prepare_cached(sql)?;
+    let rows = statement.query_map([prefix], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 pub(super) fn get(c: &Connection, key: &str) -> Result<Option<String>, StoreError> {
     let value = c
         .prepare_cached("SELECT value FROM kv WHERE key = ?1")?

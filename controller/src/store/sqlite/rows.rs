@@ -46,7 +46,7 @@ fn number<T: TryFrom<i64>>(r: &Row<'_>, column: usize) -> Sql<T> {
 /// Columns of [`host_row`], in order.
 pub(super) const HOST: &str = "id, name, labels, os, agent_version, state, cause, boot, generation, \
                                address, first_seen, since, incident, duplicate, \
-                               frozen_ms";
+                               frozen_ms, back_by";
 
 pub(super) fn host_row(r: &Row<'_>) -> Sql<HostRow> {
     let cause = match r.get_ref(6)?.as_str_or_null()? {
@@ -78,6 +78,7 @@ pub(super) fn host_row(r: &Row<'_>) -> Sql<HostRow> {
         incident: incident(r, 12)?,
         duplicate: r.get(13)?,
         frozen_ms: r.get::<_, Option<i64>>(14)?.map(uint),
+        back_by: r.get::<_, Option<i64>>(15)?.map(Wall),
     })
 }
 

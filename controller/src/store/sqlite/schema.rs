@@ -30,7 +30,7 @@ use crate::store::StoreError;
 pub(super) const APPLICATION_ID: i64 = 0x4857_4442;
 
 /// What a database of each version lacks to become the next.
-const MIGRATIONS: [&str; 3] = [V1, V2, V3];
+const MIGRATIONS: [&[&str]; 4] = [&[V1], &[V2], &[V3], V4];
 
 /// The newest version that this code knows.
 pub(super) const VERSION: usize = MIGRATIONS.len();
@@ -153,6 +153,9 @@ DROP INDEX events_host;
 DROP INDEX deliveries_host;
 ";
 
+/// Each part of the controller that brought something has a step of its own.
+const V4: &[&str] = &[super::leaves::STEP];
+
 /// The schema version of a database; 0 is an empty one.
 pub(super) fn version(c: &Connection) -> Result<usize, StoreError> {
     let n: i64 = c.pragma_query_value(None, "user_version", |r| r.get(0))?;
@@ -173,7 +176,8 @@ pub(super) fn migrate(c: &Connection) -> Result<(), StoreError> {
              install that version, or restore a backup made before the upgrade"
         )));
     }
-    for (done, sql) in MIGRATIONS.iter().enumerate().skip(from) {
+    for (done, steps) in MIGRATIONS.iter().enumerate().skip(from) {
+        let sql = steps.concat();
         let step = format!(
             "BEGIN IMMEDIATE; {sql} PRAGMA application_id = {APPLICATION_ID}; \
              PRAGMA user_version = {}; COMMIT;",

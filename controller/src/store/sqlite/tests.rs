@@ -70,6 +70,7 @@ fn row(n: u8) -> HostRow {
         incident: None,
         duplicate: false,
         frozen_ms: Some(5_000),
+        back_by: Some(Wall(NOW.0 + 5)),
     }
 }
 

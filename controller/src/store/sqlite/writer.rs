@@ -333,6 +333,11 @@ impl Store for SqliteStore {
         self.read(move |c| read::get(c, &key)).await
     }
 
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let prefix = prefix.to_owned();
+        self.read(move |c| read::list(c, &prefix)).await
+    }
+
     async fn put(&self, key: &str, value: Option<String>) -> Result<(), StoreError> {
         let key = key.to_owned();
         self.write(move |db| db.put(&key, value.as_deref())).await

@@ -116,6 +116,18 @@ pub(super) const DETECTOR: &[Key] = &[
          before they are installed.",
     ),
     key(
+        "leave_max",
+        Span("1s", "7d"),
+        "The longest absence that a goodbye may announce; longer ones are cut to this. Raise it if hosts are \
+         taken away for longer on purpose, and should still be missed if they do not come back.",
+    ),
+    key(
+        "leave_grace",
+        Span("0s", "1h"),
+        "A host that announced how long it would be away is overdue so much later. Raise it if reboots often \
+         take longer than was said.",
+    ),
+    key(
         "forget_after",
         Span("1m", "3650d"),
         "Hosts that left, or have been down, for this long are forgotten. Lower it where hosts live for \
