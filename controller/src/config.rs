@@ -20,12 +20,14 @@ use crate::intervals::watched::Watch;
 mod domains;
 mod intervals;
 mod knobs;
+mod placement;
 mod receivers;
 pub mod reference;
 
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
+pub use placement::{PlacementConfig, RawPlacement};
 pub use receivers::{Kind, RawFormat, RawKind, RawReceiver, Receiver, TemplateConfig};
 
 const fn ms(n: u64) -> Span {
@@ -70,6 +72,8 @@ pub struct RawConfig {
     pub domains: RawDomains,
     /// When a host flaps.
     pub flaps: RawFlaps,
+    /// Who may take over.
+    pub placement: RawPlacement,
     /// How long things are kept.
     pub retention: RawRetention,
     /// Who is told, by name.
@@ -94,6 +98,7 @@ impl Default for RawConfig {
             intervals: RawIntervals::default(),
             domains: RawDomains::default(),
             flaps: RawFlaps::default(),
+            placement: RawPlacement::default(),
             retention: RawRetention::default(),
             receivers: BTreeMap::new(),
             rules: Vec::new(),
@@ -257,6 +262,8 @@ pub struct Config {
     pub domain_labels: DomainLabels,
     /// See [`RawDomains`] and [`RawFlaps`].
     pub guard: GuardConfig,
+    /// See [`RawPlacement`].
+    pub placement: PlacementConfig,
     /// See [`RawRetention`].
     pub retention: crate::store::Retention,
     /// See [`RawReceiver`].
@@ -351,6 +358,7 @@ impl RawConfig {
             watch: self.check_watch()?,
             domain_labels: self.detector.check_domain_labels()?,
             guard: self.check_guard()?,
+            placement: self.check_placement()?,
             retention: self.retention.check()?,
             receivers,
             rules,

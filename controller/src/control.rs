@@ -18,8 +18,10 @@ pub use crate::policy::guard::{
 pub use crate::policy::holds::Word;
 use crate::store::{DeliveryId, StoreError};
 
+mod candidates;
 mod receivers;
 
+pub use candidates::{CandidatesAsk, CandidatesReport};
 pub use receivers::{BEHIND_AFTER, Health, ReceiverReport, TestBegun};
 
 /// Most hosts in one import.
@@ -396,6 +398,9 @@ pub trait Control: Send + Sync {
 
     /// Has held orders cancelled.
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError>;
+
+    /// Who could take over from a host.
+    async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError>;
 
     /// Where each receiver stands, by name: those of the config, and others that the store has unfinished
     /// or dead deliveries for.

@@ -10,6 +10,7 @@
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
+//! | `GET /v1/candidates?host=&same=&limit=` | who could take over from a host, least loaded first, and why others can't; `labels=zone=a,pool=web` instead of `host` |
 //! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
@@ -51,6 +52,7 @@ use crate::metrics::ShardMetrics;
 use crate::store::Store;
 use crate::view::View;
 
+mod candidates;
 mod controller;
 mod deliveries;
 mod events;
@@ -165,6 +167,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/holds/reject", post(holds::reject_domain))
         .route("/v1/holds/{host}/approve", post(holds::approve))
         .route("/v1/holds/{host}/reject", post(holds::reject))
+        .route("/v1/candidates", get(candidates::list))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))

@@ -15,13 +15,14 @@ use serde_json::{Map, Value, json};
 use super::types::{ConfigSummary, ReceiverSummary};
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
 use crate::control::{
-    Control, ControlError, Doubt, Freeze, GuardStatus, Health, HoldKind, HoldReport, HoldStatus,
-    HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Pause, ReceiverReport, Redrive,
-    RedriveReport, Status, StormStatus, Target, TestBegun, Word,
+    CandidatesAsk, CandidatesReport, Control, ControlError, Doubt, Freeze, GuardStatus, Health,
+    HoldKind, HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy,
+    Pause, ReceiverReport, Redrive, RedriveReport, Status, StormStatus, Target, TestBegun, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
 use crate::intervals::{ClassStatus, IntervalsStatus};
+use crate::policy::placement::{Candidate, LeftOut, Placement};
 use crate::store::*;
 use crate::view::View;
 
@@ -130,6 +131,7 @@ pub(crate) fn delivery(id: u64, host: HostId, state: DeliveryState) -> DeliveryR
         created_ms: Wall(0),
         changed_ms: Wall(0),
         last_outcome: None,
+        placed: None,
     }
 }
 
@@ -250,6 +252,18 @@ impl Control for TestControl {
             Redrive::Dead { .. } => vec![DeliveryId(1)],
         };
         Ok(RedriveReport { redriven, ..RedriveReport::default() })
+    }
+
+    async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError> {
+        let load = heartwatch_common::load::LoadSample::UNKNOWN;
+        let candidate = Candidate::new(ask.failed, load);
+        let placement = Placement {
+            candidates: vec![candidate; ask.limit.min(2)],
+            looked_at: 3,
+            whole: true,
+            left_out: BTreeMap::from([(LeftOut::Suspect, 1)]),
+        };
+        Ok(CandidatesReport { same: ask.same.unwrap_or_default(), placement })
     }
 
     async fn holds(
@@ -390,6 +404,14 @@ impl Store for TestStore {
         &self,
         _: HostId,
         _: Result<(), String>,
+        _: Wall,
+    ) -> Result<Vec<Due>, StoreError> {
+        unused()
+    }
+    async fn release_placed(
+        &self,
+        _: HostId,
+        _: Map<String, Value>,
         _: Wall,
     ) -> Result<Vec<Due>, StoreError> {
         unused()

@@ -207,7 +207,8 @@ impl App {
         }
         let labels = (&config.domain_labels, &*knobs);
         let author = Author { id: store.controller(), name: config.name.clone() };
-        let mut policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
+        let policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
+        let mut policy = policy.placing(config.placement);
         let known = load_registry(&*store, &view, labels, &mut policy, &*clock, count).await?;
         load_guard(&mut policy, &*store, &view, &*clock).await?;
         let assigner = config.intervals.as_ref().map(|rules| {

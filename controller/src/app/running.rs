@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
 use crate::control::{
-    Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze, HoldReport, HoldStatus, HoldsPage,
-    HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport,
-    ShardStatus, Status, Target, TestBegun, Word,
+    CandidatesAsk, CandidatesReport, Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze,
+    HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause,
+    ReceiverReport, Redrive, RedriveReport, ShardStatus, Status, Target, TestBegun, Word,
 };
 use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;
@@ -316,6 +316,10 @@ impl Control for Running {
 
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
         self.ask(|answer| Command::Holds(Ask::Reject(target, word, answer))).await
+    }
+
+    async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError> {
+        self.ask(|answer| Command::Candidates(ask, answer)).await
     }
 
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {

@@ -69,6 +69,8 @@ pub(super) enum Command {
     Redrive(Redrive),
     /// Lists held orders, or approves or rejects them.
     Holds(super::holds::Holds),
+    /// Tells who could take over from a host, least loaded first, and why others can't.
+    Candidates(super::candidates::Candidates),
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

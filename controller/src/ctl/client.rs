@@ -23,7 +23,7 @@ mod error;
 mod query;
 
 pub use error::ClientError;
-pub use query::{DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery};
+pub use query::{CandidatesQuery, DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery};
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -212,6 +212,16 @@ impl Client {
         given(&mut pairs, "tail", query.tail);
         let timeout = TIMEOUT + query.wait.unwrap_or_default();
         self.answer(self.request(Method::GET, &["v1", "events"], &pairs).timeout(timeout)).await
+    }
+
+    /// `GET /v1/candidates`: a [`crate::control::CandidatesReport`].
+    pub async fn candidates(&self, query: &CandidatesQuery) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "host", query.host.as_ref());
+        given(&mut pairs, "labels", query.labels.as_ref());
+        given(&mut pairs, "same", query.same.as_ref());
+        given(&mut pairs, "limit", query.limit);
+        self.get(&["v1", "candidates"], &pairs).await
     }
 
     /// `GET /v1/deliveries`: a [`crate::api::types::DeliveriesPage`].

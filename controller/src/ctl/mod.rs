@@ -13,6 +13,7 @@ use clap::error::ErrorKind;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 
 mod args;
+mod candidates;
 pub mod client;
 mod holds;
 mod import;

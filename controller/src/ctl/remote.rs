@@ -66,6 +66,7 @@ pub(super) async fn execute(
         Command::Receivers(args) => receivers::run(global, &run.client, args, run.out).await,
         Command::Redrive(args) => run.redrive(args).await,
         Command::Holds(args) => run.holds(args).await,
+        Command::Candidates(args) => run.candidates(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
         Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,

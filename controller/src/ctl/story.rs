@@ -253,12 +253,15 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
     if let Some(reason) = event.data.get("reason").and_then(Value::as_str) {
         writeln!(out, "      reason: {}", clean(reason))?;
     }
-    let details = details(&event.data, &["reason"]);
+    let details = details(&event.data, &["reason", "candidates", "placement"]);
     let token = event.token.map(|t| format!("fencing token {}", t.0));
     let more: Vec<String> =
         token.into_iter().chain((!details.is_empty()).then_some(details)).collect();
     if !more.is_empty() {
         writeln!(out, "      {}", more.join("; "))?;
+    }
+    if let Some(places) = super::candidates::sentence(&event.data) {
+        writeln!(out, "      {places}")?;
     }
     verdicts(out, event)
 }
@@ -298,6 +301,9 @@ fn carry(out: &mut dyn Write, d: &DeliveryJson) -> io::Result<()> {
     match &row.reason {
         Some(reason) => writeln!(out, ", because: {}", clean(reason))?,
         None => writeln!(out)?,
+    }
+    if let Some(places) = row.placed.as_ref().and_then(super::candidates::sentence) {
+        writeln!(out, "         judged again as it went; {places}")?;
     }
     for a in &d.attempt_log {
         let answer = match (&a.detail, a.status) {

@@ -508,3 +508,21 @@ fn held_orders_are_readable_and_judged() {
         assert_eq!(command(bad).unwrap_err().exit_code(), EXIT_USAGE);
     }
 }
+
+#[test]
+fn who_could_take_over_is_a_table_with_figures_and_reasons() {
+    let served = Served::new();
+    (0..3).for_each(|n| served.world.view.upsert(host_row(n, State::Alive), None));
+    let text = served.good(&["candidates", "host-2", "--same", "zone"]);
+    for told in
+        ["PROMISED", "host-2", "50%", "equal it in zone", "3 hosts looked at, all", "1  suspect"]
+    {
+        assert!(text.contains(told), "{told}\nis not in\n{text}");
+    }
+    let text = served.good(&["candidates", "--labels", "zone=a,pool=web"]);
+    assert!(text.contains("pool=web,zone=a") && text.contains("no rule"), "{text}");
+    assert_eq!(served.json(&["candidates", "host-1"])["looked_at"], 3);
+    for bad in [&["candidates"][..], &["candidates", "h", "--labels", "a=b"]] {
+        assert_eq!(command(bad).unwrap_err().exit_code(), EXIT_USAGE);
+    }
+}

@@ -21,13 +21,17 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, Wall};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guard::GuardStatus;
-use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
+use super::placement::{Depth, Wanted, find};
 use super::queue::{self, Queue};
 use super::{Order, Policy, new_row, order_of};
-use crate::control::{ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport};
+use crate::control::{
+    CandidatesAsk, CandidatesReport, ControlError, ImportHost, ImportReport, Pause, Redrive,
+    RedriveReport,
+};
 use crate::delivery::DeliveryHandle;
 use crate::detector::host::{Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
@@ -40,9 +44,10 @@ use crate::store::{
     Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX, Store,
     StoreError,
 };
-use crate::view::{Live, LiveId, View};
+use crate::view::{LiveId, View};
 
 mod holds;
+mod places;
 
 pub use holds::{Ask, load_guard};
 
@@ -73,6 +78,8 @@ pub enum Command {
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
     /// About held orders.
     Holds(Ask),
+    /// Who could take over.
+    Candidates(CandidatesAsk, oneshot::Sender<Result<CandidatesReport, ControlError>>),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -329,7 +336,7 @@ impl Running {
         }
         let (view, row) = (&self.d.view, &known.row);
         let seed = self.rng.random();
-        let candidates = |same: &[String]| candidates(view, row, same, seed);
+        let candidates = |wanted: &Wanted<'_>| find(&**view, wanted, Depth::ORDER, seed);
         let decision = self.d.policy.take(row, turn, at, candidates, &mut self.rng);
         let changed = decision.row != *row;
         if changed {
@@ -477,6 +484,7 @@ impl Running {
             }
             Command::Redrive(what, answer) => drop(answer.send(self.redrive(what).await)),
             Command::Holds(ask) => self.answer(ask),
+            Command::Candidates(ask, answer) => drop(answer.send(Ok(self.candidates(&ask)))),
         }
         self.follow_orders();
     }
@@ -653,7 +661,7 @@ impl Writer {
             Work::Put(key, value) => {
                 self.insist(seed, || self.store.put(key, value.clone())).await?;
             }
-            Work::Release(host) => self.release(host, seed).await?,
+            Work::Release(host, places) => self.release(host, places, seed).await?,
             Work::Cancel(host, why) => {
                 let at = self.clock.wall();
                 self.insist(seed, || self.store.release(host, Err(why.clone()), at)).await?;
@@ -665,14 +673,26 @@ impl Writer {
     }
 
     /// Judges what is held of a host against how it stands now, not when it was held.
-    async fn release(&self, host: HostId, seed: u64) -> Result<(), StoreError> {
+    async fn release(
+        &self,
+        host: HostId,
+        places: Option<Map<String, Value>>,
+        seed: u64,
+    ) -> Result<(), StoreError> {
         let known = self.view.get(host);
         let row = known.as_ref().map(|h| &h.row);
         let kind = order_of(row);
         let incident = row.and_then(|r| r.incident);
         let verdict = Policy::rejudge(row, kind, incident);
         let at = self.clock.wall();
-        let due = self.insist(seed, || self.store.release(host, verdict.clone(), at)).await?;
+        let due = match (verdict, places) {
+            (Ok(()), Some(places)) => {
+                self.insist(seed, || self.store.release_placed(host, places.clone(), at)).await?
+            }
+            (verdict, _) => {
+                self.insist(seed, || self.store.release(host, verdict.clone(), at)).await?
+            }
+        };
         self.delivery.wake(due.unwrap_or_default());
         Ok(())
     }
@@ -717,15 +737,6 @@ impl Writer {
             }
         }
     }
-}
-
-/// Least loaded hosts that could take over.
-fn candidates(view: &View, failed: &HostRow, same: &[String], seed: u64) -> Vec<Candidate> {
-    let mut ranking = Ranking::default();
-    let consider = |id, live: Live| ranking.consider(id, live.load);
-    view.pool(failed, same, LOOKED_AT_MAX, seed, consider);
-    let found = ranking.finish();
-    found.filter_map(|(id, load)| Some(Candidate::new(view.get(id)?.row, load))).collect()
 }
 
 /// What a shard needs to know of a registered host.

@@ -20,6 +20,7 @@ mod flaps;
 pub mod guard;
 pub mod holds;
 pub mod placement;
+mod places;
 pub mod queue;
 pub mod rules;
 pub mod tally;
@@ -33,7 +34,7 @@ use rand::Rng;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::{GuardConfig, Rule};
+use crate::config::{GuardConfig, PlacementConfig, Rule};
 use crate::control::Pause;
 use crate::detector::host::{Evidence, Transition, Turn};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
@@ -41,7 +42,8 @@ use crate::store::{Audience, HostRow, NewDelivery, NewEvent, Settle};
 pub use domains::{DOMAINS_MAX, parse_name as parse_domain};
 pub use flaps::FLAPS_MAX;
 use guard::Guard;
-use placement::Candidate;
+use placement::{Placement, Wanted};
+use places::Places;
 use tally::{Opinion, Tally};
 
 /// What becomes of an event at one receiver.
@@ -101,6 +103,7 @@ pub struct Policy {
     blind: BTreeSet<u16>,
     tally: Tally,
     guard: Guard,
+    places: Places,
     /// Events beside those that turns bring about.
     also: Vec<NewEvent>,
 }
@@ -154,6 +157,7 @@ impl Policy {
             blind: BTreeSet::new(),
             tally: Tally::new(1),
             guard: Guard::new(guard),
+            places: Places::new(PlacementConfig::default()),
             also: Vec::new(),
         }
     }
@@ -202,13 +206,13 @@ impl Policy {
     }
 
     /// Takes a shard's opinion about a host whose recorded row is `row`. `candidates` answers who could
-    /// take over under a rule's conditions; it is asked only for actions that a rule names.
+    /// take over; it is asked only for actions that a rule names.
     pub fn take<R: Rng + ?Sized>(
         &mut self,
         row: &HostRow,
         transition: &Transition,
         at: Wall,
-        candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
+        candidates: impl FnOnce(&Wanted<'_>) -> Placement,
         rng: &mut R,
     ) -> Decision {
         let opinion = Opinion {
@@ -290,7 +294,7 @@ impl Policy {
         transition: &Transition,
         story: Story,
         at: Wall,
-        candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
+        candidates: impl FnOnce(&Wanted<'_>) -> Placement,
         rng: &mut R,
     ) -> NewEvent {
         let incident = match story.incident {
@@ -326,11 +330,13 @@ impl Policy {
         data.extend(story.extra);
         // A dry run names them too: it is to show what would be sent.
         if is_action(story.kind) && !verdicts.is_empty() {
-            let same = rules::matching(&self.rules, story.kind, Some(&row.labels))
-                .find(|r| !r.candidates_same.is_empty())
-                .map(|r| r.candidates_same.clone())
-                .unwrap_or_default();
-            data.insert("candidates".to_owned(), json!(candidates(&same)));
+            let same = self.candidates_same(story.kind, &row.labels);
+            let placement = self.place(row, &same, candidates);
+            // What is held, or only an alert, takes nobody's place.
+            if hold.is_none() && self.is_ordered(row, story.kind) {
+                self.promise(&placement);
+            }
+            placement.write(&mut data);
         }
         data.insert("verdicts".to_owned(), json!(verdicts));
         NewEvent {

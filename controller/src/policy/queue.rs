@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use heartwatch_common::id::HostId;
+use serde_json::{Map, Value};
 
 use crate::store::{HostRow, NewEvent, READ_LEN_MAX, RECORD_LEN_MAX};
 
@@ -28,8 +29,8 @@ pub(super) enum Work<D> {
     /// Rows that somebody waits for.
     Rows(Vec<HostRow>),
     Forget(HostId, Box<NewEvent>),
-    /// Judge what is held of a host against how it stands now.
-    Release(HostId),
+    /// Judge what is held of a host against how it stands now; if it goes, it names these candidates.
+    Release(HostId, Option<Map<String, Value>>),
     /// Cancel what is held of a host.
     Cancel(HostId, String),
     Put(&'static str, Option<String>),
@@ -43,7 +44,7 @@ impl<D> Work<D> {
             Self::Event(event) => (event.host, &[][..]),
             Self::Forget(host, _) => (Some(*host), &[][..]),
             Self::Rows(rows) => (None, rows.as_slice()),
-            Self::Release(_) | Self::Cancel(..) | Self::Put(..) | Self::Done(_) => (None, &[][..]),
+            Self::Release(..) | Self::Cancel(..) | Self::Put(..) | Self::Done(_) => (None, &[][..]),
         };
         one.into_iter().chain(rows.iter().map(|row| row.id))
     }

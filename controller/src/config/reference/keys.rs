@@ -4,20 +4,22 @@ use super::Form::{Count, Flag, Free, List, OneOf, Span, Text};
 use super::{Key, Section, fill};
 use crate::config::{
     RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals, RawOverride,
-    RawRetention, RawRule,
+    RawPlacement, RawRetention, RawRule,
 };
 
 mod acting;
+mod placing;
 mod seeing;
 
 use acting::{DOMAINS, FLAPS, RECEIVERS, RULES};
+use placing::PLACEMENT;
 use seeing::{CLASSES, DETECTOR, INTERVALS, OVERRIDES};
 
 const fn key(name: &'static str, form: super::Form, when: &'static str) -> Key {
     Key::new(name, form, when)
 }
 
-pub(super) static SECTIONS: [Section; 10] = [
+pub(super) static SECTIONS: [Section; 11] = [
     Section {
         head: "",
         intro: "Where the controller listens and keeps its things.",
@@ -69,6 +71,13 @@ pub(super) static SECTIONS: [Section; 10] = [
         keys: FLAPS,
         least: "",
         fill: fill::<RawFlaps>,
+    },
+    Section {
+        head: "[placement]",
+        intro: "Which hosts a failover names to take over, and how failovers are spread.",
+        keys: PLACEMENT,
+        least: "",
+        fill: fill::<RawPlacement>,
     },
     Section {
         head: "[retention]",

@@ -12,7 +12,7 @@ use serde::forward_to_deserialize_any;
 use super::*;
 use crate::config::{
     PerSecond, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals, RawOverride,
-    RawRetention, RawRule,
+    RawPlacement, RawRetention, RawRule,
 };
 
 /// Reads nothing, but remembers which fields it was asked for: the keys that a file may have.
@@ -63,6 +63,7 @@ fn every_key_that_a_file_may_have_is_told_and_no_other() {
         ("[[intervals.classes]]", fields::<RawClass>()),
         ("[domains]", fields::<RawDomains>()),
         ("[flaps]", fields::<RawFlaps>()),
+        ("[placement]", fields::<RawPlacement>()),
         ("[retention]", fields::<RawRetention>()),
         ("[receivers.NAME]", fields::<RawReceiver>()),
         ("[[rules]]", fields::<RawRule>()),

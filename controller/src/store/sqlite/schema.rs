@@ -8,6 +8,7 @@
 //! | `tokens` | host with a mark and no row | the marks of hosts that were forgotten |
 //! | `events` | event | `cursor` rises and is never used again; `body` is what is sent, and holds `data`; `prev` is the cursor of the host's event before, whether or not that is still there |
 //! | `deliveries` | event and receiver | see below |
+//! | `placed` | delivery that says something in place of its event | see [`placed`](super::placed) |
 //! | `attempts` | begun attempt | newest [`ATTEMPTS_LEN_MAX`](super::ATTEMPTS_LEN_MAX) of a delivery |
 //!
 //! A host's mark: the last `token` (in `tokens`: `last`) handed out or learnt of; `pruned`, the highest
@@ -30,7 +31,7 @@ use crate::store::StoreError;
 pub(super) const APPLICATION_ID: i64 = 0x4857_4442;
 
 /// What a database of each version lacks to become the next.
-const MIGRATIONS: [&str; 3] = [V1, V2, V3];
+const MIGRATIONS: [&[&str]; 4] = [&[V1], &[V2], &[V3], V4];
 
 /// The newest version that this code knows.
 pub(super) const VERSION: usize = MIGRATIONS.len();
@@ -153,6 +154,9 @@ DROP INDEX events_host;
 DROP INDEX deliveries_host;
 ";
 
+/// Tables beside the old ones, each told of where it is used.
+const V4: &[&str] = &[super::placed::TABLES];
+
 /// The schema version of a database; 0 is an empty one.
 pub(super) fn version(c: &Connection) -> Result<usize, StoreError> {
     let n: i64 = c.pragma_query_value(None, "user_version", |r| r.get(0))?;
@@ -173,7 +177,8 @@ pub(super) fn migrate(c: &Connection) -> Result<(), StoreError> {
              install that version, or restore a backup made before the upgrade"
         )));
     }
-    for (done, sql) in MIGRATIONS.iter().enumerate().skip(from) {
+    for (done, steps) in MIGRATIONS.iter().enumerate().skip(from) {
+        let sql = steps.concat();
         let step = format!(
             "BEGIN IMMEDIATE; {sql} PRAGMA application_id = {APPLICATION_ID}; \
              PRAGMA user_version = {}; COMMIT;",
