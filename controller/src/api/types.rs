@@ -250,6 +250,10 @@ pub struct WhyJson {
     /// What holds its order now, if something does.
     #[serde(default)]
     pub hold: Option<HoldStatus>,
+    /// What happened to its failure domains in its newest outage, and what operators said of their held
+    /// orders, newest first.
+    #[serde(default)]
+    pub around: Vec<EventJson>,
 }
 
 /// The body of a word on a held order.

@@ -23,6 +23,7 @@ mod plan;
 mod receivers;
 mod remote;
 mod replay;
+mod short;
 mod show;
 mod story;
 mod text;

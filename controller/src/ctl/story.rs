@@ -19,6 +19,7 @@ const VERDICTS_MAX: usize = 50;
 /// Tells the whole story.
 pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
     verdict(out, why)?;
+    super::short::write(out, why)?;
     writeln!(out, "\nHOW THE CONTROLLER KNOWS")?;
     match (&why.detector, &why.detector_error) {
         (Some(detector), _) => evidence(out, detector)?,
@@ -253,7 +254,10 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
     if let Some(reason) = event.data.get("reason").and_then(Value::as_str) {
         writeln!(out, "      reason: {}", clean(reason))?;
     }
-    let details = details(&event.data, &["reason", "candidates", "placement"]);
+    // What the detector saw matters where it led to something.
+    let skipped = ["reason", "candidates", "placement", "evidence"];
+    let skipped = &skipped[..if event.kind.goes_on() { 3 } else { 4 }];
+    let details = details(&event.data, skipped);
     let token = event.token.map(|t| format!("fencing token {}", t.0));
     let more: Vec<String> =
         token.into_iter().chain((!details.is_empty()).then_some(details)).collect();

@@ -175,7 +175,7 @@ impl<'w> ControllerSetup<'w> {
     pub fn config(&self) -> String {
         let detector: String = self.detector.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
         // All hosts are this machine: a busy one would leave out them all.
-        let placement = match self.tail.contains("[placement]") {
+        let placement = match self.top.contains("placement.") || self.tail.contains("[placement]") {
             true => "",
             false => "[placement]\nload_max = 1.0\n\n",
         };
