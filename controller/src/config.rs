@@ -17,6 +17,7 @@ use crate::event::EventKind;
 use crate::intervals::Rules;
 use crate::intervals::watched::Watch;
 
+mod canary;
 mod domains;
 mod intervals;
 mod knobs;
@@ -24,6 +25,7 @@ mod placement;
 mod receivers;
 pub mod reference;
 
+pub use canary::{CanaryConfig, RawCanary};
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
@@ -74,6 +76,8 @@ pub struct RawConfig {
     pub flaps: RawFlaps,
     /// Who may take over.
     pub placement: RawPlacement,
+    /// The controller's own drills.
+    pub canary: RawCanary,
     /// How long things are kept.
     pub retention: RawRetention,
     /// Who is told, by name.
@@ -99,6 +103,7 @@ impl Default for RawConfig {
             domains: RawDomains::default(),
             flaps: RawFlaps::default(),
             placement: RawPlacement::default(),
+            canary: RawCanary::default(),
             retention: RawRetention::default(),
             receivers: BTreeMap::new(),
             rules: Vec::new(),
@@ -264,6 +269,8 @@ pub struct Config {
     pub guard: GuardConfig,
     /// See [`RawPlacement`].
     pub placement: PlacementConfig,
+    /// See [`RawCanary`].
+    pub canary: CanaryConfig,
     /// See [`RawRetention`].
     pub retention: crate::store::Retention,
     /// See [`RawReceiver`].
@@ -359,6 +366,7 @@ impl RawConfig {
             domain_labels: self.detector.check_domain_labels()?,
             guard: self.check_guard()?,
             placement: self.check_placement()?,
+            canary: self.check_canary(&receivers)?,
             retention: self.retention.check()?,
             receivers,
             rules,

@@ -9,6 +9,7 @@ use heartwatch_common::id::{Boot, ControllerId, Epoch, HostId, Seq};
 use heartwatch_common::time::Wall;
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{Canary, CanaryStatus};
 pub use crate::detector::doubt::DoubtReason;
 use crate::event::State;
 use crate::intervals::IntervalsStatus;
@@ -200,6 +201,9 @@ pub struct Status {
     /// What is held, and which failure domains are in a storm.
     #[serde(default)]
     pub guard: GuardStatus,
+    /// How the controller's own drills go.
+    #[serde(default)]
+    pub canary: CanaryStatus,
     /// Assigned intervals, if there is a budget of beats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<IntervalsStatus>,
@@ -398,6 +402,9 @@ pub trait Control: Send + Sync {
 
     /// Has held orders cancelled.
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError>;
+
+    /// The controller's own drills.
+    fn canary(&self) -> &Canary;
 
     /// Who could take over from a host.
     async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError>;

@@ -145,13 +145,17 @@ pub enum EventKind {
     HoldRejected,
     /// Orders are held for longer than `domains.hold_max`.
     HoldOverdue,
-    /// An operator tries a receiver (`heartwatchctl receivers test`). Nothing happened; no rule names it.
+    /// The controller's own drill failed: it may not find, or not tell, what it should.
+    ControllerCanaryFailed,
+    /// It passes again.
+    ControllerCanaryPassed,
+    /// An operator tries a receiver (`heartwatchctl receivers test`), or a drill does. Nothing happened; no rule names it.
     Test,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -177,6 +181,8 @@ impl EventKind {
         Self::HoldApproved,
         Self::HoldRejected,
         Self::HoldOverdue,
+        Self::ControllerCanaryFailed,
+        Self::ControllerCanaryPassed,
         Self::Test,
     ];
 
@@ -221,6 +227,8 @@ impl EventKind {
             Self::HoldApproved => "hold.approved",
             Self::HoldRejected => "hold.rejected",
             Self::HoldOverdue => "hold.overdue",
+            Self::ControllerCanaryFailed => "controller.canary-failed",
+            Self::ControllerCanaryPassed => "controller.canary-passed",
             Self::Test => "heartwatch.test",
         }
     }

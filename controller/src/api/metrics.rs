@@ -118,7 +118,7 @@ impl Families {
         }
     }
 
-    fn counters<'a>(
+    pub(super) fn counters<'a>(
         &mut self,
         name: &str,
         help: &str,
@@ -171,6 +171,7 @@ fn families(s: &Snapshot<'_>) -> Vec<MetricFamily> {
     controller(&mut f, s);
     intervals(&mut f, s);
     super::holds::families(&mut f, s.status, s.now_ms);
+    super::drill::families(&mut f, &s.status.canary);
     shard_counters(&mut f, s.shards);
     shard_gauges(&mut f, s.shards);
     detection(&mut f, s.shards);

@@ -12,6 +12,9 @@
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
 //! | `GET /v1/candidates?host=&same=&limit=` | who could take over from a host, least loaded first, and why others can't; `labels=zone=a,pool=web` instead of `host` |
 //! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
+//! | `GET /v1/drill` | how the controller's own drills go |
+//! | `POST /v1/drill` | ▲ holds one now, or joins the one that goes on: answers its number |
+//! | `POST /v1/canary` | where drills' own webhooks arrive; their signature is their pass |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
 //! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
@@ -55,6 +58,7 @@ use crate::view::View;
 mod candidates;
 mod controller;
 mod deliveries;
+mod drill;
 mod events;
 mod extract;
 mod holds;
@@ -167,6 +171,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/holds/reject", post(holds::reject_domain))
         .route("/v1/holds/{host}/approve", post(holds::approve))
         .route("/v1/holds/{host}/reject", post(holds::reject))
+        .route("/v1/drill", get(drill::status).post(drill::begin))
+        .route("/v1/canary", post(drill::arrive))
         .route("/v1/candidates", get(candidates::list))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))

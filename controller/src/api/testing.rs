@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::types::{ConfigSummary, ReceiverSummary};
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
+use crate::canary::{Canary, CanaryStatus};
 use crate::control::{
     CandidatesAsk, CandidatesReport, Control, ControlError, Doubt, Freeze, GuardStatus, Health,
     HoldKind, HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy,
@@ -39,6 +40,7 @@ pub(crate) fn status() -> Status {
         hosts: BTreeMap::new(),
         shards: Vec::new(),
         doubts: Vec::new(),
+        canary: CanaryStatus::default(),
         pause: None,
         deliveries: BTreeMap::new(),
         events_waiting: 0,
@@ -138,6 +140,7 @@ pub(crate) fn delivery(id: u64, host: HostId, state: DeliveryState) -> DeliveryR
 /// A controller that does what its fields say.
 #[derive(Default)]
 pub(crate) struct TestControl {
+    pub(crate) canary: Canary,
     pub(crate) not_ready: Mutex<Vec<String>>,
     pub(crate) pause: Mutex<Option<Pause>>,
     pub(crate) imported: Mutex<Vec<ImportHost>>,
@@ -252,6 +255,10 @@ impl Control for TestControl {
             Redrive::Dead { .. } => vec![DeliveryId(1)],
         };
         Ok(RedriveReport { redriven, ..RedriveReport::default() })
+    }
+
+    fn canary(&self) -> &Canary {
+        &self.canary
     }
 
     async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError> {

@@ -256,6 +256,13 @@ pub struct WhyJson {
     pub around: Vec<EventJson>,
 }
 
+/// A drill that was begun, or joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillBegun {
+    /// Its number: it has ended when `last.number` of `GET /v1/drill` is no lower.
+    pub number: u64,
+}
+
 /// The body of a word on a held order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -4,6 +4,7 @@
 //! → API → "ready". Stop is the other way round: the API stops taking, shards stop telling, the policy
 //! writes what it decided, attempts under way end, the store is closed.
 
+mod canary;
 mod memory;
 mod pacing;
 mod receivers;
@@ -26,6 +27,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
+use crate::canary::Canary;
 use crate::config::Config;
 use crate::delivery::metrics::{DeliveryMetrics, ReceiverCounts};
 use crate::delivery::target::kinds_for;
@@ -152,7 +154,7 @@ impl App {
 
     /// The same, and records what arrives if there is a plan for it.
     pub async fn start_recording(
-        config: Config,
+        mut config: Config,
         clock: Arc<dyn Clock>,
         plan: Option<record::Plan>,
     ) -> Result<Self, AppError> {
@@ -178,6 +180,8 @@ impl App {
             source,
         })?;
 
+        let the_canary = Arc::new(Canary::default());
+        canary::add_receiver(&mut config, &the_canary, api_addr, &mut rng)?;
         let view = Arc::new(View::default());
         let knobs = Arc::new(config.knobs.clone());
         let assigned = Assigned::fixed(config.detector.interval, config.detector.ack_every);
@@ -271,6 +275,7 @@ impl App {
             release_at: started + config.detector.restart_grace,
             status: Arc::clone(&status),
             knobs: Arc::clone(&knobs),
+            canary: Arc::clone(&the_canary),
         };
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 
@@ -283,6 +288,20 @@ impl App {
             started,
             restart_grace: config.detector.restart_grace,
             clock: Arc::clone(&clock),
+        };
+        let drills = canary::Drills {
+            canary: Arc::clone(&the_canary),
+            config: config.canary.clone(),
+            keyring: Keyring::clone(&keyring),
+            epoch,
+            listen: listen[0],
+            shards: shards.clone(),
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            delivery: Arc::clone(&delivery),
+            commands: commands.clone(),
+            name: config.name.clone(),
+            clock: Arc::clone(&clock),
+            rng: StdRng::seed_from_u64(rng.random()),
         };
         let intervals = pacing::Shown::default();
         let running = Running {
@@ -302,6 +321,7 @@ impl App {
             own_doubts,
             knobs: Arc::clone(&knobs),
             intervals: pacing::Shown::clone(&intervals),
+            canary: the_canary,
             delivery: Arc::clone(&delivery),
             rng: Mutex::new(StdRng::seed_from_u64(rng.random())),
         };
@@ -324,6 +344,7 @@ impl App {
         let mut background = vec![
             tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
             tokio::spawn(surroundings.watch()),
+            tokio::spawn(drills.run()),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
         background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
+use crate::canary::Canary;
 use crate::control::{
     CandidatesAsk, CandidatesReport, Control, ControlError, Doubt, DoubtReason, FREEZE, Freeze,
     HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, PAUSE_MAX, Pause,
@@ -94,6 +95,8 @@ pub(super) struct Running {
     pub(super) knobs: Arc<AllKnobs>,
     /// What intervals are assigned.
     pub(super) intervals: Shown,
+    /// The controller's own drills.
+    pub(super) canary: Arc<Canary>,
     /// What sends.
     pub(super) delivery: Arc<DeliveryHandle>,
     /// Names events of tests.
@@ -168,6 +171,7 @@ impl Control for Running {
             events_waiting: self.driver.waiting(),
             rows_waiting: self.driver.changed(),
             guard: self.driver.guard(),
+            canary: self.canary.status(),
             intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -228,6 +232,7 @@ impl Control for Running {
                     .to_owned(),
             );
         }
+        reasons.extend(self.canary.status().failing());
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 
@@ -316,6 +321,10 @@ impl Control for Running {
 
     async fn reject(&self, target: Target, word: Word) -> Result<HoldReport, ControlError> {
         self.ask(|answer| Command::Holds(Ask::Reject(target, word, answer))).await
+    }
+
+    fn canary(&self) -> &Canary {
+        &self.canary
     }
 
     async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError> {

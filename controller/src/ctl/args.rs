@@ -71,6 +71,8 @@ pub(super) enum Command {
     Holds(super::holds::Holds),
     /// Tells who could take over from a host, least loaded first, and why others can't.
     Candidates(super::candidates::Candidates),
+    /// Tests the whole way now: a canary inside the controller falls silent, and a test event is delivered.
+    Drill,
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

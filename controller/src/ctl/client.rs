@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::WordBody;
+use crate::api::types::{DrillBegun, WordBody};
 use crate::control::{HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun};
 
 mod error;
@@ -212,6 +212,16 @@ impl Client {
         given(&mut pairs, "tail", query.tail);
         let timeout = TIMEOUT + query.wait.unwrap_or_default();
         self.answer(self.request(Method::GET, &["v1", "events"], &pairs).timeout(timeout)).await
+    }
+
+    /// `POST /v1/drill`
+    pub async fn drill(&self) -> Result<DrillBegun, ClientError> {
+        self.post(&["v1", "drill"], &json!({})).await
+    }
+
+    /// `GET /v1/drill`: a [`crate::canary::CanaryStatus`].
+    pub async fn canary(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "drill"], &Vec::new()).await
     }
 
     /// `GET /v1/candidates`: a [`crate::control::CandidatesReport`].

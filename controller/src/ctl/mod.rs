@@ -15,6 +15,7 @@ use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 mod args;
 mod candidates;
 pub mod client;
+mod drill;
 mod holds;
 mod import;
 mod local;

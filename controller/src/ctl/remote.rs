@@ -41,6 +41,7 @@ pub(super) async fn execute(
         | Command::Freeze { .. }
         | Command::Unfreeze { .. }
         | Command::Pause(_)
+        | Command::Drill
         | Command::Backup { .. } => Some(token(&global.token_file)?),
         Command::Holds(holds) if holds.changes() => Some(token(&global.token_file)?),
         _ => None,
@@ -66,6 +67,7 @@ pub(super) async fn execute(
         Command::Receivers(args) => receivers::run(global, &run.client, args, run.out).await,
         Command::Redrive(args) => run.redrive(args).await,
         Command::Holds(args) => run.holds(args).await,
+        Command::Drill => run.drill().await,
         Command::Candidates(args) => run.candidates(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,

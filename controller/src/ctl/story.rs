@@ -248,6 +248,8 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::HoldApproved, _) => "somebody let its held order go",
         (EventKind::HoldRejected, _) => "somebody had its held order cancelled",
         (EventKind::HoldOverdue, _) => "orders were held for too long",
+        (EventKind::ControllerCanaryFailed, _) => "the controller's own drill failed",
+        (EventKind::ControllerCanaryPassed, _) => "the controller's own drill passed again",
         (EventKind::Test, _) => "an operator tried a receiver",
     };
     writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;

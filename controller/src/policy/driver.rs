@@ -28,6 +28,7 @@ use super::guard::GuardStatus;
 use super::placement::{Depth, Wanted, find};
 use super::queue::{self, Queue};
 use super::{Order, Policy, new_row, order_of};
+use crate::canary::{CANARY, Canary};
 use crate::control::{
     CandidatesAsk, CandidatesReport, ControlError, ImportHost, ImportReport, Pause, Redrive,
     RedriveReport,
@@ -78,6 +79,8 @@ pub enum Command {
     Redrive(Redrive, oneshot::Sender<Result<RedriveReport, ControlError>>),
     /// About held orders.
     Holds(Ask),
+    /// Tell of the controller itself.
+    Tell(EventKind, String),
     /// Who could take over.
     Candidates(CandidatesAsk, oneshot::Sender<Result<CandidatesReport, ControlError>>),
 }
@@ -159,6 +162,8 @@ pub struct Driver {
     pub status: Arc<DriverStatus>,
     /// Who waits how long, and who learns together.
     pub knobs: Arc<AllKnobs>,
+    /// What is seen of the canary goes there, and nowhere else.
+    pub canary: Arc<Canary>,
 }
 
 struct Running {
@@ -284,6 +289,12 @@ impl Running {
     }
 
     fn hear(&mut self, notice: Notice) {
+        if notice.host() == Some(CANARY) {
+            if let Notice::Turn(turn) = &notice {
+                self.d.canary.turned(turn.state, self.d.clock.now());
+            }
+            return;
+        }
         match notice {
             Notice::Facts(facts) => self.facts(*facts),
             Notice::Turn(turn) => self.turn(&turn),
@@ -484,6 +495,12 @@ impl Running {
             }
             Command::Redrive(what, answer) => drop(answer.send(self.redrive(what).await)),
             Command::Holds(ask) => self.answer(ask),
+            Command::Tell(kind, reason) => {
+                let wall = self.d.clock.wall();
+                let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
+                log::warn!("{kind}: {reason}");
+                self.work.push(Work::Event(Box::new(event)));
+            }
             Command::Candidates(ask, answer) => drop(answer.send(Ok(self.candidates(&ask)))),
         }
         self.follow_orders();

@@ -351,6 +351,7 @@ impl Scale {
             release_at: Instant::FAR,
             status: Arc::clone(status),
             knobs: Arc::new(config.knobs),
+            canary: Arc::default(),
         })
     }
 }
