@@ -1,8 +1,6 @@
 //! The canary: a drill tests the whole way of a real controller, and nobody takes it for a host.
 
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use heartwatch_tests::world::{PATIENCE, Receiver, World, eventually, story, text, webhook_secret};
 
 #[tokio::test(flavor = "multi_thread")]
