@@ -3,8 +3,8 @@
 //! shell that beats and waits.
 //!
 //! It exists only during a *drill*. It beats over loopback to the controller's own socket, sealed with a key
-//! of the fleet secret, and is silenced with its socket open, so that the kernel answers nothing in its place.
-//! Shards treat it as any host. Only the policy's shell knows it by its id ([`CANARY`]) and hands its turns
+//! of the fleet secret, and is silenced with its socket open, so that the kernel answers nothing in its
+//! place. Shards treat it as any host. Only the policy's shell knows it by its id ([`CANARY`]) and hands its turns
 //! here: it stands in no registry, counts in no domain, storm or placement, no rule ever sees it, nothing is
 //! failed over for it, and after the drill its shard forgets it. A host on loopback proves nothing about the
 //! controller's link, and peers are not chosen from there, so it changes no verdict about others either.
@@ -28,7 +28,7 @@ use crate::event::State;
 pub const CANARY: HostId = HostId(*b"heartwatchcanary");
 /// The receiver on the controller's own API, if the config names none. No receiver of the config may have it.
 pub const OWN_RECEIVER: &str = "heartwatch-canary";
-/// How late its beats may be: kept there, so that a drill measures the controller and not what it has learned.
+/// How late its beats may be: kept there, so that a drill measures the controller and not what it learned.
 pub const MARGIN: Duration = Duration::from_secs(1);
 /// Between its beats.
 pub const GAP: Duration = Duration::from_millis(200);

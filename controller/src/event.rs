@@ -149,7 +149,8 @@ pub enum EventKind {
     ControllerCanaryFailed,
     /// It passes again.
     ControllerCanaryPassed,
-    /// An operator tries a receiver (`heartwatchctl receivers test`), or a drill does. Nothing happened; no rule names it.
+    /// An operator tries a receiver (`heartwatchctl receivers test`), or a drill does. Nothing happened; no
+    /// rule names it.
     Test,
 }
 

@@ -9,8 +9,8 @@
 //! promised is still better than nobody.
 //!
 //! At most [`RESERVED_MAX`] hosts are remembered, some 100 bytes each; beyond that the one named longest ago
-//! is forgotten. Over a restart the newest [`SAVED_MAX`] are kept, as one small value in the store, written at
-//! most every [`SAVE_EVERY`]: a crash forgets what was promised in the last moments before it.
+//! is forgotten. Over a restart the newest [`SAVED_MAX`] are kept, as one small value in the store, written
+//! at most every [`SAVE_EVERY`]: a crash forgets what was promised in the last moments before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -56,7 +56,8 @@ struct Saved {
 }
 
 impl Reservations {
-    /// Nothing is promised; each promise will count so many points of load, 0 to 1000, and halve in this time.
+    /// Nothing is promised; each promise will count so many points of load, 0 to 1000, and halve in this
+    /// time.
     pub fn new(points: u16, half_life: Duration) -> Self {
         Self {
             points,
