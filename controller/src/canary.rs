@@ -4,10 +4,10 @@
 //!
 //! It exists only during a *drill*. It beats over loopback to the controller's own socket, sealed with a key
 //! of the fleet secret, and is silenced with its socket open, so that the kernel answers nothing in its
-//! place. Shards treat it as any host. Only the policy's shell knows it by its id ([`CANARY`]) and hands its turns
-//! here: it stands in no registry, counts in no domain, storm or placement, no rule ever sees it, nothing is
-//! failed over for it, and after the drill its shard forgets it. A host on loopback proves nothing about the
-//! controller's link, and peers are not chosen from there, so it changes no verdict about others either.
+//! place. Shards treat it as any host. Only the policy's shell knows it by its id ([`CANARY`]) and hands its
+//! turns here: it stands in no registry, counts in no domain, storm or placement, no rule ever sees it,
+//! nothing is failed over for it, and after the drill its shard forgets it. A host on loopback proves nothing
+//! about the controller's link, and peers are not chosen from there, so it changes no verdict about others.
 //!
 //! The second half is a marked test event that goes the way of all others, through store, outbox and worker,
 //! to `canary.receiver`, or to the controller's own API, where its signature is checked.
