@@ -270,9 +270,9 @@ async fn domain_events(api: &heartwatch_tests::world::Api) -> Result<Vec<Value>>
 /// How far the failover of a host is.
 fn order_of(deliveries: &[Value], host: HostId) -> String {
     let id = host.to_string();
-    let of =
+    let mut of =
         deliveries.iter().filter(|d| text(d, "/host") == id && text(d, "/type") == "host.down");
-    of.last().map(|d| text(d, "/state").to_owned()).unwrap_or_default()
+    of.next_back().map(|d| text(d, "/state").to_owned()).unwrap_or_default()
 }
 
 /// No failover webhook about any of these came.
