@@ -20,19 +20,23 @@ use crate::policy::courses::Plan;
 use crate::policy::expression::Expression;
 use crate::policy::hours::Hours;
 
+mod canary;
 mod domains;
 mod intervals;
 mod knobs;
 mod maintenance;
+mod placement;
 mod plan;
 mod receivers;
 pub mod reference;
 mod rules;
 
+pub use canary::{CanaryConfig, RawCanary};
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
 pub use knobs::RawOverride;
 pub use maintenance::{MaintenanceConfig, RawMaintenance};
+pub use placement::{PlacementConfig, RawPlacement};
 pub use receivers::{Kind, RawFormat, RawKind, RawReceiver, Receiver, TemplateConfig};
 pub use rules::{Outside, RawMatch};
 
@@ -84,6 +88,10 @@ pub struct RawConfig {
     pub flaps: RawFlaps,
     /// How long hosts may be in maintenance.
     pub maintenance: RawMaintenance,
+    /// Who may take over.
+    pub placement: RawPlacement,
+    /// The controller's own drills.
+    pub canary: RawCanary,
     /// How long things are kept.
     pub retention: RawRetention,
     /// Who is told, by name.
@@ -109,6 +117,8 @@ impl Default for RawConfig {
             domains: RawDomains::default(),
             flaps: RawFlaps::default(),
             maintenance: RawMaintenance::default(),
+            placement: RawPlacement::default(),
+            canary: RawCanary::default(),
             retention: RawRetention::default(),
             receivers: BTreeMap::new(),
             rules: Vec::new(),
@@ -321,6 +331,10 @@ pub struct Config {
     pub guard: GuardConfig,
     /// See [`RawMaintenance`].
     pub maintenance: MaintenanceConfig,
+    /// See [`RawPlacement`].
+    pub placement: PlacementConfig,
+    /// See [`RawCanary`].
+    pub canary: CanaryConfig,
     /// See [`RawRetention`].
     pub retention: crate::store::Retention,
     /// See [`RawReceiver`].
@@ -425,6 +439,8 @@ impl RawConfig {
             domain_labels: self.detector.check_domain_labels()?,
             guard: self.check_guard()?,
             maintenance: self.maintenance.check()?,
+            placement: self.check_placement()?,
+            canary: self.check_canary(&receivers)?,
             retention: self.retention.check()?,
             receivers,
             rules,

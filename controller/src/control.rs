@@ -10,6 +10,7 @@ use heartwatch_common::id::{Boot, ControllerId, Epoch, HostId, Seq};
 use heartwatch_common::time::Wall;
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{Canary, CanaryStatus};
 pub use crate::detector::doubt::DoubtReason;
 use crate::event::{EventKind, IncidentId, State};
 use crate::intervals::IntervalsStatus;
@@ -22,9 +23,11 @@ pub use crate::policy::question::Foresight;
 pub use crate::policy::waits::WaitStatus;
 use crate::store::{DeliveryId, StoreError, Token};
 
+mod candidates;
 mod receivers;
 mod rules;
 
+pub use candidates::{CandidatesAsk, CandidatesReport};
 pub use receivers::{BEHIND_AFTER, Health, ReceiverReport, TestBegun};
 pub use rules::{RuleStatus, RulesReport};
 
@@ -207,6 +210,9 @@ pub struct Status {
     /// Maintenance windows, in figures.
     #[serde(default)]
     pub maintenance: MaintenanceStatus,
+    /// How the controller's own drills go.
+    #[serde(default)]
+    pub canary: CanaryStatus,
     /// Assigned intervals, if there is a budget of beats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<IntervalsStatus>,
@@ -478,6 +484,12 @@ pub trait Control: Send + Sync {
 
     /// Ends a window before its time. `why`: in an operator's words.
     async fn end_window(&self, id: WindowId, why: String) -> Result<Arc<Window>, ControlError>;
+
+    /// The controller's own drills.
+    fn canary(&self) -> &Canary;
+
+    /// Who could take over from a host.
+    async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError>;
 
     /// Where each receiver stands, by name: those of the config, and others that the store has unfinished
     /// or dead deliveries for.

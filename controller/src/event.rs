@@ -173,13 +173,18 @@ pub enum EventKind {
     MaintenanceStarted,
     /// That is over: what waited is judged again.
     MaintenanceEnded,
-    /// An operator tries a receiver (`heartwatchctl receivers test`). Nothing happened; no rule names it.
+    /// The controller's own drill failed: it may not find, or not tell, what it should.
+    ControllerCanaryFailed,
+    /// It passes again.
+    ControllerCanaryPassed,
+    /// An operator tries a receiver (`heartwatchctl receivers test`), or a drill does. Nothing happened; no
+    /// rule names it.
     Test,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -213,6 +218,8 @@ impl EventKind {
         Self::IncidentEscalated,
         Self::MaintenanceStarted,
         Self::MaintenanceEnded,
+        Self::ControllerCanaryFailed,
+        Self::ControllerCanaryPassed,
         Self::Test,
     ];
 
@@ -247,6 +254,7 @@ impl EventKind {
                 | Self::HostSteady
                 | Self::HostSingle
                 | Self::MaintenanceEnded
+                | Self::ControllerCanaryPassed
                 | Self::DomainCalm
                 | Self::ControllerSighted
                 | Self::ControllerResumed
@@ -289,6 +297,8 @@ impl EventKind {
             Self::IncidentEscalated => "incident.escalated",
             Self::MaintenanceStarted => "maintenance.started",
             Self::MaintenanceEnded => "maintenance.ended",
+            Self::ControllerCanaryFailed => "controller.canary-failed",
+            Self::ControllerCanaryPassed => "controller.canary-passed",
             Self::Test => "heartwatch.test",
         }
     }

@@ -35,11 +35,13 @@
 //! | *token* | fencing number, rising per host; *dead letter*: a delivery that was given up |
 //! | *context* | calm or disturbed: whether a host's last beats came as usual |
 //! | *doubt* | the controller distrusts its own eyes; *blind*: for too long, so actions are held |
+//! | *canary* | a host inside the controller that falls silent on purpose; *drill*: when it does |
 //! | *watermark* | the instant before which everything that arrived has been read |
 //! | *epoch* | random number of one life of a controller, echoed by beats |
 
 pub mod api;
 pub mod app;
+pub mod canary;
 pub mod config;
 pub mod control;
 pub mod crash;

@@ -16,8 +16,9 @@ use super::types::{
     DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, WhyJson, cursor_text,
 };
 use crate::control::{FREEZE, Freeze, IMPORT_LEN_MAX, ImportHost, ImportReport};
-use crate::event::State as HostState;
-use crate::store::{Cursor, DeliveryFilter, DeliveryRow, READ_LEN_MAX};
+use crate::event::{EventKind, State as HostState};
+use crate::policy::parse_domain;
+use crate::store::{Cursor, DeliveryFilter, DeliveryRow, EventRow, READ_LEN_MAX};
 use crate::view::{Filter, HostView};
 
 /// Events of a host that `why` shows.
@@ -26,6 +27,10 @@ const WHY_EVENTS_MAX: usize = 200;
 const WHY_DELIVERIES_MAX: usize = 50;
 /// Reads of deliveries that `why` makes to reach the newest ones.
 const WHY_READS_MAX: usize = 20;
+/// Pages of the journal in which `why` looks for events of the host's failure domains.
+const WHY_AROUND_READS_MAX: usize = 3;
+/// Events of its failure domains that `why` shows.
+const WHY_AROUND_MAX: usize = 20;
 /// Longest name of an imported host, bytes: what a hello can carry.
 const NAME_LEN_MAX: usize = 255;
 /// Most labels of an imported host.
@@ -180,6 +185,61 @@ async fn newest_deliveries(api: &Api, host: HostId) -> Result<(Vec<DeliveryRow>,
     Ok((newest.into(), true))
 }
 
+/// What happened to a host's failure domains since its newest outage began: the newest, newest first. Looks
+/// through no more than [`WHY_AROUND_READS_MAX`] pages of the journal: in a storm of thousands that reaches
+/// what follows the host's fall, and not all that was said later.
+async fn around(
+    api: &Api,
+    events: &[EventRow],
+    labels: &BTreeMap<String, String>,
+) -> Result<Vec<EventRow>, Problem> {
+    let outage = events.iter().find_map(|e| e.incident);
+    let first = events.iter().rfind(|e| outage.is_some() && e.incident == outage);
+    let Some(first) = first else { return Ok(Vec::new()) };
+    let mut after = first.cursor;
+    let mut found = VecDeque::new();
+    for _ in 0..WHY_AROUND_READS_MAX {
+        let page = api.store.events(after, None, READ_LEN_MAX).await?;
+        let full = page.len() >= READ_LEN_MAX;
+        after = page.last().map_or(after, |e| e.cursor);
+        for event in page {
+            if event.host.is_none() && is_around(event.kind, &event.data, labels) {
+                found.push_front(event);
+                found.truncate(WHY_AROUND_MAX);
+            }
+        }
+        if !full {
+            break;
+        }
+    }
+    // Of an outage that is over, what happened since is another story.
+    let over = events
+        .iter()
+        .find(|e| e.incident == outage)
+        .filter(|e| matches!(e.kind, EventKind::HostRecovered | EventKind::HostLeft));
+    found.retain(|e| over.is_none_or(|over| e.cursor < over.cursor));
+    Ok(found.into())
+}
+
+/// Whether an event tells of a failure domain of a host with these labels.
+fn is_around(
+    kind: EventKind,
+    data: &serde_json::Map<String, serde_json::Value>,
+    labels: &BTreeMap<String, String>,
+) -> bool {
+    let told = matches!(
+        kind,
+        EventKind::DomainDown
+            | EventKind::DomainStorm
+            | EventKind::DomainCalm
+            | EventKind::HoldApproved
+            | EventKind::HoldRejected
+    );
+    let domain = data.get("domain").and_then(serde_json::Value::as_str);
+    let domain = domain.and_then(|name| parse_domain(name).ok());
+    told && domain.is_some_and(|d| d.iter().all(|(k, v)| labels.get(k) == Some(v)))
+}
+
 /// `GET /v1/hosts/{host}/why`
 pub(super) async fn why(
     State(api): State<Api>,
@@ -210,6 +270,7 @@ pub(super) async fn why(
     // Read last, so that the host is no older than its events.
     let windows = api.control.maintenance();
     let host = HostJson::new(&find(&api, &name)?, &windows, api.clock.now());
+    let around = around(&api, &events, &host.labels).await?;
     let incident = host.incident.map(|id| IncidentJson {
         id,
         opened_ms: events.iter().filter(|e| e.incident == Some(id)).map(|e| e.at_ms).min(),
@@ -228,6 +289,7 @@ pub(super) async fn why(
         pause: status.pause,
         hold,
         waits,
+        around: around.into_iter().map(EventJson::from).collect(),
     }))
 }
 

@@ -203,6 +203,7 @@ mod tests {
             created_ms: Wall(0),
             changed_ms: Wall(0),
             last_outcome: None,
+            placed: None,
         }
     }
 

@@ -118,7 +118,7 @@ impl Families {
         }
     }
 
-    fn counters<'a>(
+    pub(super) fn counters<'a>(
         &mut self,
         name: &str,
         help: &str,
@@ -172,6 +172,7 @@ fn families(s: &Snapshot<'_>) -> Vec<MetricFamily> {
     intervals(&mut f, s);
     super::holds::families(&mut f, s.status, s.now_ms);
     super::maintenance::families(&mut f, s.status);
+    super::drill::families(&mut f, &s.status.canary);
     shard_counters(&mut f, s.shards);
     shard_gauges(&mut f, s.shards);
     detection(&mut f, s.shards);

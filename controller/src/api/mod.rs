@@ -13,7 +13,11 @@
 //! | `GET /v1/rules` | each rule on one line, how many known hosts it means, what waits for it; what is odd about them |
 //! | `POST /v1/rules/test` | `{"host", "as": "down", "at_ms"}`: which rules would match, who would be told what and when; changes nothing |
 //! | `GET /v1/maintenance` | maintenance windows, the coming ones too |
+//! | `GET /v1/candidates?host=&same=&limit=` | who could take over from a host, least loaded first, and why others can't; `labels=zone=a,pool=web` instead of `host` |
 //! | `GET /v1/receivers` | where each receiver stands: health, backlog, the age of the oldest |
+//! | `GET /v1/drill` | how the controller's own drills go |
+//! | `POST /v1/drill` | ▲ holds one now, or joins the one that goes on: answers its number |
+//! | `POST /v1/canary` | where drills' own webhooks arrive; their signature is their pass |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
 //! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
@@ -56,8 +60,10 @@ use crate::metrics::ShardMetrics;
 use crate::store::Store;
 use crate::view::View;
 
+mod candidates;
 mod controller;
 mod deliveries;
+mod drill;
 mod events;
 mod extract;
 mod holds;
@@ -180,6 +186,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/rules/test", post(rules::test))
         .route("/v1/maintenance", get(maintenance::list).post(maintenance::add))
         .route("/v1/maintenance/{window}", delete(maintenance::end))
+        .route("/v1/drill", get(drill::status).post(drill::begin))
+        .route("/v1/canary", post(drill::arrive))
+        .route("/v1/candidates", get(candidates::list))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
         .route("/v1/status", get(controller::status))

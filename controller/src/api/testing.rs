@@ -14,15 +14,18 @@ use serde_json::{Map, Value, json};
 
 use super::types::{ConfigSummary, ReceiverSummary};
 use super::{ApiState, ApiToken, DeliveryMetricRow, router};
+use crate::canary::{Canary, CanaryStatus};
 use crate::control::{
-    Completion, Control, ControlError, Doubt, Foresight, Freeze, GuardStatus, Health, HoldKind,
-    HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, KnobsWhy, Maintenance,
-    MaintenanceStatus, Pause, ReceiverReport, Redrive, RedriveReport, RuleStatus, RulesReport,
-    Status, StormStatus, Target, TestBegun, WaitStatus, Window, WindowAdded, WindowId, Word,
+    CandidatesAsk, CandidatesReport, Completion, Control, ControlError, Doubt, Foresight, Freeze,
+    GuardStatus, Health, HoldKind, HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost,
+    ImportReport, KnobsWhy, Maintenance, MaintenanceStatus, Pause, ReceiverReport, Redrive,
+    RedriveReport, RuleStatus, RulesReport, Status, StormStatus, Target, TestBegun, WaitStatus,
+    Window, WindowAdded, WindowId, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
 use crate::intervals::{ClassStatus, IntervalsStatus};
+use crate::policy::placement::{Candidate, LeftOut, Placement};
 use crate::policy::question::{ReceiverForesight, RuleForesight};
 use crate::policy::review::Warning;
 use crate::policy::waits::WaitFor;
@@ -42,6 +45,7 @@ pub(crate) fn status() -> Status {
         hosts: BTreeMap::new(),
         shards: Vec::new(),
         doubts: Vec::new(),
+        canary: CanaryStatus::default(),
         pause: None,
         deliveries: BTreeMap::new(),
         events_waiting: 0,
@@ -136,12 +140,14 @@ pub(crate) fn delivery(id: u64, host: HostId, state: DeliveryState) -> DeliveryR
         created_ms: Wall(0),
         changed_ms: Wall(0),
         last_outcome: None,
+        placed: None,
     }
 }
 
 /// A controller that does what its fields say.
 #[derive(Default)]
 pub(crate) struct TestControl {
+    pub(crate) canary: Canary,
     pub(crate) not_ready: Mutex<Vec<String>>,
     pub(crate) pause: Mutex<Option<Pause>>,
     pub(crate) imported: Mutex<Vec<ImportHost>>,
@@ -258,6 +264,22 @@ impl Control for TestControl {
             Redrive::Dead { .. } => vec![DeliveryId(1)],
         };
         Ok(RedriveReport { redriven, ..RedriveReport::default() })
+    }
+
+    fn canary(&self) -> &Canary {
+        &self.canary
+    }
+
+    async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError> {
+        let load = heartwatch_common::load::LoadSample::UNKNOWN;
+        let candidate = Candidate::new(ask.failed, load);
+        let placement = Placement {
+            candidates: vec![candidate; ask.limit.min(2)],
+            looked_at: 3,
+            whole: true,
+            left_out: BTreeMap::from([(LeftOut::Suspect, 1)]),
+        };
+        Ok(CandidatesReport { same: ask.same.unwrap_or_default(), placement })
     }
 
     async fn holds(
@@ -495,6 +517,15 @@ impl Store for TestStore {
         _: HostId,
         _: crate::store::Receivers,
         _: Result<(), String>,
+        _: Wall,
+    ) -> Result<Vec<Due>, StoreError> {
+        unused()
+    }
+    async fn release_placed(
+        &self,
+        _: HostId,
+        _: Receivers,
+        _: Map<String, Value>,
         _: Wall,
     ) -> Result<Vec<Due>, StoreError> {
         unused()

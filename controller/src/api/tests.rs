@@ -214,6 +214,36 @@ async fn windows_are_opened_shown_with_their_hosts_and_ended() {
 }
 
 #[tokio::test]
+async fn who_could_take_over_is_told_of_a_host_or_of_labels() {
+    let world = World::new();
+    fleet(&world, 3);
+    let page = good(&world, "/v1/candidates?host=host-2&same=zone,pool&limit=1").await;
+    assert_eq!(
+        page["candidates"][0]["name"], "host-2",
+        "the stand-in answers who it was asked for"
+    );
+    assert_eq!(
+        (&page["same"], &page["left_out"]["suspect"]),
+        (&json!(["zone", "pool"]), &json!(1))
+    );
+    let page = good(&world, "/v1/candidates?labels=zone%3Da,pool%3Dweb").await;
+    assert_eq!(page["candidates"][1]["labels"], json!({"zone": "a", "pool": "web"}));
+    for (query, told) in [
+        ("", "either `host`"),
+        ("?host=host-1&labels=a%3Db", "either `host`"),
+        ("?labels=a", "write `labels=zone=a"),
+        ("?labels=a%3Db,a%3Dc", "two values"),
+        ("?host=host-1&limit=101", "from 1 to 100"),
+    ] {
+        let answer = get(&world, &format!("/v1/candidates{query}")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(answer.text().contains(told), "{query}: {}", answer.text());
+    }
+    let unknown = get(&world, "/v1/candidates?host=nobody").await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn pages_walk_every_host_once_while_hosts_come_and_go() {
     let world = World::new();
     fleet(&world, 30);

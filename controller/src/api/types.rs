@@ -261,6 +261,10 @@ pub struct WhyJson {
     /// What holds its order now, if something does.
     #[serde(default)]
     pub hold: Option<HoldStatus>,
+    /// What happened to its failure domains in its newest outage, and what operators said of their held
+    /// orders, newest first.
+    #[serde(default)]
+    pub around: Vec<EventJson>,
     /// What rules keep back from single receivers.
     #[serde(default)]
     pub waits: Vec<WaitStatus>,
@@ -315,6 +319,13 @@ pub struct WindowBody {
     pub by: String,
     /// Why: 1 to 500 characters.
     pub reason: String,
+}
+
+/// A drill that was begun, or joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillBegun {
+    /// Its number: it has ended when `last.number` of `GET /v1/drill` is no lower.
+    pub number: u64,
 }
 
 /// The body of a word on a held order.

@@ -4,6 +4,7 @@
 //! → API → "ready". Stop is the other way round: the API stops taking, shards stop telling, the policy
 //! writes what it decided, attempts under way end, the store is closed.
 
+mod canary;
 mod maintenance;
 mod memory;
 mod pacing;
@@ -27,6 +28,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
+use crate::canary::Canary;
 use crate::config::Config;
 use crate::crash;
 use crate::delivery::metrics::{DeliveryMetrics, ReceiverCounts};
@@ -155,7 +157,7 @@ impl App {
 
     /// The same, and records what arrives if there is a plan for it.
     pub async fn start_recording(
-        config: Config,
+        mut config: Config,
         clock: Arc<dyn Clock>,
         plan: Option<record::Plan>,
     ) -> Result<Self, AppError> {
@@ -182,6 +184,8 @@ impl App {
             source,
         })?;
 
+        let the_canary = Arc::new(Canary::default());
+        canary::add_receiver(&mut config, &the_canary, api_addr, &mut rng)?;
         let view = Arc::new(View::default());
         let knobs = Arc::new(config.knobs.clone());
         let assigned = Assigned::fixed(config.detector.interval, config.detector.ack_every);
@@ -211,7 +215,8 @@ impl App {
         }
         let labels = (&config.domain_labels, &*knobs);
         let author = Author { id: store.controller(), name: config.name.clone() };
-        let mut policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
+        let policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
+        let mut policy = policy.placing(config.placement);
         let status = Arc::new(DriverStatus::default());
         load_windows(&mut policy, &*store, &status, &*clock).await?;
         let known = load_registry(&*store, &view, labels, &mut policy, &*clock, count).await?;
@@ -282,6 +287,7 @@ impl App {
             knobs: Arc::clone(&knobs),
             news,
             announced_max: config.maintenance.announced_max,
+            canary: Arc::clone(&the_canary),
         };
         let driver = tokio::spawn(driver.run(notices_in, commands_in, driver_stopped, pause));
 
@@ -294,6 +300,20 @@ impl App {
             started,
             restart_grace: config.detector.restart_grace,
             clock: Arc::clone(&clock),
+        };
+        let drills = canary::Drills {
+            canary: Arc::clone(&the_canary),
+            config: config.canary.clone(),
+            keyring: Keyring::clone(&keyring),
+            epoch,
+            listen: listen[0],
+            shards: shards.clone(),
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            delivery: Arc::clone(&delivery),
+            commands: commands.clone(),
+            name: config.name.clone(),
+            clock: Arc::clone(&clock),
+            rng: StdRng::seed_from_u64(rng.random()),
         };
         let intervals = pacing::Shown::default();
         let running = Running {
@@ -314,6 +334,7 @@ impl App {
             knobs: Arc::clone(&knobs),
             intervals: pacing::Shown::clone(&intervals),
             window_max: config.maintenance.window_max,
+            canary: the_canary,
             delivery: Arc::clone(&delivery),
             rng: Mutex::new(StdRng::seed_from_u64(rng.random())),
         };
@@ -336,6 +357,7 @@ impl App {
         let mut background = vec![
             tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
             tokio::spawn(surroundings.watch()),
+            tokio::spawn(drills.run()),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
         background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));

@@ -21,7 +21,7 @@ impl Running {
         let known = self.delivery.receivers_status();
         let strangers = backlog.by_receiver.keys().map(|(name, _)| name);
         for name in known.keys().chain(strangers) {
-            if reports.contains_key(name) {
+            if reports.contains_key(name) || name == crate::canary::OWN_RECEIVER {
                 continue;
             }
             let count = |state| backlog.by_receiver.get(&(name.clone(), state)).copied();

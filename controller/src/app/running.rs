@@ -12,12 +12,13 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
+use crate::canary::Canary;
 use crate::config::Rule;
 use crate::control::{
-    Completion, Control, ControlError, Doubt, DoubtReason, FREEZE, Foresight, Freeze, HoldReport,
-    HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport, Maintenance, PAUSE_MAX, Pause,
-    ReceiverReport, Redrive, RedriveReport, RulesReport, ShardStatus, Status, Target, TestBegun,
-    WaitStatus, Window, WindowAdded, WindowId, Word,
+    CandidatesAsk, CandidatesReport, Completion, Control, ControlError, Doubt, DoubtReason, FREEZE,
+    Foresight, Freeze, HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport,
+    Maintenance, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport, RulesReport,
+    ShardStatus, Status, Target, TestBegun, WaitStatus, Window, WindowAdded, WindowId, Word,
 };
 use crate::delivery::DeliveryHandle;
 use crate::detector::knobs::AllKnobs;
@@ -97,6 +98,8 @@ pub(super) struct Running {
     pub(super) knobs: Arc<AllKnobs>,
     /// What intervals are assigned.
     pub(super) intervals: Shown,
+    /// The controller's own drills.
+    pub(super) canary: Arc<Canary>,
     /// What sends.
     pub(super) delivery: Arc<DeliveryHandle>,
     /// Longest maintenance window.
@@ -181,6 +184,7 @@ impl Control for Running {
             rows_waiting: self.driver.changed(),
             guard: self.driver.guard(),
             maintenance: self.maintenance_status(),
+            canary: self.canary.status(),
             intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -241,6 +245,7 @@ impl Control for Running {
                     .to_owned(),
             );
         }
+        reasons.extend(self.canary.status().failing());
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 
@@ -368,6 +373,14 @@ impl Control for Running {
 
     async fn end_window(&self, id: WindowId, why: String) -> Result<Arc<Window>, ControlError> {
         self.ask(|answer| Command::Maintenance(WindowAsk::End(id, why, answer))).await
+    }
+
+    fn canary(&self) -> &Canary {
+        &self.canary
+    }
+
+    async fn candidates(&self, ask: CandidatesAsk) -> Result<CandidatesReport, ControlError> {
+        self.ask(|answer| Command::Candidates(ask, answer)).await
     }
 
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {

@@ -277,6 +277,18 @@ impl Receiver {
 }
 
 impl RawReceiver {
+    /// The receiver on the controller's own API: it is there, or it is not worth waiting for.
+    pub(crate) fn own(url: String, secret_file: PathBuf) -> Self {
+        let minimal = "retry_base = \"100ms\"\nretry_cap = \"1s\"\ngive_up_after = \"1m\"";
+        let raw: Self = toml::from_str(minimal).expect("a test reads it");
+        Self { url: Some(url), secret_file: Some(secret_file), ..raw }
+    }
+
+    /// Checked already: this one is ours.
+    pub(crate) fn into_receiver(self, name: &str) -> Receiver {
+        self.check(name).expect("a test checks it")
+    }
+
     /// Fills in what is filled in only when its format is known.
     pub(super) fn fill(&mut self) {
         self.resend_every.get_or_insert(default::resend_every());

@@ -75,6 +75,10 @@ pub(super) enum Command {
     Rules(super::rules::Rules),
     /// Lists maintenance windows, opens one, or ends one.
     Maintenance(super::maintenance::Maintenance),
+    /// Tells who could take over from a host, least loaded first, and why others can't.
+    Candidates(super::candidates::Candidates),
+    /// Tests the whole way now: a canary inside the controller falls silent, and a test event is delivered.
+    Drill,
     /// Registers expected hosts from a file: a JSON array, JSON lines, or CSV `id,name,label=value;…`.
     Import {
         /// The file; `-` reads the standard input.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::{CompleteBody, SupposeBody, WindowBody, WordBody};
+use crate::api::types::{CompleteBody, DrillBegun, SupposeBody, WindowBody, WordBody};
 use crate::control::{
     HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun, Window, WindowAdded,
     WindowId,
@@ -26,7 +26,9 @@ mod error;
 mod query;
 
 pub use error::ClientError;
-pub use query::{DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery, IncidentsQuery};
+pub use query::{
+    CandidatesQuery, DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery, IncidentsQuery,
+};
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -215,6 +217,26 @@ impl Client {
         given(&mut pairs, "tail", query.tail);
         let timeout = TIMEOUT + query.wait.unwrap_or_default();
         self.answer(self.request(Method::GET, &["v1", "events"], &pairs).timeout(timeout)).await
+    }
+
+    /// `POST /v1/drill`
+    pub async fn drill(&self) -> Result<DrillBegun, ClientError> {
+        self.post(&["v1", "drill"], &json!({})).await
+    }
+
+    /// `GET /v1/drill`: a [`crate::canary::CanaryStatus`].
+    pub async fn canary(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "drill"], &Vec::new()).await
+    }
+
+    /// `GET /v1/candidates`: a [`crate::control::CandidatesReport`].
+    pub async fn candidates(&self, query: &CandidatesQuery) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "host", query.host.as_ref());
+        given(&mut pairs, "labels", query.labels.as_ref());
+        given(&mut pairs, "same", query.same.as_ref());
+        given(&mut pairs, "limit", query.limit);
+        self.get(&["v1", "candidates"], &pairs).await
     }
 
     /// `GET /v1/deliveries`: a [`crate::api::types::DeliveriesPage`].

@@ -115,8 +115,8 @@ pub(super) fn learned(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
         let on_time = (beats - late).max(0.0);
         writeln!(
             out,
-            "  Of {beats:.0} beats learned from (old ones count less), {on_time:.0} were on time. How \
-             late the others were, bars in powers of ten:"
+            "  Of {beats:.0} beats learned from (old ones count less), {on_time:.0} were on time.{}",
+            if late < 0.5 { "" } else { " How late the others were, bars in powers of ten:" }
         )?;
         histogram(out, "While calm", &d.overdue)?;
         histogram(out, "While disturbed", &d.overdue_disturbed)?;

@@ -13,7 +13,9 @@ use clap::error::ErrorKind;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 
 mod args;
+mod candidates;
 pub mod client;
+mod drill;
 mod holds;
 mod import;
 mod incidents;
@@ -25,6 +27,7 @@ mod receivers;
 mod remote;
 mod replay;
 mod rules;
+mod short;
 mod show;
 mod story;
 mod text;

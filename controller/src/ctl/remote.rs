@@ -41,6 +41,7 @@ pub(super) async fn execute(
         | Command::Freeze { .. }
         | Command::Unfreeze { .. }
         | Command::Pause(_)
+        | Command::Drill
         | Command::Backup { .. } => Some(token(&global.token_file)?),
         Command::Holds(holds) if holds.changes() => Some(token(&global.token_file)?),
         Command::Incidents(i) if i.changes() => Some(token(&global.token_file)?),
@@ -71,6 +72,8 @@ pub(super) async fn execute(
         Command::Incidents(args) => run.incidents(args).await,
         Command::Rules(args) => run.rules(args).await,
         Command::Maintenance(args) => run.maintenance(args).await,
+        Command::Drill => run.drill().await,
+        Command::Candidates(args) => run.candidates(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
         Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,

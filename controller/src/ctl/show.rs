@@ -14,7 +14,7 @@ use crate::intervals::IntervalsStatus;
 use heartwatch_common::time::Wall;
 
 /// What an event's line leaves to `why`.
-const BRIEF: [&str; 2] = ["evidence", "candidates"];
+const BRIEF: [&str; 3] = ["evidence", "candidates", "placement"];
 
 /// Where a host stands, with the cause.
 pub(super) fn state(host: &HostJson) -> String {

@@ -19,6 +19,7 @@ const VERDICTS_MAX: usize = 50;
 /// Tells the whole story.
 pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
     verdict(out, why)?;
+    super::short::write(out, why)?;
     writeln!(out, "\nHOW THE CONTROLLER KNOWS")?;
     match (&why.detector, &why.detector_error) {
         (Some(detector), _) => evidence(out, detector)?,
@@ -274,18 +275,26 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::IncidentEscalated, _) => {
             "nobody did it in time: the next receiver was turned to"
         }
+        (EventKind::ControllerCanaryFailed, _) => "the controller's own drill failed",
+        (EventKind::ControllerCanaryPassed, _) => "the controller's own drill passed again",
         (EventKind::Test, _) => "an operator tried a receiver",
     };
     writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;
     if let Some(reason) = event.data.get("reason").and_then(Value::as_str) {
         writeln!(out, "      reason: {}", clean(reason))?;
     }
-    let details = details(&event.data, &["reason"]);
+    // What the detector saw matters where it led to something.
+    let skipped = ["reason", "candidates", "placement", "evidence"];
+    let skipped = &skipped[..if event.kind.goes_on() { 3 } else { 4 }];
+    let details = details(&event.data, skipped);
     let token = event.token.map(|t| format!("fencing token {}", t.0));
     let more: Vec<String> =
         token.into_iter().chain((!details.is_empty()).then_some(details)).collect();
     if !more.is_empty() {
         writeln!(out, "      {}", more.join("; "))?;
+    }
+    if let Some(places) = super::candidates::sentence(&event.data) {
+        writeln!(out, "      {places}")?;
     }
     verdicts(out, event)
 }
@@ -327,6 +336,9 @@ fn carry(out: &mut dyn Write, d: &DeliveryJson) -> io::Result<()> {
     match &row.reason {
         Some(reason) => writeln!(out, ", because: {}", clean(reason))?,
         None => writeln!(out)?,
+    }
+    if let Some(places) = row.placed.as_ref().and_then(super::candidates::sentence) {
+        writeln!(out, "         judged again as it went; {places}")?;
     }
     for a in &d.attempt_log {
         let answer = match (&a.detail, a.status) {

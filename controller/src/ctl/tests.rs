@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use heartwatch_common::auth::create_secret_file;
 use heartwatch_common::id::HostId;
+use heartwatch_common::time::Wall;
 use serde_json::{Value, json};
 
 use super::*;
@@ -570,4 +571,71 @@ fn rules_are_listed_and_what_they_would_do_is_told() {
     assert!(chain(&error).contains("cannot be supposed"), "{}", chain(&error));
     let why = served.good(&["why", "host-2"]);
     assert!(why.contains("orchestrator is not told of host.down yet"), "{why}");
+}
+
+#[test]
+fn who_could_take_over_is_a_table_with_figures_and_reasons() {
+    let served = Served::new();
+    (0..3).for_each(|n| served.world.view.upsert(host_row(n, State::Alive), None));
+    let text = served.good(&["candidates", "host-2", "--same", "zone"]);
+    for told in
+        ["PROMISED", "host-2", "50%", "equal it in zone", "3 hosts looked at, all", "1  suspect"]
+    {
+        assert!(text.contains(told), "{told}\nis not in\n{text}");
+    }
+    let text = served.good(&["candidates", "--labels", "zone=a,pool=web"]);
+    assert!(text.contains("pool=web,zone=a") && text.contains("no rule"), "{text}");
+    assert_eq!(served.json(&["candidates", "host-1"])["looked_at"], 3);
+    for bad in [&["candidates"][..], &["candidates", "h", "--labels", "a=b"]] {
+        assert_eq!(command(bad).unwrap_err().exit_code(), EXIT_USAGE);
+    }
+}
+
+#[test]
+fn an_outage_is_told_in_short_with_its_storm_and_who_let_its_failover_go() {
+    let mut why = fixture();
+    let domain = |n: u64, kind: &str, reason: &str| {
+        json!({"cursor": format!("c{n}"), "id": format!("018f0000-0000-7000-8000-0000000000{n:02}"),
+               "type": kind, "at_ms": 1_769_860_800_000_u64 + n * 100, "host": null, "incident": null,
+               "token": null, "data": {"domain": "zone=a", "silent": 7, "reason": reason}})
+    };
+    why.around = vec![
+        serde_json::from_value(domain(9, "hold.approved", "ann approved 7 held orders")).unwrap(),
+        serde_json::from_value(domain(3, "domain.down", "all are silent")).unwrap(),
+    ];
+    let held = json!([{"receiver": "orchestrator", "rule": "all", "verdict": "hold", "reason": "storm in zone=a"}]);
+    why.events[0].data.insert("verdicts".to_owned(), held);
+    let placed = json!({"candidates": [{"name": "web-2", "load_score": 120}],
+                        "placed_again_ms": 1_769_860_801_000_u64});
+    let order = &mut why.deliveries[0].delivery;
+    order.placed = placed.as_object().cloned();
+    order.state = DeliveryState::Delivered;
+    order.changed_ms = Wall(1_769_860_801_500);
+    let mut out = Vec::new();
+    story::write(&mut out, &why).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let wanted = [
+        "IN SHORT: ITS PRESENT OUTAGE",
+        "11:59:59.000  Nothing was heard of it, longer than usual",
+        "12:00:00.250  Its machine answered, but its agent was gone",
+        "Its failover was held back: storm in zone=a.",
+        "12:00:00.300  All 7 hosts of zone=a were silent",
+        "12:00:00.900  ann approved 7 held orders.",
+        "12:00:01.000  It was still true, so its failover was let go; could take over, the least loaded first: \
+         web-2 (load 12%).",
+        "12:00:01.500  Its failover was delivered: orchestrator took it, after 1 try.",
+        "12:03:00.000  Now: it is down for 2m 59s.",
+        "HOW THE CONTROLLER KNOWS",
+        "judged again as it went",
+    ];
+    let mut at = 0;
+    for line in wanted {
+        let found = text[at..].find(line).unwrap_or_else(|| panic!("`{line}` is not in\n{text}"));
+        at += found + line.len();
+    }
+    // Nothing is told of a host that was always well.
+    why.events.clear();
+    let mut out = Vec::new();
+    story::write(&mut out, &why).unwrap();
+    assert!(!String::from_utf8(out).unwrap().contains("IN SHORT"));
 }

@@ -68,6 +68,11 @@ pub(super) fn percent(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.0}%", r * 100.0))
 }
 
+/// Points of load, 0 to 1000, as per cent.
+pub(super) fn points(points: u16) -> String {
+    percent(Some(f64::from(points) / 1_000.0))
+}
+
 /// Parts per million as per cent.
 pub(super) fn ppm(ppm: u64) -> String {
     format!("{:.2}%", ppm as f64 / 10_000.0)

@@ -152,7 +152,11 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
         }
         EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
         EventKind::HostUnfrozen => put("frozen_ms", Value::Null),
-        kind if is_action(kind) => put("candidates", json!([])),
+        kind if is_action(kind) => {
+            let left_out = json!({ "suspect": 1 });
+            put("candidates", json!([]));
+            put("placement", json!({ "looked_at": 1, "whole": true, "left_out": left_out }));
+        }
         _ => {}
     }
     put("verdicts", json!([]));

@@ -171,10 +171,36 @@ impl Domains {
         path
     }
 
+    fn known_child(&self, parent: DomainId, label: u16, value: &str) -> Option<DomainId> {
+        self.get(parent)?.children.get(&label)?.get(value).copied()
+    }
+
+    /// Whether a host with these labels lies in a domain, other than the fleet, of which this is true.
+    /// Domains in which nothing is are not made for it.
+    pub(super) fn any_of(
+        &self,
+        labels: &BTreeMap<String, String>,
+        is: impl Fn(DomainId) -> bool,
+    ) -> bool {
+        self.trees.iter().any(|tree| {
+            let mut at = DomainId::FLEET;
+            let values = tree
+                .iter()
+                .filter_map(|label| Some((*label, labels.get(&self.labels[usize::from(*label)])?)));
+            for (label, value) in values {
+                let Some(child) = self.known_child(at, label, value) else { return false };
+                if is(child) {
+                    return true;
+                }
+                at = child;
+            }
+            false
+        })
+    }
+
     fn child(&mut self, parent: DomainId, label: u16, value: &str) -> Option<DomainId> {
-        let known = self.get(parent)?.children.get(&label).and_then(|by_value| by_value.get(value));
-        if let Some(known) = known {
-            return Some(*known);
+        if let Some(known) = self.known_child(parent, label, value) {
+            return Some(known);
         }
         if self.full || self.len() >= DOMAINS_MAX {
             self.full = true;

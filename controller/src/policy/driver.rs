@@ -21,15 +21,18 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, Wall};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guard::GuardStatus;
 use super::maintenance::Maintenance;
-use super::placement::{Candidate, LOOKED_AT_MAX, Ranking};
+use super::placement::{Depth, Wanted, find};
 use super::queue::{self, Queue};
 use super::{Order, Policy, is_followed, new_row, order_of};
+use crate::canary::{CANARY, Canary};
 use crate::control::{
-    Completion, ControlError, ImportHost, ImportReport, Pause, Redrive, RedriveReport,
+    CandidatesAsk, CandidatesReport, Completion, ControlError, ImportHost, ImportReport, Pause,
+    Redrive, RedriveReport,
 };
 use crate::crash;
 use crate::delivery::{DeliveryHandle, News};
@@ -44,11 +47,12 @@ use crate::store::{
     Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
     Receivers, Store, StoreError,
 };
-use crate::view::{Live, LiveId, View};
+use crate::view::{LiveId, View};
 use windows::Scans;
 
 mod follow;
 mod holds;
+mod places;
 mod rules;
 mod windows;
 
@@ -91,6 +95,10 @@ pub enum Command {
     Rules(AskRules),
     /// About maintenance windows.
     Maintenance(WindowAsk),
+    /// Tell of the controller itself.
+    Tell(EventKind, String),
+    /// Who could take over.
+    Candidates(CandidatesAsk, oneshot::Sender<Result<CandidatesReport, ControlError>>),
 }
 
 /// Something to be written, in order; [`Work::Done`] says so to whoever waits for it.
@@ -176,6 +184,8 @@ pub struct Driver {
     pub news: (News, mpsc::Receiver<HostId>),
     /// Longest maintenance that a host may announce for itself; zero: none is heeded.
     pub announced_max: Duration,
+    /// What is seen of the canary goes there, and nowhere else.
+    pub canary: Arc<Canary>,
 }
 
 struct Running {
@@ -312,6 +322,12 @@ impl Running {
     }
 
     fn hear(&mut self, notice: Notice) {
+        if notice.host() == Some(CANARY) {
+            if let Notice::Turn(turn) = &notice {
+                self.d.canary.turned(turn.state, self.d.clock.now());
+            }
+            return;
+        }
         match notice {
             Notice::Facts(facts) => self.facts(*facts),
             Notice::Turn(turn) => self.turn(&turn),
@@ -365,8 +381,7 @@ impl Running {
         }
         let (view, row) = (&self.d.view, &known.row);
         let seed = self.rng.random();
-        let windows = self.d.status.maintenance();
-        let candidates = |same: &[String]| candidates(view, &windows, row, same, seed);
+        let candidates = |wanted: &Wanted<'_>| find(&**view, wanted, Depth::ORDER, seed);
         let decision = self.d.policy.take(row, turn, at, candidates, &mut self.rng);
         let changed = decision.row != *row;
         if changed {
@@ -524,6 +539,13 @@ impl Running {
             }
             Command::Rules(ask) => self.answer_of_rules(ask),
             Command::Maintenance(ask) => self.answer_window(ask),
+            Command::Tell(kind, reason) => {
+                let wall = self.d.clock.wall();
+                let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
+                log::warn!("{kind}: {reason}");
+                self.work.push(Work::Event(Box::new(event)));
+            }
+            Command::Candidates(ask, answer) => drop(answer.send(Ok(self.candidates(&ask)))),
         }
         self.follow_orders();
     }
@@ -710,20 +732,23 @@ impl Writer {
             Work::Keep(key, value) => {
                 self.insist(seed, || self.store.put(&key, value.clone())).await?;
             }
-            Work::Release(host, but) => {
+            Work::Release(host, but, places) => {
                 let which = if but.is_empty() { Receivers::All } else { Receivers::AllBut(but) };
                 let row = self.view.get(host).map(|h| h.row);
                 let incident = row.as_ref().and_then(|r| r.incident);
                 let verdict = Policy::rejudge(row.as_ref(), order_of(row.as_ref()), incident);
-                self.release(host, which, verdict, seed).await?;
+                self.release(host, which, verdict, places, seed).await?;
             }
-            Work::Part(part) => {
+            Work::Part(part, places) => {
                 let row = self.view.get(part.host).map(|h| h.row);
                 let still = || Policy::rejudge(row.as_ref(), part.kind, part.incident);
                 let verdict = part.go.clone().and_then(|()| still());
-                self.release(part.host, Receivers::Only(part.receiver), verdict, seed).await?;
+                let which = Receivers::Only(part.receiver);
+                self.release(part.host, which, verdict, places, seed).await?;
             }
-            Work::Cancel(host, why) => self.release(host, Receivers::All, Err(why), seed).await?,
+            Work::Cancel(host, why) => {
+                self.release(host, Receivers::All, Err(why), None, seed).await?
+            }
             Work::Done(done) => drop(done.send(())),
             Work::Event(_) | Work::Rows(_) => {}
         }
@@ -731,18 +756,27 @@ impl Writer {
     }
 
     /// Lets go, or cancels, what is held of a host: as it was judged against how it stands now, not when it
-    /// was held.
+    /// was held. What goes names `places`.
     async fn release(
         &self,
         host: HostId,
         which: Receivers,
         verdict: Result<(), String>,
+        places: Option<Map<String, Value>>,
         seed: u64,
     ) -> Result<(), StoreError> {
         crash::pass("release");
         let at = self.clock.wall();
-        let write = || self.store.release(host, which.clone(), verdict.clone(), at);
-        let due = self.insist(seed, write).await?;
+        let due = match (verdict, places) {
+            (Ok(()), Some(places)) => {
+                let write = || self.store.release_placed(host, which.clone(), places.clone(), at);
+                self.insist(seed, write).await?
+            }
+            (verdict, _) => {
+                let write = || self.store.release(host, which.clone(), verdict.clone(), at);
+                self.insist(seed, write).await?
+            }
+        };
         self.delivery.wake(due.unwrap_or_default());
         self.news.tell(host);
         Ok(())
@@ -788,31 +822,6 @@ impl Writer {
             }
         }
     }
-}
-
-/// Least loaded hosts that could take over.
-fn candidates(
-    view: &View,
-    windows: &Maintenance,
-    failed: &HostRow,
-    same: &[String],
-    seed: u64,
-) -> Vec<Candidate> {
-    let mut ranking = Ranking::default();
-    let mut seen = Vec::new();
-    view.pool(failed, same, LOOKED_AT_MAX, seed, |id, live: Live| seen.push((id, live.load)));
-    // Not while the pool is looked through: that holds the registry's lock.
-    let in_maintenance = |id| {
-        windows.open_len() > 0
-            && view.get(id).is_none_or(|h| windows.cover(id, &h.row.labels).is_some())
-    };
-    for (id, load) in seen {
-        if !in_maintenance(id) {
-            ranking.consider(id, load);
-        }
-    }
-    let found = ranking.finish();
-    found.filter_map(|(id, load)| Some(Candidate::new(view.get(id)?.row, load))).collect()
 }
 
 /// What a shard needs to know of a registered host.

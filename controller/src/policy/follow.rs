@@ -7,7 +7,7 @@ use rand::Rng;
 use serde_json::{Map, Value, json};
 
 use super::courses::{Reported, Route, Stage, Step};
-use super::placement::Candidate;
+use super::placement::{Placement, Wanted};
 use super::rules::Subject;
 use super::{Policy, order_of, rules};
 use crate::event::{EventKind, IncidentId};
@@ -52,13 +52,13 @@ impl Policy {
     /// What a step of a course journals. `None`: what it was about is no longer true. `candidates` answers
     /// who could take over; it is asked for orders only.
     pub fn follow<R: Rng + ?Sized>(
-        &self,
+        &mut self,
         row: &HostRow,
         incident: IncidentId,
         rule: &str,
         step: &Step,
         at: Wall,
-        candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
+        candidates: impl FnOnce(&Wanted<'_>) -> Placement,
         rng: &mut R,
     ) -> Option<NewEvent> {
         let kind = order_of(Some(row));
@@ -74,7 +74,9 @@ impl Policy {
                 let mut event = self.beside(kind, row, told, extra, at, rng);
                 let same = self.rules.iter().find(|r| r.name == rule);
                 let same = same.map(|r| r.candidates_same.clone()).unwrap_or_default();
-                event.data.insert("candidates".to_owned(), json!(candidates(&same)));
+                let placement = self.place(row, &same, candidates);
+                self.promise(&placement);
+                placement.write(&mut event.data);
                 let verdicts: Vec<Value> = receivers
                     .iter()
                     .map(|r| json!({ "receiver": r, "rule": rule, "verdict": "act" }))

@@ -200,6 +200,16 @@ impl Guard {
         self.now
     }
 
+    /// Labels that make failure domains.
+    pub(super) fn trees(&self) -> &[Vec<String>] {
+        &self.config.trees
+    }
+
+    /// Whether a host with these labels lies in a domain, other than the fleet, that is in a storm.
+    pub(super) fn is_stormy_place(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.storms.is_empty() && self.domains.any_of(labels, |id| self.storms.contains_key(&id))
+    }
+
     /// The controller's own reason to act upon nothing, or none any more.
     pub(super) fn set_own(&mut self, own: Option<String>) {
         self.own = own;

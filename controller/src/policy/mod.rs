@@ -25,6 +25,7 @@ pub mod holds;
 pub mod hours;
 pub mod maintenance;
 pub mod placement;
+mod places;
 pub mod question;
 pub mod queue;
 pub mod review;
@@ -43,7 +44,7 @@ use rand::Rng;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::{GuardConfig, Rule};
+use crate::config::{GuardConfig, PlacementConfig, Rule};
 use crate::control::Pause;
 use crate::detector::host::{Evidence, Transition, Turn};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
@@ -51,7 +52,8 @@ use crate::store::{Audience, HostRow, NewDelivery, NewEvent, Settle};
 pub use domains::{DOMAINS_MAX, parse_name as parse_domain};
 pub use flaps::FLAPS_MAX;
 use guard::Guard;
-use placement::Candidate;
+use placement::{Placement, Wanted};
+use places::Places;
 use rules::{Choice, Subject};
 use tally::{Opinion, Tally};
 use waiting::Fall;
@@ -129,6 +131,7 @@ pub struct Policy {
     waits: Waits,
     /// Whom the guard has let go last, and when: at one moment it is asked once.
     passed: Option<(HostId, Instant)>,
+    places: Places,
     /// Events beside those that turns bring about.
     also: Vec<NewEvent>,
     /// What waited and is decided.
@@ -224,6 +227,7 @@ impl Policy {
             blind: BTreeSet::new(),
             tally: Tally::new(1),
             guard: Guard::new(guard),
+            places: Places::new(PlacementConfig::default()),
             also: Vec::new(),
         }
     }
@@ -272,13 +276,13 @@ impl Policy {
     }
 
     /// Takes a shard's opinion about a host whose recorded row is `row`. `candidates` answers who could
-    /// take over under a rule's conditions; it is asked only for actions that a rule names.
+    /// take over; it is asked only for actions that a rule names.
     pub fn take<R: Rng + ?Sized>(
         &mut self,
         row: &HostRow,
         transition: &Transition,
         at: Wall,
-        candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
+        candidates: impl FnOnce(&Wanted<'_>) -> Placement,
         rng: &mut R,
     ) -> Decision {
         let opinion = Opinion {
@@ -376,7 +380,7 @@ impl Policy {
         story: Story,
         told: Told,
         at: Wall,
-        candidates: impl FnOnce(&[String]) -> Vec<Candidate>,
+        candidates: impl FnOnce(&Wanted<'_>) -> Placement,
         rng: &mut R,
     ) -> NewEvent {
         let incident = match story.incident {
@@ -414,6 +418,11 @@ impl Policy {
         } else {
             self.settle_waits(row, &Settle::Nothing, &[]);
         }
+        let goes = is_action(kind)
+            && told == Told::All
+            && choices
+                .iter()
+                .any(|c| c.verdict.disposition == Disposition::Act && !self.rules[c.rule].always);
         let verdicts = verdicts(choices);
         let mut data = self.describe(row, incident, &story);
         let evidence = serde_json::to_value(transition.evidence).unwrap_or(Value::Null);
@@ -421,12 +430,13 @@ impl Policy {
         data.extend(story.extra);
         // A dry run names them too: it is to show what would be sent.
         if is_action(story.kind) && !verdicts.is_empty() {
-            let of = Subject { kind, labels: Some(&row.labels), from: Some(before.state) };
-            let same = rules::matching(&self.rules, of)
-                .find(|(_, r)| !r.candidates_same.is_empty())
-                .map(|(_, r)| r.candidates_same.clone())
-                .unwrap_or_default();
-            data.insert("candidates".to_owned(), json!(candidates(&same)));
+            let same = self.candidates_same(story.kind, &row.labels);
+            let placement = self.place(row, &same, candidates);
+            // What is held, or only an alert, takes nobody's place.
+            if goes {
+                self.promise(&placement);
+            }
+            placement.write(&mut data);
         }
         data.insert("verdicts".to_owned(), json!(verdicts));
         NewEvent {

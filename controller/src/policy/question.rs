@@ -15,6 +15,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
+use super::placement::Placement;
 use super::rules::Subject;
 use super::waits::{WaitFor, WaitStatus};
 use super::{Order, Policy};
@@ -149,7 +150,7 @@ impl Policy {
             evidence: Evidence::default(),
         };
         let mut rng = StdRng::seed_from_u64(0);
-        let decision = copy.take(&before, &transition, at, |_| Vec::new(), &mut rng);
+        let decision = copy.take(&before, &transition, at, |_| Placement::default(), &mut rng);
         let mut foresight = Foresight {
             host: host.id,
             name: host.name.clone(),

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use heartwatch_common::id::HostId;
+use serde_json::{Map, Value};
 
 use super::Part;
 use crate::store::{HostRow, NewEvent, READ_LEN_MAX, RECORD_LEN_MAX};
@@ -29,10 +30,11 @@ pub(super) enum Work<D> {
     /// Rows that somebody waits for.
     Rows(Vec<HostRow>),
     Forget(HostId, Box<NewEvent>),
-    /// Judge what is held of a host, but for these receivers, against how it stands now.
-    Release(HostId, Vec<String>),
+    /// Judge what is held of a host, but for these receivers, against how it stands now; what goes names
+    /// these candidates.
+    Release(HostId, Vec<String>, Option<Map<String, Value>>),
     /// The same of what a rule kept back from one receiver.
-    Part(Box<Part>),
+    Part(Box<Part>, Option<Map<String, Value>>),
     /// Cancel what is held of a host.
     Cancel(HostId, String),
     Put(&'static str, Option<String>),
@@ -49,7 +51,7 @@ impl<D> Work<D> {
             Self::Forget(host, _) => (Some(*host), &[][..]),
             Self::Rows(rows) => (None, rows.as_slice()),
             Self::Release(..)
-            | Self::Part(_)
+            | Self::Part(..)
             | Self::Cancel(..)
             | Self::Put(..)
             | Self::Keep(..)

@@ -47,7 +47,7 @@ fn take(p: &mut Policy, row: &HostRow, t: Transition) -> Decision {
     static SEED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let seed = SEED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let mut rng = StdRng::seed_from_u64(seed);
-    p.take(row, &t, Wall(1_000), |_| Vec::new(), &mut rng)
+    p.take(row, &t, Wall(1_000), |_| Placement::default(), &mut rng)
 }
 
 const SUSPECT: (Turn, State) = (Turn::Suspect, State::Suspect);
@@ -487,9 +487,9 @@ fn candidates_are_looked_for_if_a_rule_names_the_order_be_it_a_dry_run() {
         let (mut policy, mut looks) = (Policy::new(author, rules), 0);
         let down = turn(DOWN.0, DOWN.1, 5);
         let mut rng = StdRng::seed_from_u64(1);
-        let look = |_: &[String]| {
+        let look = |_: &Wanted<'_>| {
             looks += 1;
-            Vec::new()
+            Placement::default()
         };
         let decision = policy.take(&row(State::Suspect), &down, Wall(1_000), look, &mut rng);
         let event = decision.event.expect("a fall is journaled whoever is told");

@@ -69,6 +69,18 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// About which host; `None`: about a shard.
+    pub fn host(&self) -> Option<HostId> {
+        match self {
+            Self::Facts(facts) => Some(facts.host),
+            Self::Turn(turn) => Some(turn.host),
+            Self::Moved { host, .. } => Some(*host),
+            Self::Blind { .. } => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Waiting {
     facts: Option<Box<Facts>>,

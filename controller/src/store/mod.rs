@@ -312,6 +312,9 @@ pub struct DeliveryRow {
     pub changed_ms: Wall,
     /// How the last attempt ended, for people.
     pub last_outcome: Option<String>,
+    /// What it says in place of its event's `data`: the candidates of the moment when a held order went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placed: Option<Map<String, Value>>,
 }
 
 /// The answer to [`Store::begin_attempt`].
@@ -511,6 +514,16 @@ pub trait Store: Send + Sync {
         host: HostId,
         which: Receivers,
         verdict: Result<(), String>,
+        at: Wall,
+    ) -> Result<Vec<Due>, StoreError>;
+
+    /// The same, and they say this in place of those members of their event's `data`. Deliveries of the event
+    /// that were not held say what they said.
+    async fn release_placed(
+        &self,
+        host: HostId,
+        which: Receivers,
+        data: Map<String, Value>,
         at: Wall,
     ) -> Result<Vec<Due>, StoreError>;
 

@@ -28,6 +28,7 @@ mod files;
 mod journal;
 mod leaves;
 mod outbox;
+mod placed;
 mod prune;
 mod read;
 mod rows;
@@ -43,6 +44,7 @@ use heartwatch_common::id::{ControllerId, HostId};
 use heartwatch_common::time::Wall;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+use serde_json::{Map, Value};
 
 pub use backup::restore;
 pub use files::{DB_FILE, EPOCH_FILE, LOCK_FILE};
@@ -242,6 +244,17 @@ impl Db {
         at: Wall,
     ) -> Result<Vec<Due>, StoreError> {
         self.atomically(|c| outbox::release(c, host, which, verdict, at))
+    }
+
+    /// See [`Store::release_placed`](super::Store::release_placed).
+    pub fn release_placed(
+        &self,
+        host: HostId,
+        which: &Receivers,
+        data: &Map<String, Value>,
+        at: Wall,
+    ) -> Result<Vec<Due>, StoreError> {
+        self.atomically(|c| placed::release(c, host, which, data, at))
     }
 
     /// See [`Store::held_hosts`](super::Store::held_hosts).

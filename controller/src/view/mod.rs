@@ -30,6 +30,7 @@ use hashbrown::DefaultHashBuilder;
 use heartwatch_common::id::HostId;
 
 use crate::event::State;
+use crate::policy::placement::{Draw, Pool, Seen};
 use crate::store::HostRow;
 pub use filter::Filter;
 use filter::Sieve;
@@ -37,7 +38,7 @@ use index::Index;
 use labels::LabelSets;
 pub use live::{Live, LiveId, LiveTable};
 use names::Name;
-use rows::Rows;
+use rows::{Rows, Tag};
 use texts::{Sym, Texts};
 
 /// Most hosts that one page holds.
@@ -259,39 +260,55 @@ impl View {
         seed: u64,
         mut f: impl FnMut(HostId, Live),
     ) {
+        let draw = Draw { picks: most, seed };
+        self.members(host, same, most, draw, |id, tag, live| {
+            if tag.state() == Some(State::Alive) && !tag.duplicate() {
+                f(id, live);
+            }
+        });
+    }
+
+    /// Hosts other than `host` that equal it in the labels named `same`: all of them, and answers true, if
+    /// their label sets have `whole_max` members or fewer; else so many are drawn, some perhaps twice. Label
+    /// sets are drawn evenly, then a member of one: hosts of small sets are drawn more often.
+    fn members(
+        &self,
+        host: &HostRow,
+        same: &[String],
+        whole_max: usize,
+        Draw { picks, seed }: Draw,
+        mut f: impl FnMut(HostId, Tag, Live),
+    ) -> bool {
         let registry = self.read();
-        let Some(sets) = self.pool_sets(&registry, host, same) else { return };
+        let Some(sets) = self.pool_sets(&registry, host, same) else { return true };
         let mut look = |slot: u32, set: u32| {
-            let tag = registry.rows.tag(slot);
-            let fits = tag.state() == Some(State::Alive)
-                && !tag.duplicate()
-                && registry.rows.has_set(slot, set)
-                && registry.rows.id(slot) != host.id;
-            if fits {
-                f(registry.rows.id(slot), self.live.get(registry.rows.live(slot)));
+            let id = registry.rows.id(slot);
+            if registry.rows.has_set(slot, set) && id != host.id {
+                f(id, registry.rows.tag(slot), self.live.get(registry.rows.live(slot)));
             }
         };
         let mut total = 0;
         let small = sets.iter().all(|set| {
             total += registry.sets.members(*set).len();
-            total <= most
+            total <= whole_max
         });
         if small {
             for set in sets.iter() {
                 registry.sets.members(*set).iter().for_each(|slot| look(*slot, *set));
             }
-            return;
+            return true;
         }
         let mut state = seed;
         let mut draw = |below: usize| {
             state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
             ((u128::from(mix(state)) * below as u128) >> 64) as usize
         };
-        for _ in 0..most {
+        for _ in 0..picks {
             let set = sets[draw(sets.len())];
             let members = registry.sets.members(set);
             look(members[draw(members.len())], set);
         }
+        false
     }
 
     fn pool_sets(
@@ -356,6 +373,26 @@ impl View {
     /// The number of the last change.
     pub fn change(&self) -> u64 {
         self.read().change
+    }
+}
+
+impl Pool for View {
+    fn look(
+        &self,
+        failed: &HostRow,
+        same: &[String],
+        whole_max: usize,
+        draw: Draw,
+        seen: &mut dyn FnMut(Seen),
+    ) -> bool {
+        self.members(failed, same, whole_max, draw, |id, tag, live| {
+            let Some(state) = tag.state() else { return };
+            seen(Seen { id, state, duplicate: tag.duplicate(), load: live.load });
+        })
+    }
+
+    fn row(&self, id: HostId) -> Option<HostRow> {
+        self.get(id).map(|host| host.row)
     }
 }
 

@@ -8,7 +8,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::event::{Cause, IncidentId};
-use crate::policy::placement::fits;
+use crate::policy::placement::{Draw, Pool, Seen};
 
 fn row(n: u8, state: State, zone: &str) -> HostRow {
     HostRow {
@@ -261,8 +261,20 @@ fn check(
         view.pool(failed, &same, 1_000, 0, |id, _| {
             found.insert(id);
         });
-        let fitting = oracle.rows().filter(|r| fits(r, failed, &same));
+        let pool = oracle.rows().filter(|r| {
+            let equal = |label: &String| r.labels.get(label) == failed.labels.get(label);
+            r.id != failed.id && same.iter().all(equal)
+        });
+        let pool: Vec<&HostRow> = pool.collect();
+        let fitting = pool.iter().filter(|r| r.state == State::Alive && !r.duplicate);
         prop_assert_eq!(found, fitting.map(|r| r.id).collect::<BTreeSet<_>>());
+        let mut seen = BTreeSet::new();
+        let draw = Draw { picks: 1, seed: 0 };
+        let whole = view.look(failed, &same, 1_000, draw, &mut |s: Seen| {
+            seen.insert((s.id, s.state, s.duplicate));
+        });
+        let all: BTreeSet<_> = pool.iter().map(|r| (r.id, r.state, r.duplicate)).collect();
+        prop_assert!(whole && seen == all);
     }
     Ok(())
 }

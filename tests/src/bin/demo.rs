@@ -1,9 +1,9 @@
-//! The story of Heartwatch in half a minute, told by real processes on this machine.
+//! The story of Heartwatch in two acts, told by real processes on this machine.
 //!
 //! Five agents beat to a controller. One is killed: it is suspected, probed, declared down, and a signed
 //! webhook asks for its work to be failed over. It comes back: the recovery webhook carries a higher
-//! token. Another one is stopped politely: no failover. Whatever goes otherwise ends the demo with a
-//! non-zero exit, what was expected, what was seen, and the logs.
+//! token. Another one is stopped politely: no failover. Then a whole rack goes dark ([`rack`]). Whatever goes
+//! otherwise ends the demo with a non-zero exit, what was expected, what was seen, and the logs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,12 +17,15 @@ use heartwatch_tests::world::{
 };
 use serde_json::Value;
 
+#[path = "demo/rack.rs"]
+mod rack;
+
 /// How long each step may take at most; it takes a second or three.
 const STEP_MAX: Duration = Duration::from_secs(20);
 /// How long a polite leave is watched for a failover that must not come.
 const LEAVE_WATCH: Duration = Duration::from_secs(5);
 
-/// Five agents, a crash, a failover, a recovery, a polite goodbye.
+/// Five agents, a crash, a failover, a recovery, a polite goodbye; then a rack of eight goes dark.
 #[derive(Parser)]
 struct Args {
     /// Leave everything running at the end, until Ctrl-C.
@@ -112,15 +115,18 @@ impl Demo<'_> {
         self.chapter("web-2 is stopped politely: SIGTERM.");
         self.leave(&controller, &receiver, leaver).await?;
 
+        let (cast, outcome) = self.rack(&controller, &receiver).await?;
+
         self.chapter("The fleet in the end, and the sums.");
         println!("{}", indent(&controller.ctl(&["hosts"])?.ok()?));
-        self.sum_up(&controller, &receiver, &crash, &recovered).await?;
+        self.sum_up(&controller, &receiver, (&crash, &recovered), &outcome).await?;
         if keep {
             self.keep_running(&controller).await?;
         }
         for agent in &mut agents {
             agent.process()?.stop(STEP_MAX).await?;
         }
+        cast.end().await?;
         let mut controller = controller;
         controller.stop().await?;
         self.say("all stopped; the demo went as it should");
@@ -143,7 +149,10 @@ impl Demo<'_> {
             // By default a lost agent on a host that still answers is an alert and no more. Here all
             // hosts are this machine, whose kernel always answers, so this rule acts on it.
             .rule_with("failover", &failover, &["orchestrator"], "candidates_same = [\"pool\"]")
-            .rule("tell", &["host.suspect", "host.left"], &["orchestrator"])
+            .rule("tell", &["host.suspect", "host.left", "domain.down"], &["orchestrator"])
+            // Here a host's work is all that another can bear, so that no two go to one.
+            .top("placement.reserve_load = 1.0")
+            .top("placement.load_max = 1.0")
             .start()
             .await?;
         self.say(&format!(
@@ -293,8 +302,8 @@ impl Demo<'_> {
         &self,
         controller: &Controller,
         receiver: &Receiver,
-        crash: &Crash,
-        recovered: &Call,
+        (crash, recovered): (&Crash, &Call),
+        rack: &rack::Outcome,
     ) -> Result<()> {
         let api = controller.api()?;
         let settled = || async {
@@ -321,6 +330,12 @@ impl Demo<'_> {
                 "fencing tokens, failover then recovery",
                 format!("{}, {}", crash.token, recovered.token()),
             ),
+            ("rack dark to its one event", format!("{:.2} s", rack.told_after.as_secs_f64())),
+            (
+                "approval to the last of four failovers",
+                format!("{:.2} s", rack.delivered_after.as_secs_f64()),
+            ),
+            ("they go to", rack.places.join(", ")),
             ("deliveries journaled", deliveries.len().to_string()),
             ("  of which delivered", delivered.to_string()),
             ("attempts", attempts.to_string()),
@@ -341,7 +356,9 @@ impl Demo<'_> {
             controller.token_file().display()
         );
         println!("   Everything is left running. Try:\n");
-        for command in ["status", "hosts", "why web-1", "events --follow", "deliveries"] {
+        for command in
+            ["status", "hosts", "why web-1", "candidates web-1", "events --follow", "deliveries"]
+        {
             println!("     {ctl} {command}");
         }
         println!("     curl {}/metrics", controller.url());
@@ -364,7 +381,10 @@ fn indent(block: &str) -> String {
 
 /// One line for one webhook.
 fn shown(call: &Call) -> String {
-    let name = text(&call.body, "/data/host/name");
+    let name = match text(&call.body, "/data/host/name") {
+        "" => text(&call.body, "/data/domain"),
+        name => name,
+    };
     let signed = match &call.verified {
         Ok(()) => "signature ok".to_owned(),
         Err(e) => format!("SIGNATURE WRONG: {e}"),

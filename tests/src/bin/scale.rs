@@ -351,6 +351,7 @@ impl Scale {
             knobs: Arc::new(config.knobs),
             news: heartwatch_controller::delivery::News::new(1),
             announced_max: Duration::ZERO,
+            canary: Arc::default(),
         })
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use heartwatch_common::auth::Keyring;
 use heartwatch_common::backoff::Backoff;
 use heartwatch_common::id::{ControllerId, Epoch, HostId};
+use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::{Instant, Wall};
 use heartwatch_common::wire::{self, Message};
 use heartwatch_controller::config::{RawConfig, Rule};
@@ -23,7 +24,7 @@ use heartwatch_controller::metrics::{ShardMetrics, get};
 use heartwatch_controller::policy::driver::known_of;
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
-use heartwatch_controller::policy::placement::{Candidate, Ranking, fits};
+use heartwatch_controller::policy::placement::{Depth, Draw, Pool, Seen, Wanted, find};
 use heartwatch_controller::policy::{Author, Order, Part, Policy, new_row, order_of};
 use heartwatch_controller::shard::core::{Identity, Send, ShardCore, Via};
 use heartwatch_controller::shard::notices::Notice;
@@ -614,13 +615,7 @@ impl World {
         let c = &mut self.controller;
         let Some(row) = c.rows.get(&turn.host).cloned() else { return };
         let rows = &c.rows;
-        let candidates = |same: &[String]| {
-            let load = heartwatch_common::load::LoadSample::UNKNOWN;
-            let mut ranking = Ranking::default();
-            let others = rows.values().filter(|r| fits(r, &row, same));
-            others.for_each(|r| ranking.consider(r.id, Some(load)));
-            ranking.finish().map(|(id, load)| Candidate::new(rows[&id].clone(), load)).collect()
-        };
+        let candidates = |wanted: &Wanted<'_>| find(&Rows(rows), wanted, Depth::ORDER, 0);
         let decision = c.policy.take(&row, turn, wall, candidates, &mut c.rng);
         if turn.state == State::Alive {
             self.hosts[index].joined = true;
@@ -787,5 +782,32 @@ impl World {
     pub(super) fn unpause_controller(&mut self) {
         self.controller.policy.set_pause(None);
         self.controller.release_own();
+    }
+}
+
+/// The registry as placement looks at it: hosts whose loads nobody knows better than another's.
+struct Rows<'a>(&'a BTreeMap<HostId, HostRow>);
+
+impl Pool for Rows<'_> {
+    fn look(
+        &self,
+        failed: &HostRow,
+        same: &[String],
+        _: usize,
+        _: Draw,
+        seen: &mut dyn FnMut(Seen),
+    ) -> bool {
+        let equal = |row: &&HostRow| {
+            row.id != failed.id && same.iter().all(|l| row.labels.get(l) == failed.labels.get(l))
+        };
+        for row in self.0.values().filter(equal) {
+            let load = Some(LoadSample::UNKNOWN);
+            seen(Seen { id: row.id, state: row.state, duplicate: row.duplicate, load });
+        }
+        true
+    }
+
+    fn row(&self, id: HostId) -> Option<HostRow> {
+        self.0.get(&id).cloned()
     }
 }

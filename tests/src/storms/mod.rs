@@ -28,6 +28,7 @@ use heartwatch_controller::policy::expression::Expression;
 use heartwatch_controller::policy::guard::Target;
 use heartwatch_controller::policy::holds::Word;
 use heartwatch_controller::policy::maintenance::Window;
+use heartwatch_controller::policy::placement::Placement;
 use heartwatch_controller::policy::{Author, Order, Part, Policy, order_of};
 use heartwatch_controller::store::sqlite::Db;
 use heartwatch_controller::store::{
@@ -391,7 +392,8 @@ impl World {
             duplicate: false,
             evidence: Evidence { gap_ms: h.gap.as_millis() as u64, ..Evidence::default() },
         };
-        let decision = policy.take(&row, &transition, wall, |_| Vec::new(), &mut self.rng);
+        let decision =
+            policy.take(&row, &transition, wall, |_| Placement::default(), &mut self.rng);
         self.rows.insert(row.id, decision.row);
         // What the turn itself says comes before what the policy says beside it.
         match decision.event {

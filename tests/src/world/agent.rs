@@ -201,6 +201,16 @@ impl Agent {
         self.process()?.kill()
     }
 
+    /// SIGSTOP: it exists, but neither beats nor answers.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.process()?.signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.process()?.signal(Signal::SIGCONT)
+    }
+
     /// SIGTERM: a polite leave; expects a clean end.
     pub async fn stop(&mut self) -> Result<ExitStatus> {
         let status = self.process()?.stop(PATIENCE).await?;

@@ -174,8 +174,13 @@ impl<'w> ControllerSetup<'w> {
     /// The config as TOML.
     pub fn config(&self) -> String {
         let detector: String = self.detector.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
+        // All hosts are this machine: a busy one would leave out them all.
+        let placement = match self.top.contains("placement.") || self.tail.contains("[placement]") {
+            true => "",
+            false => "[placement]\nload_max = 1.0\n\n",
+        };
         format!(
-            "name = \"{}\"\nlisten = [\"{}\"]\napi_listen = \"{}\"\nstate_dir = \"{}\"\n{}\n\
+            "name = \"{}\"\nlisten = [\"{}\"]\napi_listen = \"{}\"\nstate_dir = \"{}\"\n{}\n{placement}\
              [detector]\n{detector}\n{}",
             self.name,
             self.listen,

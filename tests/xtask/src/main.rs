@@ -26,7 +26,7 @@ const VERBS: [(&str, &str); 13] = [
         "up to millions of hosts in one process, which die on demand: --hosts N --kill 10%; --help",
     ),
     ("bench", "measures this build on this machine: NAME|all [--json] [--quick]"),
-    ("demo", "the story in a minute: five agents, a crash, a failover; --keep leaves it running"),
+    ("demo", "the story in a minute: a crash, a failover, a dark rack; --keep leaves it running"),
     ("ci", "the same as test"),
 ];
 

@@ -3,21 +3,25 @@
 use super::Form::{Count, Flag, Free, List, OneOf, Span, Text};
 use super::{Key, Section, fill};
 use crate::config::{
-    RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals, RawMaintenance,
-    RawOverride, RawRetention, RawRule,
+    RawCanary, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals,
+    RawMaintenance, RawOverride, RawPlacement, RawRetention, RawRule,
 };
 
 mod acting;
+mod canary;
+mod placing;
 mod seeing;
 
 use acting::{DOMAINS, FLAPS, RECEIVERS, RULES};
+use canary::CANARY;
+use placing::PLACEMENT;
 use seeing::{CLASSES, DETECTOR, INTERVALS, OVERRIDES};
 
 const fn key(name: &'static str, form: super::Form, when: &'static str) -> Key {
     Key::new(name, form, when)
 }
 
-pub(super) static SECTIONS: [Section; 11] = [
+pub(super) static SECTIONS: [Section; 13] = [
     Section {
         head: "",
         intro: "Where the controller listens and keeps its things.",
@@ -76,6 +80,21 @@ pub(super) static SECTIONS: [Section; 11] = [
         keys: MAINTENANCE,
         least: "",
         fill: fill::<RawMaintenance>,
+    },
+    Section {
+        head: "[placement]",
+        intro: "Which hosts a failover names to take over, and how failovers are spread.",
+        keys: PLACEMENT,
+        least: "",
+        fill: fill::<RawPlacement>,
+    },
+    Section {
+        head: "[canary]",
+        intro: "Drills: a host inside the controller falls silent, and a test event is delivered. A failing \
+                one shows in `/readyz`, in metrics, and as `controller.canary-failed`.",
+        keys: CANARY,
+        least: "",
+        fill: fill::<RawCanary>,
     },
     Section {
         head: "[retention]",

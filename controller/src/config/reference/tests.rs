@@ -11,8 +11,8 @@ use serde::forward_to_deserialize_any;
 
 use super::*;
 use crate::config::{
-    PerSecond, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals,
-    RawMaintenance, RawOverride, RawRetention, RawRule,
+    PerSecond, RawCanary, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals,
+    RawMaintenance, RawOverride, RawPlacement, RawRetention, RawRule,
 };
 
 /// Reads nothing, but remembers which fields it was asked for: the keys that a file may have.
@@ -64,6 +64,8 @@ fn every_key_that_a_file_may_have_is_told_and_no_other() {
         ("[domains]", fields::<RawDomains>()),
         ("[flaps]", fields::<RawFlaps>()),
         ("[maintenance]", fields::<RawMaintenance>()),
+        ("[placement]", fields::<RawPlacement>()),
+        ("[canary]", fields::<RawCanary>()),
         ("[retention]", fields::<RawRetention>()),
         ("[receivers.NAME]", fields::<RawReceiver>()),
         ("[[rules]]", fields::<RawRule>()),

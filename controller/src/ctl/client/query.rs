@@ -68,3 +68,16 @@ pub struct IncidentsQuery {
     /// Hosts looked at for a page.
     pub limit: Option<u64>,
 }
+
+/// Who could take over: from a host, or from one with some labels.
+#[derive(Clone, Debug, Default)]
+pub struct CandidatesQuery {
+    /// From this host.
+    pub host: Option<String>,
+    /// From a host with these labels, `zone=a,pool=web`.
+    pub labels: Option<String>,
+    /// Who equals it in these, `pool,zone`; else as the rules say.
+    pub same: Option<String>,
+    /// At most so many, 1 to 100.
+    pub limit: Option<u64>,
+}

@@ -84,6 +84,7 @@ impl World {
                 created_ms: self.wall,
                 changed_ms: self.wall,
                 last_outcome: None,
+                placed: None,
             });
         }
     }

@@ -11,12 +11,13 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::Instant;
 use tokio::sync::oneshot;
 
-use super::{Running, Work, candidates, line};
+use super::{Running, Work, line};
 use crate::control::{Completion, ControlError};
 use crate::crash;
 use crate::event::{IncidentId, State};
 use crate::policy::courses::{self, Ages, Facts, Reported, report_of};
 use crate::policy::follow::Report;
+use crate::policy::placement::{Depth, Wanted, find};
 use crate::policy::{is_action, order_of};
 use crate::store::{DeliveryFilter, DeliveryRow, EventRow, READ_LEN_MAX, Store, StoreError};
 use crate::view::Filter;
@@ -146,21 +147,24 @@ impl Running {
         let course = self.courses.open.entry(host).or_insert_with(fresh);
         let may_act = self.d.policy.may_act_on(host);
         let mut due: Option<Instant> = None;
+        let mut looks = Vec::new();
         for route in self.d.policy.routes(row) {
             let look = courses::look(route, facts, &mut course.ages, (now, wall));
+            looks.push((route.rule.to_owned(), look));
+        }
+        for (rule, look) in looks {
             let mut again = look.again;
             if let Some(step) = look.step {
-                let key = (route.rule.to_owned(), step.key());
+                let key = (rule.clone(), step.key());
                 if step.acts() && !may_act {
                     // Paused, blind or in maintenance: nobody is made to act, here as elsewhere.
                     again = Some(now + AGAIN);
                 } else if course.made.insert(key) {
                     let (view, seed) = (&self.d.view, rand::RngExt::random(&mut self.rng));
-                    let windows = self.d.status.maintenance();
-                    let who = |same: &[String]| candidates(view, &windows, row, same, seed);
-                    let policy = &self.d.policy;
+                    let who = |wanted: &Wanted<'_>| find(&**view, wanted, Depth::ORDER, seed);
+                    let policy = &mut self.d.policy;
                     let event =
-                        policy.follow(row, incident, route.rule, &step, wall, who, &mut self.rng);
+                        policy.follow(row, incident, &rule, &step, wall, who, &mut self.rng);
                     if let Some(event) = event {
                         log::warn!("{} {}", event.kind, line(row, &event));
                         crash::pass("step");

@@ -70,7 +70,7 @@ pub async fn load_guard(
             "what is stored of storms is damaged ({e}): they are found again from what is held"
         );
     }
-    Ok(())
+    super::places::load(policy, store, clock).await
 }
 
 impl Running {
@@ -82,6 +82,7 @@ impl Running {
             if let Some(text) = self.d.policy.save(self.d.clock.wall()) {
                 self.work.push(Work::Put(GUARD_KEY, Some(text)));
             }
+            self.save_places();
         }
         self.follow_orders();
         let wall = self.d.clock.wall();
@@ -91,17 +92,25 @@ impl Running {
     pub(super) fn follow_orders(&mut self) {
         let view = &self.d.view;
         let row = |host| view.get(host).map(|known| known.row);
-        for order in self.d.policy.orders(row, self.d.clock.wall(), &mut self.rng) {
-            self.work.push(match order {
-                Order::Release(host, but) => Work::Release(host, but),
-                Order::Part(part) => Work::Part(part),
+        let orders = self.d.policy.orders(row, self.d.clock.wall(), &mut self.rng);
+        for order in orders {
+            let work = match order {
+                Order::Release(host, but) => {
+                    let places = self.place_again(host);
+                    Work::Release(host, but, places)
+                }
+                Order::Part(part) => {
+                    let places = if part.go.is_ok() { self.place_again(part.host) } else { None };
+                    Work::Part(part, places)
+                }
                 Order::Cancel(host, why) => Work::Cancel(host, why),
                 Order::Event(event) => {
                     let reason = event.data.get("reason").and_then(|r| r.as_str());
                     log::warn!("{}: {}", event.kind, reason.unwrap_or_default());
                     Work::Event(event)
                 }
-            });
+            };
+            self.work.push(work);
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) fn happens(
 ) -> Decision {
     let mut rng = StdRng::seed_from_u64(at.0 ^ u64::from(row.id.0[0]));
     let t = Transition { host: row.id, at, ..turn(t.0, t.1, 5) };
-    p.take(row, &t, wall, |_| Vec::new(), &mut rng)
+    p.take(row, &t, wall, |_| Placement::default(), &mut rng)
 }
 
 /// What becomes of what was held, at a moment.
@@ -274,6 +274,7 @@ fn after_a_restart_a_delay_goes_on_and_nothing_goes_before_hosts_had_their_chanc
         created_ms: MONDAY,
         changed_ms: MONDAY,
         last_outcome: None,
+        placed: None,
     };
     // Down for 100 s of the 300, and the wall clock stepped by more than all of it in the second case.
     for (held_for, due) in [(100, 200), (9_000, 10)] {

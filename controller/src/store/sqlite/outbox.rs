@@ -7,6 +7,7 @@ use heartwatch_common::time::Wall;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::journal::{Fact, Mark, insert_event, raise_token};
+use super::placed;
 use super::read::{CHAIN, all};
 use super::rows::{self, DUE, EVENT};
 use super::{ATTEMPTS_LEN_MAX, RENEWALS_MAX, TOKEN_BELIEVED_MAX, int, nanos, uint};
@@ -93,7 +94,7 @@ pub(super) fn begin_attempt(c: &Connection, id: DeliveryId, at: Wall) -> Result<
         .execute(params![int(id.0), attempt, at.0])?;
     c.prepare_cached("DELETE FROM attempts WHERE delivery = ?1 AND number <= ?2")?
         .execute(params![int(id.0), i64::from(attempt) - i64::from(ATTEMPTS_LEN_MAX)])?;
-    let (event, body) = event(c, row.cursor)?;
+    let (event, body) = placed::said(c, id, event(c, row.cursor)?)?;
     Ok(Begin::Go(Outgoing {
         event: event.id,
         kind: event.kind,
@@ -166,7 +167,7 @@ fn conflict(
     highest: Token,
     at: Wall,
 ) -> Result<Vec<Due>, StoreError> {
-    let (event, _) = event(c, row.cursor)?;
+    let (event, _) = placed::said(c, row.id, event(c, row.cursor)?)?;
     let end = |state, reason: &str| set_state(c, row.id, state, Some(reason), at);
     let dead = |reason: &str| end(DeliveryState::Dead, reason).map(|()| Vec::new());
     let (Some(host), Some(token)) = (row.host, event.token) else {

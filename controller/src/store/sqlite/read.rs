@@ -5,6 +5,7 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::Wall;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
+use super::placed;
 use super::rows::{self, ATTEMPT, DELIVERY, DUE, EVENT, HOST};
 use super::{int, limit, uint};
 use crate::store::{
@@ -134,7 +135,8 @@ pub(super) fn deliveries(
     }
     values.push(Box::new(after));
     sql += &format!(
-        " SELECT {DELIVERY} FROM deliveries d JOIN events e USING (cursor) WHERE d.id > ?{}{of_host}",
+        " SELECT {DELIVERY}, {} FROM deliveries d JOIN events e USING (cursor) WHERE d.id > ?{}{of_host}",
+        placed::COLUMN,
         values.len()
     );
     // States are our own words; written out they let SQLite use the partial indexes.

@@ -120,7 +120,8 @@ pub(super) fn due(r: &Row<'_>) -> Sql<Due> {
     })
 }
 
-/// Columns of [`delivery_row`], in order, of `deliveries d` joined to `events e`.
+/// Columns of [`delivery_row`], in order, of `deliveries d` joined to `events e`; then
+/// [`placed::COLUMN`](super::placed::COLUMN).
 pub(super) const DELIVERY: &str = "d.id, e.id, e.kind, d.host, d.incident, d.receiver, d.state, \
                                    d.reason, e.token, d.attempts, d.created, d.changed, d.last_outcome";
 
@@ -139,6 +140,10 @@ pub(super) fn delivery_row(r: &Row<'_>) -> Sql<DeliveryRow> {
         created_ms: Wall(r.get(10)?),
         changed_ms: Wall(r.get(11)?),
         last_outcome: r.get(12)?,
+        placed: match r.get_ref(13)?.as_str_or_null()? {
+            None => None,
+            Some(text) => Some(serde_json::from_str(text).map_err(|e| damaged(13, e))?),
+        },
     })
 }
 

@@ -8,6 +8,7 @@
 //! | `tokens` | host with a mark and no row | the marks of hosts that were forgotten |
 //! | `events` | event | `cursor` rises and is never used again; `body` is what is sent, and holds `data`; `prev` is the cursor of the host's event before, whether or not that is still there |
 //! | `deliveries` | event and receiver | see below |
+//! | `placed` | delivery that says something in place of its event | see [`placed`](super::placed) |
 //! | `attempts` | begun attempt | newest [`ATTEMPTS_LEN_MAX`](super::ATTEMPTS_LEN_MAX) of a delivery |
 //!
 //! A host's mark: the last `token` (in `tokens`: `last`) handed out or learnt of; `pruned`, the highest
@@ -154,7 +155,7 @@ DROP INDEX deliveries_host;
 ";
 
 /// Each part of the controller that brought something has a step of its own.
-const V4: &[&str] = &[super::leaves::STEP];
+const V4: &[&str] = &[super::leaves::STEP, super::placed::TABLES];
 
 /// The schema version of a database; 0 is an empty one.
 pub(super) fn version(c: &Connection) -> Result<usize, StoreError> {

@@ -2,6 +2,7 @@
 
 mod faults;
 mod group;
+mod placed;
 mod promises;
 mod random;
 

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use heartwatch_common::id::{ControllerId, HostId};
 use heartwatch_common::time::Wall;
 use rusqlite::{Connection, OpenFlags};
+use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::files::{DB_FILE, EPOCH_FILE};
@@ -277,6 +278,16 @@ impl Store for SqliteStore {
         at: Wall,
     ) -> Result<Vec<Due>, StoreError> {
         self.write(move |db| db.release(host, &which, verdict, at)).await
+    }
+
+    async fn release_placed(
+        &self,
+        host: HostId,
+        which: Receivers,
+        data: Map<String, Value>,
+        at: Wall,
+    ) -> Result<Vec<Due>, StoreError> {
+        self.write(move |db| db.release_placed(host, &which, &data, at)).await
     }
 
     async fn held_hosts(&self) -> Result<Vec<HostId>, StoreError> {

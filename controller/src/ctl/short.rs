@@ -1,0 +1,175 @@
+//! The beginning of `heartwatchctl why`: a host's newest outage in a few lines, one for each thing that
+//! happened, its failure domain's storm and operators' words among them, for somebody who has never seen one.
+
+use std::io::{self, Write};
+
+use heartwatch_common::time::Wall;
+use serde_json::Value;
+
+use super::candidates::sentence;
+use super::text::{between, clean, count};
+use crate::api::types::{DeliveryJson, EventJson, WhyJson};
+use crate::event::{EventKind, IncidentId, State};
+use crate::policy::is_action;
+use crate::store::DeliveryState;
+
+/// Most lines; of longer outages the newest are told.
+const LINES_MAX: usize = 30;
+
+/// The time of day, UTC.
+fn clock(at: Wall) -> String {
+    let text = at.to_string();
+    text.get(11..23).unwrap_or(&text).to_owned()
+}
+
+fn field<'a>(event: &'a EventJson, key: &str) -> &'a str {
+    event.data.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Tells it; nothing if the host never was in an outage.
+pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
+    let Some(outage) = why.events.iter().find_map(|e| e.incident) else { return Ok(()) };
+    let mut lines: Vec<(Wall, usize, String)> = Vec::new();
+    let mut say = |at: Wall, text: String| {
+        let order = lines.len();
+        lines.push((at, order, text));
+    };
+    for event in why.events.iter().rev().filter(|e| e.incident == Some(outage)) {
+        if let Some(text) = turn(event) {
+            say(event.at_ms, text);
+        }
+        if let Some(reason) = held(event) {
+            say(event.at_ms, format!("Its failover was held back: {}", clean(&reason)));
+        }
+    }
+    for event in why.around.iter().rev() {
+        say(event.at_ms, around(event));
+    }
+    for delivery in why.deliveries.iter().rev() {
+        if delivery.delivery.incident == Some(outage) && is_action(delivery.delivery.kind) {
+            for (at, text) in carried(delivery) {
+                say(at, text);
+            }
+        }
+    }
+    lines.sort_by_key(|(at, order, _)| (*at, *order));
+    let over = why.incident.as_ref().is_none_or(|i| i.id != outage);
+    writeln!(out, "\nIN SHORT: ITS {} OUTAGE", if over { "LAST" } else { "PRESENT" })?;
+    if lines.len() > LINES_MAX {
+        writeln!(out, "  … {} earlier", count(lines.len() - LINES_MAX, "line"))?;
+    }
+    for (at, _, text) in lines.iter().skip(lines.len().saturating_sub(LINES_MAX)) {
+        writeln!(out, "  {}  {text}.", clock(*at))?;
+    }
+    writeln!(out, "  {}  Now: {}.", clock(why.now_ms), now(why, outage))
+}
+
+fn now(why: &WhyJson, outage: IncidentId) -> String {
+    let for_long = between(why.host.since_ms, why.now_ms);
+    let how = match why.host.state {
+        State::Alive => "it is alive",
+        State::Suspect => "it is suspect",
+        State::Duplicate => "two machines answer under its identity",
+        State::Down => "it is down",
+        State::Left => "it has left",
+        State::Pending => "it is waited for",
+    };
+    let held = why.hold.as_ref().map_or("", |_| ", and its failover waits");
+    let open = why.incident.as_ref().is_some_and(|i| i.id == outage);
+    let over = if open { "" } else { ", and that outage is over" };
+    format!("{how} for {for_long}{held}{over}")
+}
+
+/// What a turn of the host's own story means.
+fn turn(event: &EventJson) -> Option<String> {
+    let silence = event.data.get("evidence").and_then(|e| e["silence_ms"].as_f64());
+    let silent = silence.map_or_else(String::new, |ms| format!(" for {:.1} s", ms / 1e3));
+    Some(match event.kind {
+        EventKind::HostSuspect => {
+            format!("Nothing was heard of it{silent}, longer than usual: it was asked (probes)")
+        }
+        EventKind::HostDown => {
+            format!("Nothing answered, and it had been silent{silent}: it was taken for dead")
+        }
+        EventKind::HostAgentLost => {
+            "Its machine answered, but its agent was gone: that is not dead, but not watched"
+                .to_owned()
+        }
+        EventKind::HostUnreachable => {
+            "Other hosts could reach it, the controller could not: it lives".to_owned()
+        }
+        EventKind::HostRecovered => match event.data.get("same_boot").and_then(Value::as_bool) {
+            Some(true) => "It was heard again, and had lived on all the time".to_owned(),
+            _ => "It was heard again, after a restart".to_owned(),
+        },
+        EventKind::HostLeft => "It said goodbye".to_owned(),
+        EventKind::HostMissing => "It was expected, and never heard".to_owned(),
+        EventKind::HostFlapping => {
+            "It comes and goes: it is acted upon only when it stays down".to_owned()
+        }
+        EventKind::HoldApproved | EventKind::HoldRejected => clean(field(event, "reason")),
+        _ => return None,
+    })
+}
+
+/// Why its failover was held back when it was ordered.
+fn held(event: &EventJson) -> Option<String> {
+    let verdicts = event.data.get("verdicts")?.as_array()?;
+    let held = verdicts.iter().find(|v| v["verdict"] == "hold")?;
+    held["reason"].as_str().map(str::to_owned)
+}
+
+/// What happened to its failure domain, or was said of it.
+fn around(event: &EventJson) -> String {
+    let domain = clean(field(event, "domain"));
+    let number = |key: &str| event.data.get(key).and_then(Value::as_u64).unwrap_or(0);
+    match event.kind {
+        EventKind::DomainDown => format!(
+            "All {} hosts of {domain} were silent: one event told that the domain itself is down, and \
+             their failovers wait for somebody to look",
+            number("silent")
+        ),
+        EventKind::DomainStorm => format!(
+            "{} hosts of {domain} were silent together (a storm), and their failovers wait",
+            number("silent")
+        ),
+        EventKind::DomainCalm => format!("The storm in {domain} was over"),
+        // These say who, what and why in one sentence.
+        _ => clean(field(event, "reason")),
+    }
+}
+
+/// What became of its failover at one receiver.
+fn carried(d: &DeliveryJson) -> Vec<(Wall, String)> {
+    let row = &d.delivery;
+    let receiver = clean(&row.receiver);
+    let mut told = Vec::new();
+    if let (Some(placed), Some(first)) = (&row.placed, d.attempt_log.first()) {
+        let at = placed.get("placed_again_ms").and_then(Value::as_i64).map_or(first.began_ms, Wall);
+        let places = sentence(placed).map_or_else(String::new, |places| format!("; {places}"));
+        told.push((at, format!("It was still true, so its failover was let go{places}")));
+    }
+    let tries = count(usize::try_from(row.attempts).unwrap_or(usize::MAX), "try");
+    let reason =
+        row.reason.as_ref().map_or_else(String::new, |r| format!(", because {}", clean(r)));
+    let end = match row.state {
+        DeliveryState::Held => return told,
+        DeliveryState::Pending if row.attempts == 0 => return told,
+        DeliveryState::Pending => {
+            format!("{receiver} has not taken its failover yet, after {tries}")
+        }
+        DeliveryState::Delivered => {
+            format!("Its failover was delivered: {receiver} took it, after {tries}")
+        }
+        DeliveryState::Cancelled => {
+            format!("Its failover was cancelled before {receiver} ever heard of it{reason}")
+        }
+        DeliveryState::Superseded => {
+            format!("Its failover was taken back from {receiver}: newer news took its place")
+        }
+        DeliveryState::Vetoed => format!("{receiver} refused its failover{reason}"),
+        DeliveryState::Dead => format!("{receiver} never took its failover, after {tries}{reason}"),
+    };
+    told.push((row.changed_ms, end));
+    told
+}
