@@ -12,6 +12,7 @@ pub mod app;
 pub mod config;
 pub mod core;
 pub mod identity;
+pub mod resist;
 pub mod sampler;
 pub mod schedule;
 pub mod status;

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use heartwatch_agent::app::{self, AppError, chain};
 use heartwatch_agent::config::{self, Overrides};
 use heartwatch_agent::{identity, status};
+use heartwatch_common::cli::Generate;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 use heartwatch_common::time::SystemClock;
 
@@ -15,8 +16,12 @@ use heartwatch_common::time::SystemClock;
 #[command(
     name = "heartwatch-agent",
     version,
-    after_help = "Exit codes: 0 stopped as asked, 64 wrong usage, 78 unusable configuration, \
-                  1 all else."
+    after_help = "Setting a host up: name the controllers in /etc/heartwatch/agent.toml; put the line \
+                  that `heartwatchctl key ID` prints into /var/lib/heartwatch-agent/key, which only \
+                  the agent's user may read (`id` prints the ID); then `systemctl start \
+                  heartwatch-agent`.\n\n\
+                  Exit codes: 0 stopped as asked, 64 wrong usage, 78 unusable configuration, 1 all \
+                  else."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -43,6 +48,13 @@ enum Command {
     CheckConfig,
     /// Print this host's id, for `heartwatchctl key`
     Id,
+    /// Succeed if there is a controller to beat to and a key, or if `run` would tell what is wrong;
+    /// else say what is missing. For the service unit: an agent that nobody has set up yet is skipped
+    #[command(hide = true)]
+    Configured,
+    /// Make manual pages or shell completions
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
 /// Prints to stdout; that the reader has gone away is no failure.
@@ -82,6 +94,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             let id = app::host_id(&read()?).map_err(AppError::from)?;
             print(&format!("{id}\n"))?;
         }
+        Command::Configured => app::configured(&cli.overrides)?,
+        Command::Generate(generate) => generate.run::<Cli>()?,
     }
     Ok(())
 }
