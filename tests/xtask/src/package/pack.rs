@@ -115,11 +115,22 @@ pub(super) fn deb(
     let to = options.out.join(format!("{}_{version}_amd64.deb", product.name));
     // xz: every dpkg of the last ten years reads it, zstd not.
     let mut pack = Command::new("dpkg-deb");
-    pack.args(["--root-owner-group", "--threads-max=1", "-Zxz", "-z9", "--build"])
-        .args([&dir, &to]);
+    pack.args([
+        "--root-owner-group",
+        "--threads-max=1",
+        "-Zxz",
+        effort(options, "-z9", "-z1"),
+        "--build",
+    ])
+    .args([&dir, &to]);
     output(pack.env("SOURCE_DATE_EPOCH", options.epoch.to_string()))?;
     remove_dir(&dir)?;
     Ok(to)
+}
+
+/// What is only tried out need not be small.
+fn effort<'a>(options: &Options, released: &'a str, tried: &'a str) -> &'a str {
+    if options.is_release() { released } else { tried }
 }
 
 fn words<'a>(product: &'a Product, options: &'a Options) -> [(&'a str, &'a str); 5] {
@@ -207,7 +218,7 @@ pub(super) fn rpm(
         ("use_source_date_epoch_as_buildtime", "1"),
         ("clamp_mtime_to_source_date_epoch", "1"),
         // Every rpm of the last ten years reads xz; zstd, the default of some, CentOS 7 does not.
-        ("_binary_payload", "w6.xzdio"),
+        ("_binary_payload", effort(options, "w6.xzdio", "w1.xzdio")),
         ("_build_id_links", "none"),
         ("debug_package", "%{nil}"),
         ("__os_install_post", "%{nil}"),
