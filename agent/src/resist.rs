@@ -47,7 +47,7 @@ fn lock() -> Result<(), String> {
     // Under a limit the lock may well succeed now, and then the first allocation beyond the limit fails:
     // either there is none, or nothing is locked. The process's size is bounded by the unit's MemoryMax.
     let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).map_err(|e| e.to_string())?;
-    if soft != RLIM_INFINITY {
+    if soft != RLIM_INFINITY && !may_lock_anything() {
         setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
             .map_err(|_| "the limit of locked memory is not `infinity`".to_owned())?;
     }
@@ -56,9 +56,28 @@ fn lock() -> Result<(), String> {
     mlockall(flags | on_fault).map_err(|e| e.desc().to_owned())
 }
 
+/// Whether the limit does not count for this process (`CAP_IPC_LOCK`).
+fn may_lock_anything() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|text| has_ipc_lock(&text))
+}
+
+fn has_ipc_lock(status: &str) -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let bits = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & (1 << CAP_IPC_LOCK) != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_capability_outranks_the_limit() {
+        assert!(has_ipc_lock("Name:\tx\nCapEff:\t000001fffeffffff\n"));
+        assert!(!has_ipc_lock("CapEff:\t0000000000000000\n"));
+        assert!(!has_ipc_lock("CapPrm:\t000001ffffffffff\n"));
+    }
 
     #[test]
     fn what_was_granted_is_told_in_one_line() {
