@@ -29,7 +29,7 @@ pub struct Generate {
 }
 
 impl Generate {
-    /// Writes the files, replacing older ones of the same names. The same program always writes the same bytes.
+    /// Writes the files, replacing older ones of the same names. The same program writes the same bytes.
     pub fn run<Cli: CommandFactory>(&self) -> io::Result<()> {
         let mut command = Cli::command().disable_help_subcommand(true);
         match self.form {

@@ -16,7 +16,8 @@ fn folder() -> PathBuf {
 }
 
 fn text(unit: &str) -> String {
-    std::fs::read_to_string(folder().join(unit)).unwrap()
+    let path = folder().join(unit);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// All values of a key, in order; a unit may give one several times.

@@ -2,7 +2,7 @@
 //!
 //! For `release`: linked by zig against glibc 2.17, with the list of their dependencies inside, and with no
 //! path of this machine in them, so that two checkouts in two folders give the same bytes. For any other
-//! profile: as that profile has them, for this machine's glibc, which is quick and enough to try packages out.
+//! profile: as that profile has them, for this machine's glibc, which is quick and enough to try them out.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

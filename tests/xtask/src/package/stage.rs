@@ -77,8 +77,8 @@ pub(super) fn stage(
     Ok(Staged { dir, debian_needs })
 }
 
-/// The example as a host gets it: nobody beats to `controller.example`, so that line is a comment there, and an
-/// agent without it says that it is not set up yet.
+/// The example as a host gets it: nobody beats to `controller.example`, so that line is a comment there,
+/// and an agent without it says that it is not set up yet.
 fn installed_config(example: &str) -> String {
     let line = |l: &str| {
         if l.starts_with("controllers = ") { format!("#: {l}\n") } else { format!("{l}\n") }
