@@ -1,8 +1,9 @@
 //! `cargo xtask package`: the product as .deb and .rpm, for any x86_64 distribution of the last ten years.
 //!
 //! The programs are linked against glibc 2.17 by zig's linker ([`build`]), their files staged once
-//! ([`stage`]) and packed by the distributions' own tools, `dpkg-deb` and `rpmbuild` ([`pack`]). The same checkout
-//! gives the same bytes in whatever folder it lies. [`report`] measures what is promised of the packages.
+//! ([`stage`]) and packed by the distributions' own tools, `dpkg-deb` and `rpmbuild` ([`pack`]). The same
+//! checkout gives the same bytes in whatever folder it lies. [`report`] measures what is promised of the
+//! packages.
 //! Why so: `controller/docs/adr/0020-packages-by-the-distributions-tools.md`.
 
 use std::path::{Path, PathBuf};
