@@ -29,6 +29,7 @@ use crate::config::{self, AgentConfig, Overrides};
 use crate::control;
 use crate::core::{Core, Outgoing, To};
 use crate::identity::{self, IdentityError};
+use crate::resist;
 use crate::sampler::Sampler;
 use crate::status::{self, ASKERS_MAX, AgentStatus, ControllerLine, MaintenanceLine, StatusSocket};
 use crate::transport::{Family, Found, RECEIVE_BATCH, Transport};
@@ -61,12 +62,29 @@ pub fn key_path(config: &AgentConfig) -> std::path::PathBuf {
     identity::key_path(config.key_file.as_deref(), credentials.as_deref(), &config.state_dir)
 }
 
+/// Whether the agent has been set up: it has a controller to beat to and a key. Anything else that may be
+/// wrong is for [`run`] to tell, which fails where this one is only skipped.
+pub fn configured(overrides: &Overrides) -> Result<(), AppError> {
+    let Ok(config) = config::read(overrides, &identity::hostname()) else { return Ok(()) };
+    let file = overrides.config.as_deref().unwrap_or(Path::new(config::CONFIG_PATH)).display();
+    let key = key_path(&config);
+    let missing = if config.controllers.is_empty() {
+        format!("{file} names no controller")
+    } else if key.try_exists().is_ok_and(|exists| !exists) {
+        format!("there is no key in {}", key.display())
+    } else {
+        return Ok(());
+    };
+    Err(AppError::NotSetUp { missing })
+}
+
 /// Runs the agent until a signal ends it. Blocks.
 pub fn run(overrides: Overrides, clock: Arc<dyn Clock>) -> Result<(), AppError> {
     let config = config::read(&overrides, &identity::hostname())?;
     config.check_controllers()?;
     daemon::init_log(config.log_level.into());
     let system = |what| move |source| AppError::System { what, source };
+    log::info!("{}", resist::prepare());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

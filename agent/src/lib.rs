@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod core;
 pub mod identity;
+pub mod resist;
 pub mod sampler;
 pub mod schedule;
 pub mod status;

@@ -8,6 +8,7 @@ use heartwatch_agent::app::{self, AppError, chain};
 use heartwatch_agent::config::{self, AgentConfig, Overrides};
 use heartwatch_agent::control::{self, Request};
 use heartwatch_agent::{identity, status};
+use heartwatch_common::cli::Generate;
 use heartwatch_common::config::Span;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 use heartwatch_common::time::SystemClock;
@@ -18,8 +19,12 @@ use heartwatch_common::wire::LeaveReason;
 #[command(
     name = "heartwatch-agent",
     version,
-    after_help = "Exit codes: 0 stopped as asked, 64 wrong usage, 78 unusable configuration, \
-                  1 all else."
+    after_help = "Setting a host up: name the controllers in /etc/heartwatch/agent.toml; put the line \
+                  that `heartwatchctl key ID` prints into /var/lib/heartwatch-agent/key, which only \
+                  the agent's user may read (`id` prints the ID); then `systemctl start \
+                  heartwatch-agent`.\n\n\
+                  Exit codes: 0 stopped as asked, 64 wrong usage, 78 unusable configuration, 1 all \
+                  else."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -64,6 +69,13 @@ enum Command {
     CheckConfig,
     /// Print this host's id, for `heartwatchctl key`
     Id,
+    /// Succeed if there is a controller to beat to and a key, or if `run` would tell what is wrong;
+    /// else say what is missing. For the service unit: an agent that nobody has set up yet is skipped
+    #[command(hide = true)]
+    Configured,
+    /// Make manual pages or shell completions
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
 #[derive(Subcommand)]
@@ -160,6 +172,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             let id = app::host_id(&read()?).map_err(AppError::from)?;
             print(&format!("{id}\n"))?;
         }
+        Command::Configured => app::configured(&cli.overrides)?,
+        Command::Generate(generate) => generate.run::<Cli>()?,
     }
     Ok(())
 }

@@ -329,3 +329,24 @@ fn id_prints_the_host_id() {
     let output = world.command(&["id"]);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{HOST}\n"));
 }
+
+#[test]
+fn a_host_that_nobody_has_set_up_is_told_apart_from_one_that_is_set_up_wrongly() {
+    let world = World::new();
+    assert!(world.command(&["configured"]).status.success());
+    let says = |out: &Output, what: &str| {
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains("not set up yet") && said.contains(what), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        // systemd skips a unit whose condition ends with 1 to 254.
+        assert_eq!(out.status.code(), Some(78));
+    };
+    std::fs::remove_file(world.dir.path().join("key")).unwrap();
+    says(&world.command(&["configured"]), "there is no key in");
+    std::fs::write(world.config(), "").unwrap();
+    says(&world.command(&["configured"]), "names no controller");
+    // That is for `run` to tell, so that the unit fails where somebody can see it.
+    std::fs::write(world.config(), "controllers = 5").unwrap();
+    assert!(world.command(&["configured"]).status.success());
+    assert_eq!(world.command(&["run"]).status.code(), Some(78));
+}

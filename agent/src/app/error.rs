@@ -14,6 +14,15 @@ pub enum AppError {
     /// Who this host is is not known, or cannot be kept.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Nobody has told the agent yet whom it should beat to, or as whom.
+    #[error(
+        "this host is not set up yet: {missing}; see heartwatch-agent(1), then run `systemctl start \
+         heartwatch-agent`"
+    )]
+    NotSetUp {
+        /// What there must be.
+        missing: String,
+    },
     /// The system refused something that the agent cannot do without.
     #[error("cannot {what}")]
     System {
@@ -28,7 +37,7 @@ impl AppError {
     /// The exit code for it: 78 where only somebody who changes the configuration can help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Identity(_) => daemon::EXIT_CONFIG,
+            Self::Config(_) | Self::Identity(_) | Self::NotSetUp { .. } => daemon::EXIT_CONFIG,
             Self::System { .. } => daemon::EXIT_FAILURE,
         }
     }

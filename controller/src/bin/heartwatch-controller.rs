@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
+use heartwatch_common::cli::Generate;
 use heartwatch_common::daemon;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::SystemClock;
@@ -42,6 +43,9 @@ enum Command {
         #[arg(long, required = true)]
         reference: bool,
     },
+    /// Make manual pages or shell completions
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
 #[derive(Args)]
@@ -117,6 +121,15 @@ fn main() -> ExitCode {
             // Without reading a file: who looks up a key may have one that is wrong.
             print(&reference::markdown());
             return ExitCode::from(daemon::EXIT_OK);
+        }
+        Command::Generate(generate) => {
+            return match generate.run::<Cli>() {
+                Ok(()) => ExitCode::from(daemon::EXIT_OK),
+                Err(e) => {
+                    eprintln!("heartwatch-controller: cannot write there: {e}");
+                    ExitCode::from(daemon::EXIT_FAILURE)
+                }
+            };
         }
         Command::CheckConfig => None,
         Command::Run(recording) => Some(recording),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use heartwatch_common::cli::Generate;
 use heartwatch_common::config::Span;
 use heartwatch_common::id::HostId;
 
@@ -136,6 +137,9 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Secret,
     },
+    /// Makes manual pages or shell completions.
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
 /// What a recording is.

@@ -122,6 +122,9 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), CtlError> {
         }
         Command::Replay(args) => replay::run(&cli.global, args, out),
         Command::Plan(args) => plan::run(&cli.global, args, out),
+        Command::Generate(generate) => {
+            generate.run::<Cli>().map_err(|e| CtlError::Failed(format!("cannot write there: {e}")))
+        }
         Command::Receivers(args) if let Some(preview) = args.preview() => {
             receivers::preview(&cli.global, preview, out)
         }

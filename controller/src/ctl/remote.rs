@@ -85,7 +85,10 @@ pub(super) async fn execute(
         | Command::Key { .. }
         | Command::Secret { .. }
         | Command::Replay(_)
-        | Command::Plan(_) => Err(CtlError::Usage("this command asks no controller".to_owned())),
+        | Command::Plan(_)
+        | Command::Generate(_) => {
+            Err(CtlError::Usage("this command asks no controller".to_owned()))
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use heartwatch_common::time::{Clock, Instant, SystemClock};
 use serde_json::Value;
 
 mod agent;
+mod cage;
 mod controller;
 mod ctl;
 mod netns;
@@ -24,6 +25,7 @@ mod receiver;
 mod udp;
 
 pub use agent::{Agent, AgentSetup};
+pub use cage::Cage;
 pub use controller::{Api, Controller, ControllerSetup};
 pub use ctl::CtlOutput;
 pub use netns::{Net, Place, Way};

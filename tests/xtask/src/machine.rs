@@ -56,7 +56,7 @@ pub(crate) fn has_component(name: &str) -> bool {
 }
 
 /// Whether we may install Debian packages.
-fn may_install() -> bool {
+pub(crate) fn may_install() -> bool {
     let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
     root && has("apt-get", "--version")
 }
@@ -131,13 +131,14 @@ pub(crate) fn provide_redis() {
     }
 }
 
-/// `ip` and `nft`, with which the tests cut networks of their own making, and valgrind, which counts the
-/// instructions of a beat.
+/// `ip` and `nft`, with which the tests cut networks of their own making, valgrind, which counts the
+/// instructions of a beat, and systemd-analyze, which judges the units.
 fn provide_debian_tools() {
     let tools = [
         ("ip", "-V", "iproute2"),
         ("nft", "-v", "nftables"),
         ("valgrind", "--version", "valgrind"),
+        ("systemd-analyze", "--version", "systemd"),
     ];
     let missing: Vec<&str> = tools
         .into_iter()
@@ -225,7 +226,7 @@ fn unpack(package: &str) -> bool {
         .is_ok_and(|s| s.success())
 }
 
-fn apt(args: &[&str], dir: &Path) -> bool {
+pub(crate) fn apt(args: &[&str], dir: &Path) -> bool {
     println!("$ apt-get {}", args.join(" "));
     Command::new("apt-get")
         .args(args)

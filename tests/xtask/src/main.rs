@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 mod machine;
 mod mutants;
+mod package;
 mod report;
 mod run;
 mod stages;
 mod tidy;
 
 /// Every verb with what it does; `tidy` checks that the README names no other.
-const VERBS: [(&str, &str); 13] = [
+const VERBS: [(&str, &str); 14] = [
     ("check", "formatting, lints, docs, tidy; writes nothing"),
     ("fix", "formats, and applies what clippy can fix by itself"),
     ("tidy", "the house rules that no compiler checks"),
@@ -27,6 +28,10 @@ const VERBS: [(&str, &str); 13] = [
     ),
     ("bench", "measures this build on this machine: NAME|all [--json] [--quick]"),
     ("demo", "the story in a minute: a crash, a failover, a dark rack; --keep leaves it running"),
+    (
+        "package",
+        "deb and rpm into target/packages: [--profile ci] [--report --json]; see packaging/",
+    ),
     ("ci", "the same as test"),
 ];
 
@@ -49,6 +54,7 @@ fn main() -> ExitCode {
         "fleet" => stages::fleet(rest),
         "bench" => stages::bench(rest),
         "demo" => stages::demo(rest),
+        "package" => package::run(rest),
         "help" | "--help" | "-h" => {
             usage();
             return ExitCode::SUCCESS;

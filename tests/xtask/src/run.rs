@@ -9,6 +9,8 @@ use crate::report::Counts;
 /// What became of a program.
 pub(crate) struct Ended {
     pub(crate) success: bool,
+    /// Its exit code; `None` if a signal ended it.
+    pub(crate) code: Option<i32>,
     pub(crate) counts: Counts,
     pub(crate) took: Duration,
 }
@@ -48,10 +50,10 @@ pub(crate) fn stream(command: &mut Command) -> Result<Ended, String> {
             }
         }
         let status = child.wait().map_err(|e| format!("cannot wait: {e}"))?;
-        Ok::<_, String>((status.success(), counts))
+        Ok::<_, String>((status, counts))
     });
-    let (success, counts) = ended?;
-    Ok(Ended { success, counts, took })
+    let (status, counts) = ended?;
+    Ok(Ended { success: status.success(), code: status.code(), counts, took })
 }
 
 /// Runs a program with our own terminal (for colours and Ctrl-C).

@@ -106,7 +106,7 @@ fn test_stages(report: &mut Report) -> Result<(), String> {
     )?;
     let demo = stream(&mut Command::new(build_dir(PROFILE).join("heartwatch-demo")))?;
     report.book("demo", demo.took, one(demo.success));
-    Ok(())
+    verify_install_stage(report)
 }
 
 fn one(success: bool) -> Counts {
@@ -176,6 +176,20 @@ fn sim_stage(report: &mut Report) -> Result<(), String> {
     }
     let ended = stream(Command::new(sim).args(["--seeds", SIM_SEEDS]))?;
     report.book("simulator", ended.took, one(ended.success));
+    Ok(())
+}
+
+/// The packages, installed on fresh distributions.
+fn verify_install_stage(report: &mut Report) -> Result<(), String> {
+    // The script's word for a machine that cannot try it; it has said why.
+    const CANNOT: i32 = 77;
+    let mut verify = Command::new(root().join("packaging/verify-install"));
+    let ended = stream(verify.current_dir(root()).args(["--profile", PROFILE]))?;
+    if ended.code == Some(CANNOT) {
+        report.skip("verify-install", "this machine cannot try packages out: see above");
+    } else {
+        report.book("verify-install", ended.took, one(ended.success));
+    }
     Ok(())
 }
 
