@@ -28,7 +28,7 @@ pub struct Problem {
     #[serde(rename = "type")]
     pub kind: String,
     /// The kind in words; stable.
-    pub title: String,
+    pub title: Box<str>,
     /// HTTP status.
     pub status: u16,
     /// What is wrong this time, and what would be right.
@@ -38,7 +38,7 @@ pub struct Problem {
     pub instance: Option<Box<str>>,
     /// The token of the order that counts, where another was reported on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub highest_token: Option<Token>,
+    pub highest_token: Option<Box<Token>>,
     /// One entry per reason, where there can be several (`/readyz`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
@@ -49,7 +49,7 @@ impl Problem {
     pub fn new(status: StatusCode, slug: &str, title: &str, detail: impl Into<String>) -> Self {
         Self {
             kind: format!("{TYPE_PREFIX}{slug}"),
-            title: title.to_owned(),
+            title: title.into(),
             status: status.as_u16(),
             detail: detail.into(),
             instance: None,
@@ -153,7 +153,7 @@ impl From<ControlError> for Problem {
             ControlError::Stale { message, highest } => {
                 let title = "another order counts";
                 let problem = Self::new(StatusCode::CONFLICT, "stale-order", title, message);
-                Self { highest_token: Some(highest), ..problem }
+                Self { highest_token: Some(Box::new(highest)), ..problem }
             }
             ControlError::Unknown(detail) => {
                 Self::new(StatusCode::NOT_FOUND, "unknown-window", "no such window", detail)

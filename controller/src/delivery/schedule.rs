@@ -73,8 +73,8 @@ impl From<&Receiver> for Policy {
 ///
 /// 2xx is success, unless it says `hold` (asked again after that time, which counts as waiting) or `veto`
 /// (final); 409 with a token is a conflict; 410 is final, and so is an event that the receiver's format
-/// cannot say; everything else is tried again, after the longer of a full-jitter backoff and `Retry-After`, never longer than the cap, until the waits
-/// add up to `give_up_after`.
+/// cannot say; everything else is tried again, after the longer of a full-jitter backoff and `Retry-After`,
+/// never longer than the cap, until the waits add up to `give_up_after`.
 pub fn next<R: Rng + ?Sized>(
     outcome: &Outcome,
     attempts: u32,

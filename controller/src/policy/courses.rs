@@ -4,11 +4,11 @@
 //! first[0] → first[1] → … → receivers → (nobody did it in time) escalate[0] → escalate[1] → …
 //! ```
 //!
-//! An order goes to the next step once the one before is *done*: accepted, or reported as completed if the
-//! rule sets `complete_within`. A step that fails (given up, reported as failed, late) never leads to the
+//! An order goes to the next step once the one before is *done*: accepted, or reported as completed if
+//! the rule sets `complete_within`. A step that fails (given up, reported as failed, late) never leads to the
 //! next; it is escalated: the next receiver of `escalate` is told of it, or, if the rule consents
-//! (`escalate_acts`), ordered to act in place of the one before, under a higher token. A veto is an answer: it
-//! ends the course, and is told.
+//! (`escalate_acts`), ordered to act in place of the one before, under a higher token. A veto is an answer:
+//! it ends the course, and is told.
 //!
 //! Nothing of a course is kept but how long it stands where it stands: [`look`] derives it from the journal
 //! each time. So a controller that dies between any two steps goes on with the right one, and no step
@@ -174,9 +174,9 @@ pub struct Ages {
 }
 
 impl Ages {
-    /// Since when a delivery has been as it is. One that is seen for the first time has been so for as long as
-    /// the wall clock says, but not longer than `most`: a clock that was set forward ages nothing
-    /// by years.
+    /// Since when a delivery has been as it is. One that is seen for the first time has been so for as long
+    /// as the wall clock says, but not longer than `most`: a clock that was set forward ages nothing by
+    /// years.
     pub fn since(
         &mut self,
         row: &DeliveryRow,

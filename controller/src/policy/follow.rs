@@ -51,6 +51,7 @@ impl Policy {
 
     /// What a step of a course journals. `None`: what it was about is no longer true. `candidates` answers
     /// who could take over; it is asked for orders only.
+    #[expect(clippy::too_many_arguments, reason = "a step, whose it is, and the world")]
     pub fn follow<R: Rng + ?Sized>(
         &mut self,
         row: &HostRow,
@@ -82,7 +83,7 @@ impl Policy {
                     .map(|r| json!({ "receiver": r, "rule": rule, "verdict": "act" }))
                     .collect();
                 event.data.insert("verdicts".to_owned(), Value::from(verdicts));
-                event.deliveries = receivers.iter().map(to).collect();
+                event.deliveries = receivers.iter().map(|r| to(r)).collect();
                 if !instead_of.is_empty() {
                     event.data.insert("instead_of".to_owned(), json!(instead_of));
                     event.settle = Settle::At(instead_of.clone());
@@ -150,8 +151,8 @@ impl Policy {
     }
 }
 
-fn to(receiver: &String) -> NewDelivery {
-    NewDelivery { receiver: receiver.clone(), hold: None }
+fn to(receiver: &str) -> NewDelivery {
+    NewDelivery { receiver: receiver.to_owned(), hold: None }
 }
 
 /// Has an event sent to these receivers, beside those whom rules choose for it.

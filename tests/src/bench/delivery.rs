@@ -3,9 +3,9 @@
 //!
 //! Two receivers take everything at once, one takes two seconds for each request, one answers 503 to all.
 //! `first_attempt_p99_ms`: from the moment at which a host was called down, as its event says, to the moment
-//! at which the request's body has arrived at a healthy receiver, 99th percentile over both. `lost`: deliveries
-//! that neither arrived nor stand in the outbox. `delivered_per_s`: at the healthy two, from the first to
-//! the last. `memory_mib`: the controller's resident memory at the end, the hosts included.
+//! at which the request's body has arrived at a healthy receiver, 99th percentile over both. `lost`:
+//! deliveries that neither arrived nor stand in the outbox. `delivered_per_s`: at the healthy two, from the
+//! first to the last. `memory_mib`: the controller's resident memory at the end, the hosts included.
 //!
 //! Limits of actions per domain are off, and so are storms: this measures the way from verdict to
 //! receiver, not how long policy holds an order back.
