@@ -470,10 +470,6 @@ async fn three_hundred_kills_between_any_two_steps_lose_nothing_and_order_nothin
         }
         all_alive(&api, HOSTS - dead.len()).await?;
         let deliveries = eventually(PATIENCE, "every outage has gone all the way", || async {
-            let deliveries = api.deliveries().await?;
-            let open = |d: &&Value| matches!(text(d, "/state"), "pending" | "held");
-            let open = deliveries.iter().filter(open).count();
-            ensure!(open == 0, "{open} are still on their way");
             for host in &dead {
                 let id = fleet.ids()[*host].to_string();
                 let kinds = api.kinds_of(fleet.ids()[*host]).await?;
@@ -484,6 +480,11 @@ async fn three_hundred_kills_between_any_two_steps_lose_nothing_and_order_nothin
                     bail!("{id}: {kinds:?}");
                 }
             }
+            // After the events: what they cause is then among them.
+            let deliveries = api.deliveries().await?;
+            let open = |d: &&Value| matches!(text(d, "/state"), "pending" | "held");
+            let open = deliveries.iter().filter(open).count();
+            ensure!(open == 0, "{open} are still on their way");
             Ok(Some(deliveries))
         })
         .await?;

@@ -200,6 +200,8 @@ pub(crate) struct Rare {
     /// Where it was heard from before.
     pub(crate) other_address: Address,
     pub(crate) other_until: Instant,
+    /// How often the two have taken turns since.
+    pub(crate) turns: u8,
 }
 
 impl Host {

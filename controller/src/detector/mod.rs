@@ -64,6 +64,9 @@ use timeout::{GroupId, LEARN_MAX, MarginSource, Siblings};
 pub const HOSTS_MAX: usize = 4_000_000;
 /// How long after a change of boot the return of the other one means that two are alive.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
+/// How often two must have taken turns to be two. A machine that is restored from a snapshot comes back as an
+/// older boot once, and after that never as the newer.
+const TWINS_TURNS: u8 = 2;
 /// A suspect's datagram may be this late and still prove life.
 const SUSPECT_TOLERANCE: Duration = Duration::from_secs(1);
 /// How often wished rates of mistakes are looked at.
@@ -494,8 +497,11 @@ impl Detector {
                 true => other.other_boot == h.boot,
                 false => proof.rebase && other.other_boot == h.boot && other.other_address == from,
             };
-            if back && arrival <= other.other_until && !h.is(DUPLICATE) {
+            let in_time = arrival <= other.other_until;
+            other.turns = if in_time { other.turns.saturating_add(u8::from(back)) } else { 0 };
+            if other.turns >= TWINS_TURNS && !h.is(DUPLICATE) {
                 two_alive = Some((old_boot, old_address.get()));
+                other.turns = 0;
             }
             other.other_boot = old_boot;
             other.other_address = old_address;

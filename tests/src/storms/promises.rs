@@ -48,6 +48,8 @@ pub(super) struct Promises {
     pub(super) looked: u64,
     /// When each host's present outage was acted upon.
     acted: BTreeMap<HostId, Instant>,
+    /// Of these a rule kept something back when the controller stopped: the next one judges them anew.
+    anew: Hosts,
     /// When something was ordered, by domain.
     times: BTreeMap<String, Vec<Instant>>,
     /// When an operator let single orders go, and how many; and when the controller started.
@@ -115,6 +117,7 @@ impl Promises {
             failovers: 0,
             looked: 0,
             acted: BTreeMap::new(),
+            anew: Hosts::default(),
             times: BTreeMap::new(),
             named: Vec::new(),
             starts: Vec::new(),
@@ -224,6 +227,11 @@ impl Promises {
         self.rejected.insert(host);
     }
 
+    /// At the start of a controller, of these something was held.
+    pub(super) fn judged_anew(&mut self, hosts: impl Iterator<Item = HostId>) {
+        self.anew = hosts.filter(|host| self.acted.contains_key(host)).collect();
+    }
+
     /// A new life of the controller: of when something was acted upon it knows when the host fell.
     pub(super) fn restarted(&mut self, rows: &BTreeMap<HostId, HostRow>, wall: Wall, now: Instant) {
         self.starts.push(now);
@@ -311,21 +319,9 @@ impl Promises {
         now: Instant,
     ) {
         self.looked += 1;
-        let limit = if name == "fleet" { self.guard.fleet } else { self.guard.storm };
-        let (silent, heard) = self.silent_and_heard(name, hosts, rows, now);
-        let share = f64::from(silent) / f64::from(silent + heard);
-        if silent < limit.hosts || share < limit.share {
-            return;
-        }
-        // Unless most of them lie in one smaller domain, and others are heard.
-        let inner: std::collections::BTreeSet<String> =
-            hosts.iter().flat_map(|h| domains(&h.labels)).collect();
-        let within = |d: &&String| *d != name && (name == "fleet" || d.starts_with(name));
-        let explained = inner.iter().filter(within).any(|inner| {
-            let (s, h) = self.silent_and_heard(inner, hosts, rows, now);
-            s * 4 >= silent * 3 && heard > h
-        });
-        if !explained {
+        // Of hosts that are judged anew either answer is right.
+        let both = [false, true].map(|anew| self.find_storm(anew, name, hosts, rows, now));
+        if let [Some((silent, heard)), Some(_)] = both {
             let seen = format!(
                 "{host} is acted upon while {silent} hosts of {name} are silent, and {heard} heard"
             );
@@ -333,8 +329,36 @@ impl Promises {
         }
     }
 
+    /// How many are silent and heard, if that is a storm.
+    fn find_storm(
+        &self,
+        anew: bool,
+        name: &str,
+        hosts: &[Host],
+        rows: &BTreeMap<HostId, HostRow>,
+        now: Instant,
+    ) -> Option<(u32, u32)> {
+        let limit = if name == "fleet" { self.guard.fleet } else { self.guard.storm };
+        let count = |name: &str| self.silent_and_heard(anew, name, hosts, rows, now);
+        let (silent, heard) = count(name);
+        let share = f64::from(silent) / f64::from(silent + heard);
+        if silent < limit.hosts || share < limit.share {
+            return None;
+        }
+        // Unless most of them lie in one smaller domain, and others are heard.
+        let inner: std::collections::BTreeSet<String> =
+            hosts.iter().flat_map(|h| domains(&h.labels)).collect();
+        let within = |d: &&String| *d != name && (name == "fleet" || d.starts_with(name));
+        let explained = inner.iter().filter(within).any(|inner| {
+            let (s, h) = count(inner);
+            s * 4 >= silent * 3 && heard > h
+        });
+        (!explained).then_some((silent, heard))
+    }
+
     fn silent_and_heard(
         &self,
+        anew: bool,
         name: &str,
         hosts: &[Host],
         rows: &BTreeMap<HostId, HostRow>,
@@ -351,7 +375,8 @@ impl Promises {
                 (State::Suspect, _) => silent += 1,
                 (State::Down, Some(Cause::AgentLost)) | (State::Alive, _) => heard += 1,
                 (State::Down, _) => {
-                    let recent = self.acted.get(&h.id).is_none_or(|at| now.since(*at) < window);
+                    let recent = self.acted.get(&h.id).is_none_or(|at| now.since(*at) < window)
+                        || (anew && self.anew.contains(&h.id));
                     silent += u32::from(recent);
                 }
                 _ => {}

@@ -15,7 +15,7 @@ use crate::tidy;
 /// The profile in which everything that is tested is built.
 const PROFILE: &str = "ci";
 /// Seeds of the simulator in `test`.
-const SIM_SEEDS: &str = "300";
+const SIM_SEEDS: &str = "500";
 /// Seconds of fuzzing in `test`.
 const FUZZ_SECONDS: &str = "20";
 

@@ -19,14 +19,16 @@ fn two_boots_in_turn_are_told_with_both_addresses_and_end_when_one_falls_silent(
     w.detector.register(known(1, State::Alive), ms(0));
     w.proof_from(1, 1, 100, false);
     w.proof_from(2, 9, 200, false);
-    let both = Turn::Duplicate { other: Boot(9), address: Some(address(2)) };
-    assert_eq!(w.proof_from(1, 1, 300, true), [Turn::Restarted, both]);
-    assert_eq!(w.proof_from(2, 9, 400, false), [Turn::Restarted]);
+    assert_eq!(w.proof_from(1, 1, 300, true), [Turn::Restarted]);
+    let both = Turn::Duplicate { other: Boot(1), address: Some(address(1)) };
+    assert_eq!(w.proof_from(2, 9, 400, false), [Turn::Restarted, both]);
+    assert_eq!(w.proof_from(1, 1, 500, true), [Turn::Restarted]);
+    assert_eq!(w.proof_from(2, 9, 600, false), [Turn::Restarted]);
     let mut turns = Vec::new();
-    for at in (1_400..700_000).step_by(1_000) {
+    for at in (1_600..700_000).step_by(1_000) {
         turns.extend(w.proof_from(2, 9, at, false).into_iter().map(|t| (at, t)));
     }
-    assert_eq!(turns, [(601_400, Turn::Single)], "told once, after ten minutes");
+    assert_eq!(turns, [(601_600, Turn::Single)], "told once, after ten minutes");
 }
 
 #[test]
@@ -37,10 +39,12 @@ fn one_boot_at_two_addresses_is_two_machines_if_their_numbers_contradict_each_ot
     // A copy of the machine, which went on with the same life: its numbers prove nothing, a nonce does.
     assert_eq!(w.proof_from(2, 5, 200, true), []);
     assert_eq!(w.proof_from(1, 5, 300, false), []);
+    assert_eq!(w.proof_from(2, 5, 400, true), []);
+    assert_eq!(w.proof_from(1, 5, 500, false), []);
     let both = Turn::Duplicate { other: Boot(5), address: Some(address(1)) };
-    assert_eq!(w.proof_from(2, 5, 400, true), [both]);
+    assert_eq!(w.proof_from(2, 5, 600, true), [both]);
     for n in 1..20 {
-        assert_eq!(w.proof_from(1 + (n % 2) as u8, 5, 400 + n * 500, n % 2 == 1), []);
+        assert_eq!(w.proof_from(1 + (n % 2) as u8, 5, 600 + n * 500, n % 2 == 1), []);
     }
 }
 
