@@ -235,6 +235,11 @@ impl Guard {
         }
     }
 
+    /// Whether a host's order is held.
+    pub(super) fn holds(&self, host: HostId) -> bool {
+        self.entries.get(&host).is_some_and(|e| matches!(e.stage, Stage::Held(_)))
+    }
+
     /// An order that was held before a restart, for so long.
     pub(super) fn restore(&mut self, host: HostId, row: Option<&HostRow>, held_for: Duration) {
         match row.filter(|row| is_out(row)) {

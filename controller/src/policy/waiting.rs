@@ -302,8 +302,9 @@ impl Policy {
         let times = (now - held_for, now + left);
         let wait = Wait::new(at_rule, held.kind, held.incident, Duration::ZERO, times, what);
         self.waits.put(key, wait);
-        if guarded {
-            self.guard.restore(host, row, held_for);
+        // How much of that time the rule kept it back is not known: as a hold it is new.
+        if guarded && !self.guard.holds(host) {
+            self.guard.restore(host, row, Duration::ZERO);
         }
     }
 

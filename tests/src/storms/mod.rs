@@ -440,9 +440,7 @@ impl World {
         self.load_windows(&mut policy);
         self.rows.values().for_each(|row| policy.register(row, now, wall));
         let held = DeliveryFilter { state: Some(DeliveryState::Held), ..DeliveryFilter::default() };
-        let held = promises::deliveries(&self.db, held);
-        self.promises.judged_anew(held.iter().filter_map(|d| d.host));
-        for delivery in held {
+        for delivery in promises::deliveries(&self.db, held) {
             let Some(host) = delivery.host else { continue };
             let held_for = Duration::from_millis((wall.0 - delivery.created_ms.0) as u64);
             policy.restore(&delivery, self.rows.get(&host), held_for);

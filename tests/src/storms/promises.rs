@@ -48,8 +48,6 @@ pub(super) struct Promises {
     pub(super) looked: u64,
     /// When each host's present outage was acted upon.
     acted: BTreeMap<HostId, Instant>,
-    /// Of these a rule kept something back when the controller stopped: the next one judges them anew.
-    anew: Hosts,
     /// When something was ordered, by domain.
     times: BTreeMap<String, Vec<Instant>>,
     /// When an operator let single orders go, and how many; and when the controller started.
@@ -117,7 +115,6 @@ impl Promises {
             failovers: 0,
             looked: 0,
             acted: BTreeMap::new(),
-            anew: Hosts::default(),
             times: BTreeMap::new(),
             named: Vec::new(),
             starts: Vec::new(),
@@ -227,11 +224,6 @@ impl Promises {
         self.rejected.insert(host);
     }
 
-    /// At the start of a controller, of these something was held.
-    pub(super) fn judged_anew(&mut self, hosts: impl Iterator<Item = HostId>) {
-        self.anew = hosts.filter(|host| self.acted.contains_key(host)).collect();
-    }
-
     /// A new life of the controller: of when something was acted upon it knows when the host fell.
     pub(super) fn restarted(&mut self, rows: &BTreeMap<HostId, HostRow>, wall: Wall, now: Instant) {
         self.starts.push(now);
@@ -319,7 +311,8 @@ impl Promises {
         now: Instant,
     ) {
         self.looked += 1;
-        // Of hosts that are judged anew either answer is right.
+        // What a rule keeps back of a host that was acted upon is judged again later, and the host is evidence
+        // for as long again: of those that were acted upon long ago either answer is right.
         let both = [false, true].map(|anew| self.find_storm(anew, name, hosts, rows, now));
         if let [Some((silent, heard)), Some(_)] = both {
             let seen = format!(
@@ -375,8 +368,8 @@ impl Promises {
                 (State::Suspect, _) => silent += 1,
                 (State::Down, Some(Cause::AgentLost)) | (State::Alive, _) => heard += 1,
                 (State::Down, _) => {
-                    let recent = self.acted.get(&h.id).is_none_or(|at| now.since(*at) < window)
-                        || (anew && self.anew.contains(&h.id));
+                    let recent =
+                        self.acted.get(&h.id).is_none_or(|at| now.since(*at) < window) || anew;
                     silent += u32::from(recent);
                 }
                 _ => {}
