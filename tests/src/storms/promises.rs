@@ -311,8 +311,8 @@ impl Promises {
         now: Instant,
     ) {
         self.looked += 1;
-        // What a rule keeps back of a host that was acted upon is judged again later, and the host is evidence
-        // for as long again: of those that were acted upon long ago either answer is right.
+        // What a rule keeps back of a host that was acted upon is judged again later, and the host is
+        // evidence for as long again: of those that were acted upon long ago either answer is right.
         let both = [false, true].map(|anew| self.find_storm(anew, name, hosts, rows, now));
         if let [Some((silent, heard)), Some(_)] = both {
             let seen = format!(
