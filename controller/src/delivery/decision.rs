@@ -14,6 +14,8 @@ pub const HOLD: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(3_600);
 /// How long it waits that does not say.
 pub const HOLD_DEFAULT: Duration = Duration::from_secs(60);
+/// What an answer with a decision holds.
+const KEY: &[u8] = b"\"decision\"";
 /// Longest reason kept, bytes.
 const REASON_LEN_MAX: usize = 160;
 
@@ -42,7 +44,18 @@ pub enum Decision {
 impl Decision {
     /// What a body says; `None`: it says yes, or nothing.
     pub fn parse(body: &[u8]) -> Option<Self> {
-        let body: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
+        let parsed: Result<serde_json::Map<String, serde_json::Value>, _> =
+            serde_json::from_slice(body);
+        let body = match parsed {
+            Ok(body) => body,
+            // A veto that was cut short is no yes.
+            Err(_) if body.windows(KEY.len()).any(|w| w == KEY) => {
+                return Some(Self::Unknown {
+                    word: "(an answer that is no whole JSON)".to_owned(),
+                });
+            }
+            Err(_) => return None,
+        };
         let text = |key: &str| body.get(key).and_then(|v| v.as_str()).map(one_line);
         let word = match body.get("decision")? {
             serde_json::Value::String(word) => one_line(word),
@@ -93,7 +106,7 @@ mod tests {
 
     #[test]
     fn yes_is_said_by_nothing_by_anything_else_and_by_the_word() {
-        for body in ["", "ok", "{}", "[]", "7", "{\"decision\":", r#"{"decision": "accept"}"#] {
+        for body in ["", "ok", "{}", "[]", "7", "{\"dec", r#"{"decision": "accept"}"#] {
             assert_eq!(Decision::parse(body.as_bytes()), None, "{body}");
         }
     }
@@ -122,6 +135,7 @@ mod tests {
             (r#"{"decision": "deny"}"#, "deny"),
             (r#"{"decision": false}"#, "false"),
             (r#"{"decision": "Accept"}"#, "Accept"),
+            (r#"{"decision": "veto", "reas"#, "(an answer that is no whole JSON)"),
         ] {
             let unknown = Decision::Unknown { word: word.to_owned() };
             assert_eq!(Decision::parse(body.as_bytes()), Some(unknown), "{body}");

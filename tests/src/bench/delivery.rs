@@ -1,7 +1,7 @@
 //! `delivery`: ten thousand outages in a minute, told to four receivers of mixed health, while half a million
 //! hosts beat once a second.
 //!
-//! Two receivers take everything at once, one takes two seconds for each request, one answers 503 to all.
+//! Two receivers take everything at once, one takes a second for each request, one answers 503 to all.
 //! `first_attempt_p99_ms`: from the moment at which a host was called down, as its event says, to the moment
 //! at which the request's body has arrived at a healthy receiver, 99th percentile over both. `lost`:
 //! deliveries that neither arrived nor stand in the outbox. `delivered_per_s`: at the healthy two, from the
@@ -37,7 +37,7 @@ const ARRIVED_MAX: Duration = Duration::from_secs(60);
 const DEAD_SHARE: usize = 50;
 const DEAD_MAX: usize = 10_000;
 /// How long the slow receiver takes.
-const SLOW: Duration = Duration::from_secs(2);
+const SLOW: Duration = Duration::from_secs(1);
 const HEALTHY: [&str; 2] = ["first", "second"];
 const SICK: [&str; 2] = ["slow", "failing"];
 

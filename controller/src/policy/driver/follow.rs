@@ -19,7 +19,9 @@ use crate::policy::courses::{self, Ages, Facts, Reported, report_of};
 use crate::policy::follow::Report;
 use crate::policy::placement::{Depth, Wanted, find};
 use crate::policy::{is_action, order_of};
-use crate::store::{DeliveryFilter, DeliveryRow, EventRow, READ_LEN_MAX, Store, StoreError};
+use crate::store::{
+    DeliveryFilter, DeliveryRow, DeliveryState, EventRow, READ_LEN_MAX, Store, StoreError,
+};
 use crate::view::Filter;
 
 /// Hosts with news that wait for the driver; more are found by looking at all.
@@ -239,6 +241,10 @@ impl Running {
                 return Err(ControlError::Invalid(message));
             }
         };
+        if row.state == DeliveryState::Vetoed {
+            let message = format!("`{}` has refused this order: a veto is final", row.receiver);
+            return Err(stale(message));
+        }
         let events = self.d.store.events_of(host, EVENTS_MAX).await?;
         if is_replaced(row, &orders, &events) {
             let message =

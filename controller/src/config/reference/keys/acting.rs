@@ -374,7 +374,8 @@ pub(super) const RULES: &[Key] = &[
         "first",
         List("receivers", 0, 8),
         "Receivers that must have done what an order asks, one after another, before `receivers` are ordered \
-         to; if one fails or refuses, nobody is. Set it to fence a host before its work is started elsewhere.",
+         to; if one fails or refuses, nobody is. With `complete_within` they must report, too. They are not told of \
+         recoveries. Set it to fence a host before its work is started elsewhere.",
     ),
     key(
         "accept_within",
