@@ -21,7 +21,7 @@ use std::time::Duration;
 use heartwatch_common::time::{Instant, Wall};
 
 use crate::event::{EventId, EventKind, IncidentId};
-use crate::store::{DeliveryId, DeliveryRow, DeliveryState, EventRow};
+use crate::store::{DeliveryId, DeliveryRow, DeliveryState, EventRow, Token};
 
 /// Receivers in one list of a plan.
 pub const STEPS_MAX: usize = 8;
@@ -292,10 +292,30 @@ fn taken_back(route: Route<'_>, facts: Facts<'_>, stage: Stage) -> Option<String
     Some(format!("`{who}` failed: it says so"))
 }
 
+/// The token of the first order of this kind: what was said before was said of another. An unreachable host
+/// may have had a whole course of its own before it was down.
+fn first_token(facts: Facts<'_>) -> Option<Token> {
+    let own = |d: &&DeliveryRow| d.kind == facts.kind && d.incident == Some(facts.incident);
+    facts.deliveries.iter().filter(own).filter_map(|d| d.token).min()
+}
+
+/// Events of this kind that were journaled about these orders.
+fn said<'a>(facts: Facts<'a>, kind: EventKind) -> impl Iterator<Item = &'a EventRow> {
+    let first = first_token(facts);
+    facts
+        .events
+        .iter()
+        .filter(move |e| e.kind == kind && e.incident == Some(facts.incident) && e.token >= first)
+}
+
 /// The newest delivery of this kind to a receiver; an order is journaled again under a higher token at times.
 fn newest<'a>(facts: Facts<'a>, kind: EventKind, receiver: &str) -> Option<&'a DeliveryRow> {
+    let first = first_token(facts);
     let of = |d: &&DeliveryRow| {
-        d.kind == kind && d.receiver == receiver && d.incident == Some(facts.incident)
+        d.kind == kind
+            && d.receiver == receiver
+            && d.incident == Some(facts.incident)
+            && d.token >= first
     };
     facts.deliveries.iter().rev().find(of)
 }
@@ -345,10 +365,9 @@ fn vetoed(row: &DeliveryRow, reason: String, facts: Facts<'_>) -> Option<Step> {
 
 /// What is still to be said of an order that was handed on.
 fn handed(route: Route<'_>, facts: Facts<'_>, level: usize) -> Option<Step> {
-    let said = facts.events.iter().any(|e| {
-        e.kind == EventKind::IncidentEscalated
-            && e.incident == Some(facts.incident)
-            && e.data.get("rule").and_then(|r| r.as_str()) == Some(route.rule)
+    let said = said(facts, EventKind::IncidentEscalated).any(|e| {
+        e.data.get("rule").and_then(|r| r.as_str()) == Some(route.rule)
+            && e.data.get("receiver").is_some()
             && e.data.get("level").and_then(serde_json::Value::as_u64) == u64::try_from(level).ok()
     });
     let begun = |receiver: &&String| {
@@ -424,11 +443,8 @@ fn escalate(
 }
 
 fn fail(route: Route<'_>, facts: Facts<'_>, why: String) -> Look {
-    let said = facts.events.iter().any(|e| {
-        e.kind == EventKind::IncidentFailed
-            && e.incident == Some(facts.incident)
-            && e.data.get("rule").and_then(|r| r.as_str()) == Some(route.rule)
-    });
+    let said = said(facts, EventKind::IncidentFailed)
+        .any(|e| e.data.get("rule").and_then(|r| r.as_str()) == Some(route.rule));
     let left = if route.plan.escalate.is_empty() {
         "the rule names nobody to turn to"
     } else {

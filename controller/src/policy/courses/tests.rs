@@ -156,8 +156,9 @@ impl World {
                 let event = self.event(kind, json!({ "rule": "r", "level": level }));
                 self.deliver(kind, event, std::slice::from_ref(receiver));
             }
-            Step::Hand { level, .. } => {
-                self.event(EventKind::IncidentEscalated, json!({ "rule": "r", "level": level }));
+            Step::Hand { level, receiver, .. } => {
+                let data = json!({ "rule": "r", "level": level, "receiver": receiver });
+                self.event(EventKind::IncidentEscalated, data);
             }
             Step::Fail { .. } => {
                 self.event(EventKind::IncidentFailed, json!({ "rule": "r" }));
@@ -263,6 +264,41 @@ fn who_only_is_told_is_passed_over_if_it_cannot_be_told_in_time() {
     // It took it after all.
     w.set("main", DeliveryState::Delivered);
     assert_eq!(w.look(), Look { step: None, again: Some(w.now + S(600)) });
+}
+
+/// Once a fence that was late was told of under the same number, who was replaced later was told nothing.
+#[test]
+fn that_people_were_told_of_a_late_fence_does_not_count_as_telling_who_is_replaced() {
+    let mut w = World::new(plan(), &["main"]);
+    w.pass(S(60));
+    assert!(matches!(w.step(), Some(Step::Tell { level: 0, .. })));
+    w.report("fence", EventKind::IncidentCompleted);
+    assert!(matches!(w.step(), Some(Step::Order { stage: Stage::Receivers, .. })));
+    w.look();
+    w.pass(S(60));
+    assert!(matches!(w.step(), Some(Step::Order { stage: Stage::Escalated(0), .. })));
+    assert!(matches!(w.step(), Some(Step::Hand { level: 0, .. })));
+}
+
+/// What was done about an unreachable host would have kept its failover back for ever.
+#[test]
+fn a_host_that_is_down_after_it_was_unreachable_takes_its_course_from_the_beginning() {
+    let mut w = World::new(Plan { escalate_acts: false, ..plan() }, &["main"]);
+    w.pass(S(60));
+    assert!(matches!(w.step(), Some(Step::Tell { level: 0, .. })));
+    w.set("second", DeliveryState::Delivered);
+    w.report("fence", EventKind::IncidentCompleted);
+    assert!(matches!(w.step(), Some(Step::Order { stage: Stage::Receivers, .. })));
+    for row in w.deliveries.iter_mut().filter(|d| d.kind == KIND) {
+        (row.kind, row.state) = (EventKind::HostUnreachable, DeliveryState::Delivered);
+    }
+    w.order(&names(&["fence"]), &[]);
+    assert_eq!(w.look(), Look { step: None, again: Some(w.now + S(60)) });
+    w.pass(S(60));
+    assert!(matches!(w.look().step, Some(Step::Tell { level: 0, .. })), "told anew");
+    w.report("fence", EventKind::IncidentCompleted);
+    let Some(Step::Order { stage, .. }) = w.look().step else { panic!() };
+    assert_eq!(stage, Stage::Receivers);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::{Running, Work, line};
 use crate::control::{Completion, ControlError};
 use crate::crash;
-use crate::event::{IncidentId, State};
+use crate::event::{EventKind, IncidentId, State};
 use crate::policy::courses::{self, Ages, Facts, Reported, report_of};
 use crate::policy::follow::Report;
 use crate::policy::placement::{Depth, Wanted, find};
@@ -38,6 +38,8 @@ const PAGE: usize = 1_000;
 /// One host's course.
 struct Course {
     incident: IncidentId,
+    /// Of which order: what was done about an unreachable host says nothing once it is down.
+    kind: EventKind,
     due: Option<Instant>,
     ages: Ages,
     /// Steps that were journaled, or are about to be.
@@ -45,7 +47,6 @@ struct Course {
 }
 
 /// All courses.
-#[derive(Default)]
 pub(super) struct Courses {
     open: BTreeMap<HostId, Course>,
     timers: BTreeSet<(Instant, HostId)>,
@@ -53,6 +54,20 @@ pub(super) struct Courses {
     news: BTreeSet<HostId>,
     /// Where a search through the whole registry stands.
     search: Option<u64>,
+    /// The store could not be read: nothing is looked at before this.
+    resumed_at: Instant,
+}
+
+impl Default for Courses {
+    fn default() -> Self {
+        Self {
+            open: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            news: BTreeSet::new(),
+            search: None,
+            resumed_at: Instant(0),
+        }
+    }
 }
 
 impl Courses {
@@ -83,9 +98,10 @@ impl Courses {
 
     /// Whether there is something to look at now.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        !self.news.is_empty()
-            || self.search.is_some()
-            || self.timers.first().is_some_and(|(at, _)| *at <= now)
+        now >= self.resumed_at
+            && (!self.news.is_empty()
+                || self.search.is_some()
+                || self.timers.first().is_some_and(|(at, _)| *at <= now))
     }
 }
 
@@ -119,8 +135,9 @@ impl Running {
             self.courses.news.remove(&host);
             self.courses.set_due(host, None);
             if let Err(e) = self.look(host).await {
-                log::warn!("the orders about {host} cannot be followed now: {e}");
+                log::warn!("what follows orders waits, as the store cannot be read: {e}");
                 self.courses.news.insert(host);
+                self.courses.resumed_at = now + AGAIN;
                 return;
             }
         }
@@ -137,15 +154,16 @@ impl Running {
             self.courses.end(host);
             return Ok(());
         }
-        if self.courses.open.get(&host).is_some_and(|c| c.incident != incident) {
+        let kind = order_of(Some(row));
+        if self.courses.open.get(&host).is_some_and(|c| (c.incident, c.kind) != (incident, kind)) {
             self.courses.end(host);
         }
         crash::pass("look");
         let (deliveries, events) = journaled(&*self.d.store, host, incident).await?;
         let (now, wall) = (self.d.clock.now(), self.d.clock.wall());
-        let facts =
-            Facts { incident, kind: order_of(Some(row)), deliveries: &deliveries, events: &events };
-        let fresh = || Course { incident, due: None, ages: Ages::default(), made: BTreeSet::new() };
+        let facts = Facts { incident, kind, deliveries: &deliveries, events: &events };
+        let (ages, made) = (Ages::default(), BTreeSet::new());
+        let fresh = || Course { incident, kind, due: None, ages, made };
         let course = self.courses.open.entry(host).or_insert_with(fresh);
         let may_act = self.d.policy.may_act_on(host);
         let mut due: Option<Instant> = None;
@@ -161,7 +179,7 @@ impl Running {
                 if step.acts() && !may_act {
                     // Paused, blind or in maintenance: nobody is made to act, here as elsewhere.
                     again = Some(now + AGAIN);
-                } else if course.made.insert(key) {
+                } else if !course.made.contains(&key) {
                     let (view, seed) = (&self.d.view, rand::RngExt::random(&mut self.rng));
                     let who = |wanted: &Wanted<'_>| find(&**view, wanted, Depth::ORDER, seed);
                     let policy = &mut self.d.policy;
@@ -171,6 +189,7 @@ impl Running {
                         log::warn!("{} {}", event.kind, line(row, &event));
                         crash::pass("step");
                         self.work.push(Work::Event(Box::new(event)));
+                        course.made.insert(key);
                     }
                 }
             }
