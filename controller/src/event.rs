@@ -238,6 +238,27 @@ impl EventKind {
         )
     }
 
+    /// Whether it tells of something beside the host's own state, so that what was ordered before is as right
+    /// after it as it was: it does not wait behind orders that are held.
+    pub const fn is_notice(self) -> bool {
+        matches!(
+            self,
+            Self::HostFrozen
+                | Self::HostUnfrozen
+                | Self::HostFlapping
+                | Self::HostSteady
+                | Self::HoldApproved
+                | Self::HoldRejected
+                | Self::HoldOverdue
+                | Self::IncidentCompleted
+                | Self::IncidentFailed
+                | Self::IncidentVetoed
+                | Self::IncidentEscalated
+                | Self::MaintenanceStarted
+                | Self::MaintenanceEnded
+        )
+    }
+
     /// Whether it tells how an order ended, by its receiver's word or for want of one.
     pub const fn is_report(self) -> bool {
         matches!(self, Self::IncidentCompleted | Self::IncidentFailed | Self::IncidentVetoed)

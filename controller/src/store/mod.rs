@@ -9,7 +9,9 @@
 //!   whatever was never begun was never sent and may be *cancelled*; anything begun may have arrived
 //!   and can only be *superseded*.
 //! - Per receiver and host, deliveries are begun in the order of their events: `begin_attempt` refuses
-//!   one that an unfinished earlier one precedes ([`Begin::NotYet`]).
+//!   one that an unfinished earlier one precedes ([`Begin::NotYet`]). Only a notice
+//!   ([`EventKind::is_notice`]) overtakes what is held; what it overtook is journaled again when it is let
+//!   go, under a higher token, so that tokens rise in the order of sending all the same.
 //! - Fencing tokens rise strictly per host: `token = store epoch · 2³² + counter`, below 2⁵³. The epoch
 //!   is kept in a file beside the database too and rises at every start and every restore.
 //!

@@ -216,9 +216,13 @@ impl Oracle {
             return Begin::Gone;
         }
         let lane = |id: u64| (self.event(self.d(id).event).host, self.d(id).receiver.clone());
+        let notice = self.event(self.d(id).event).kind.is_notice();
         let earlier = (1..id).any(|other| {
             lane(other) == lane(id)
-                && matches!(self.d(other).state, DeliveryState::Held | DeliveryState::Pending)
+                && match self.d(other).state {
+                    DeliveryState::Held => !notice,
+                    state => state == DeliveryState::Pending,
+                }
         });
         if earlier {
             return Begin::NotYet;
@@ -279,7 +283,8 @@ impl Oracle {
         };
         let ours = self.deliveries.iter().any(|d| {
             let e = self.event(d.event);
-            d.attempts > 0 && e.host == Some(host) && e.token == Some(highest)
+            let told = d.attempts > 0 && e.host == Some(host) && e.token == Some(highest);
+            told && !e.kind.is_notice()
         });
         let (kind, incident, waited) = (event.kind, event.incident, self.d(id).waited);
         let d = self.d_mut(id);
@@ -310,19 +315,43 @@ impl Oracle {
         Vec::new()
     }
 
+    /// One held delivery goes: as it is, or as a new one if a later one went first.
+    fn let_go(&mut self, id: u64) -> u64 {
+        let (event, receiver) = (self.d(id).event, self.d(id).receiver.clone());
+        let e = self.event(event);
+        let (kind, host, incident) = (e.kind, e.host, e.incident);
+        let overtaken = self.deliveries.iter().any(|d| {
+            let later = d.event > event && d.attempts > 0;
+            later && d.receiver == receiver && self.event(d.event).host == host
+        });
+        let Some(known) = host.filter(|_| overtaken) else {
+            self.d_mut(id).state = DeliveryState::Pending;
+            return id;
+        };
+        let token = Some(self.next_token(known));
+        let cursor = self.events.len() as u64 + 1;
+        let supersedes = Vec::new();
+        self.events.push(Event { id: None, kind, host, incident, token, supersedes });
+        let d = self.d_mut(id);
+        d.state = DeliveryState::Cancelled;
+        d.settled_by = Some(cursor);
+        let (waited, renewals) = (d.waited, d.renewals);
+        self.push(cursor, receiver, DeliveryState::Pending, waited, renewals);
+        self.deliveries.len() as u64
+    }
+
     pub(super) fn release(&mut self, host: HostId, which: &Receivers, go: bool) -> Vec<Due> {
         let mut released = Vec::new();
         for id in self.ids() {
             let meant =
                 self.event(self.d(id).event).host == Some(host) && which.has(&self.d(id).receiver);
             if meant && self.d(id).state == DeliveryState::Held {
-                self.d_mut(id).state =
-                    if go { DeliveryState::Pending } else { DeliveryState::Cancelled };
-                released.push(id);
+                if go {
+                    released.push(self.let_go(id));
+                } else {
+                    self.d_mut(id).state = DeliveryState::Cancelled;
+                }
             }
-        }
-        if !go {
-            released.clear();
         }
         released.into_iter().map(|id| self.due(id)).collect()
     }

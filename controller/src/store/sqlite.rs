@@ -243,7 +243,7 @@ impl Db {
         verdict: Result<(), String>,
         at: Wall,
     ) -> Result<Vec<Due>, StoreError> {
-        self.atomically(|c| outbox::release(c, host, which, verdict, at))
+        self.atomically(|c| outbox::release(c, self.epoch, host, which, verdict, at))
     }
 
     /// See [`Store::release_placed`](super::Store::release_placed).
@@ -254,7 +254,7 @@ impl Db {
         data: &Map<String, Value>,
         at: Wall,
     ) -> Result<Vec<Due>, StoreError> {
-        self.atomically(|c| placed::release(c, host, which, data, at))
+        self.atomically(|c| placed::release(c, self.epoch, host, which, data, at))
     }
 
     /// See [`Store::held_hosts`](super::Store::held_hosts).

@@ -11,7 +11,7 @@ use super::placed;
 use super::read::{CHAIN, all};
 use super::rows::{self, DUE, EVENT};
 use super::{ATTEMPTS_LEN_MAX, RENEWALS_MAX, TOKEN_BELIEVED_MAX, int, nanos, uint};
-use crate::event::EventId;
+use crate::event::{EventId, EventKind};
 use crate::store::{
     Begin, Cursor, DeliveryId, DeliveryState, Due, EventRow, Finish, FinishVerdict, Outgoing,
     Receivers, StoreError, Token,
@@ -78,13 +78,7 @@ pub(super) fn begin_attempt(c: &Connection, id: DeliveryId, at: Wall) -> Result<
     if row.state != DeliveryState::Pending {
         return Ok(Begin::Gone);
     }
-    let blocked: bool = c
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM deliveries WHERE state IN ('held', 'pending') \
-             AND host IS ?1 AND receiver = ?2 AND id < ?3)",
-        )?
-        .query_row(params![row.host.map(|h| h.0), row.receiver, int(id.0)], |r| r.get(0))?;
-    if blocked {
+    if is_blocked(c, &row)? {
         return Ok(Begin::NotYet);
     }
     let attempt = row.attempts.saturating_add(1);
@@ -103,6 +97,22 @@ pub(super) fn begin_attempt(c: &Connection, id: DeliveryId, at: Wall) -> Result<
         attempt,
         body,
     }))
+}
+
+/// Whether something earlier must end first. What is held may do so in an hour: notices overtake it.
+fn is_blocked(c: &Connection, row: &Row) -> Result<bool, StoreError> {
+    // 'pending' is behind 'held' in the alphabet.
+    let before: Option<String> = c
+        .prepare_cached(
+            "SELECT max(state) FROM deliveries WHERE state IN ('held', 'pending') \
+             AND host IS ?1 AND receiver = ?2 AND id < ?3",
+        )?
+        .query_row(params![row.host.map(|h| h.0), row.receiver, int(row.id.0)], |r| r.get(0))?;
+    match before.as_deref() {
+        None => Ok(false),
+        Some("held") => Ok(!event(c, row.cursor)?.0.kind.is_notice()),
+        Some(_) => Ok(true),
+    }
 }
 
 fn event(c: &Connection, cursor: Cursor) -> Result<(EventRow, String), StoreError> {
@@ -182,7 +192,7 @@ fn conflict(
         set_state(c, row.id, DeliveryState::Delivered, None, at)?;
         return Ok(Vec::new());
     }
-    if highest > token && is_ours(c, host, highest)? {
+    if highest > token && is_newer_news(c, host, highest)? {
         let reason = format!("the receiver has seen a later event (token {})", highest.0);
         end(DeliveryState::Superseded, &reason)?;
         return Ok(Vec::new());
@@ -200,18 +210,24 @@ fn conflict(
     renew(c, epoch, row, &event, at)
 }
 
-/// Whether the token may have come from this store: it is of an event that somebody was told, or of
-/// one that has been thrown away since.
-fn is_ours(c: &Connection, host: HostId, token: Token) -> Result<bool, StoreError> {
+/// Whether the token is of later news from this store, which takes the place of what was said before: it is
+/// of an event that somebody was told, and no mere notice, or of one that has been thrown away since.
+fn is_newer_news(c: &Connection, host: HostId, token: Token) -> Result<bool, StoreError> {
     let sql = format!(
-        "{CHAIN} SELECT EXISTS (SELECT 1 FROM events e JOIN deliveries d USING (cursor) \
-         WHERE cursor IN chain AND e.token = ?4 AND d.attempts > 0) \
-         OR coalesce((SELECT pruned FROM hosts WHERE id = ?1), \
-                     (SELECT pruned FROM tokens WHERE host = ?1), 0) >= ?4"
+        "{CHAIN} SELECT e.kind FROM events e JOIN deliveries d USING (cursor) \
+         WHERE cursor IN chain AND e.token = ?4 AND d.attempts > 0 LIMIT 1"
     );
-    let known =
-        c.prepare_cached(&sql)?.query_row(params![host.0, 0, -1, int(token.0)], |r| r.get(0))?;
-    Ok(known)
+    let kind: Option<String> = c
+        .prepare_cached(&sql)?
+        .query_row(params![host.0, 0, -1, int(token.0)], |r| r.get(0))
+        .optional()?;
+    if let Some(kind) = kind {
+        let kind: EventKind = kind.parse().map_err(StoreError::Open)?;
+        return Ok(!kind.is_notice());
+    }
+    let pruned = "SELECT coalesce((SELECT pruned FROM hosts WHERE id = ?1), \
+                                  (SELECT pruned FROM tokens WHERE host = ?1), 0) >= ?2";
+    Ok(c.prepare_cached(pruned)?.query_row(params![host.0, int(token.0)], |r| r.get(0))?)
 }
 
 /// Journals the event again under a new id and token, for this receiver alone.
@@ -223,6 +239,7 @@ fn renew(
     at: Wall,
 ) -> Result<Vec<Due>, StoreError> {
     let Some(host) = row.host else { return Ok(Vec::new()) };
+    let begun = row.attempts > 0;
     let mark = Mark::of(c, host)?;
     let token = mark.next(epoch, host)?;
     // Derived, not drawn: the same history makes the same ids.
@@ -241,22 +258,30 @@ fn renew(
         incident: event.incident,
         token: Some(token),
     };
-    let cursor = insert_event(c, &fact, mark.head, &[event.id], &event.data)?;
+    let supersedes: &[EventId] = if begun { &[event.id] } else { &[] };
+    let cursor = insert_event(c, &fact, mark.head, supersedes, &event.data)?;
     mark.put(c, host, token, cursor)?;
     c.prepare_cached(
         "INSERT INTO deliveries \
          (cursor, host, incident, receiver, state, waited_ns, renewals, created, changed) \
-         SELECT ?2, host, incident, receiver, 'pending', waited_ns, renewals + 1, ?3, ?3 \
+         SELECT ?2, host, incident, receiver, 'pending', waited_ns, renewals + ?4, ?3, ?3 \
          FROM deliveries WHERE id = ?1",
     )?
-    .execute(params![int(row.id.0), int(cursor.0), at.0])?;
+    .execute(params![int(row.id.0), int(cursor.0), at.0, begun])?;
     let born = DeliveryId(uint(c.last_insert_rowid()));
-    let reason = format!("superseded by {} {}, the same under a higher token", fact.kind, fact.id);
+    let (state, reason) = if begun {
+        (
+            "superseded",
+            format!("superseded by {} {}, the same under a higher token", fact.kind, fact.id),
+        )
+    } else {
+        let as_now = format!("sent as {} {}, with a higher token", fact.kind, fact.id);
+        ("cancelled", format!("never sent as it was: {as_now}, as other news went first"))
+    };
     c.prepare_cached(
-        "UPDATE deliveries SET state = 'superseded', reason = ?2, changed = ?3, settled_by = ?4 \
-         WHERE id = ?1",
+        "UPDATE deliveries SET state = ?5, reason = ?2, changed = ?3, settled_by = ?4 WHERE id = ?1",
     )?
-    .execute(params![int(row.id.0), reason, at.0, int(cursor.0)])?;
+    .execute(params![int(row.id.0), reason, at.0, int(cursor.0), state])?;
     Ok(vec![due(c, born)?])
 }
 
@@ -272,8 +297,31 @@ fn renewed(c: &Connection, row: &Row) -> Result<Vec<Due>, StoreError> {
     all(c, &sql, params![int(row.id.0), row.receiver], rows::due)
 }
 
+/// Whether something later went to the receiver before this one, under a higher token.
+fn is_overtaken(c: &Connection, row: &Row) -> Result<bool, StoreError> {
+    let Some(host) = row.host else { return Ok(false) };
+    let sql = format!(
+        "{CHAIN} SELECT EXISTS (SELECT 1 FROM deliveries \
+         WHERE cursor IN chain AND receiver = ?4 AND attempts > 0)"
+    );
+    let values = params![host.0, int(row.cursor.0), -1, row.receiver];
+    Ok(c.prepare_cached(&sql)?.query_row(values, |r| r.get(0))?)
+}
+
+/// Lets one held delivery go.
+fn let_go(c: &Connection, epoch: u64, id: DeliveryId, at: Wall) -> Result<Vec<Due>, StoreError> {
+    let Some(row) = row(c, id)? else { return Ok(Vec::new()) };
+    if is_overtaken(c, &row)? {
+        let (event, _) = event(c, row.cursor)?;
+        return renew(c, epoch, &row, &event, at);
+    }
+    set_state(c, id, DeliveryState::Pending, None, at)?;
+    Ok(vec![due(c, id)?])
+}
+
 pub(super) fn release(
     c: &Connection,
+    epoch: u64,
     host: HostId,
     which: &Receivers,
     verdict: Result<(), String>,
@@ -285,16 +333,14 @@ pub(super) fn release(
         all(c, sql, [host.0], |r| Ok((DeliveryId(uint(r.get(0)?)), r.get::<_, String>(1)?)))?;
     let meant = held.into_iter().filter(|(_, receiver)| which.has(receiver));
     let held: Vec<DeliveryId> = meant.map(|(id, _)| id).collect();
-    for id in &held {
+    let mut going = Vec::new();
+    for id in held {
         match &verdict {
-            Ok(()) => set_state(c, *id, DeliveryState::Pending, None, at)?,
-            Err(reason) => set_state(c, *id, DeliveryState::Cancelled, Some(reason), at)?,
+            Ok(()) => going.extend(let_go(c, epoch, id, at)?),
+            Err(reason) => set_state(c, id, DeliveryState::Cancelled, Some(reason), at)?,
         }
     }
-    match verdict {
-        Ok(()) => held.into_iter().map(|id| due(c, id)).collect(),
-        Err(_) => Ok(Vec::new()),
-    }
+    Ok(going)
 }
 
 pub(super) fn redrive(c: &Connection, id: DeliveryId, at: Wall) -> Result<Option<Due>, StoreError> {

@@ -27,12 +27,13 @@ pub(super) const COLUMN: &str = "(SELECT data FROM placed WHERE delivery = d.id)
 /// Lets what is held of a host go, naming this.
 pub(super) fn release(
     c: &Connection,
+    epoch: u64,
     host: HostId,
     which: &Receivers,
     data: &Map<String, Value>,
     at: Wall,
 ) -> Result<Vec<Due>, StoreError> {
-    let due = outbox::release(c, host, which, Ok(()), at)?;
+    let due = outbox::release(c, epoch, host, which, Ok(()), at)?;
     let text = Value::Object(data.clone()).to_string();
     let mut put =
         c.prepare_cached("INSERT OR REPLACE INTO placed (delivery, data) VALUES (?1, ?2)")?;

@@ -173,6 +173,48 @@ fn order_holds_per_receiver_and_host() {
     go(&db, second[1]);
 }
 
+/// An alert about a veto came two minutes late, as a rule's delay held another order to the same receiver.
+#[test]
+fn a_notice_overtakes_what_is_held_which_then_goes_under_a_higher_token() {
+    let db = db();
+    append(&db, event(1, EventKind::HostDown, &["~a"]));
+    let veto = append(&db, event(2, EventKind::IncidentVetoed, &["a"]))[0];
+    let said = go(&db, veto);
+    db.finish_attempt(veto, &finish(FinishVerdict::Delivered)).unwrap();
+    let due = db.release(host(1), &Receivers::All, Ok(()), NOW).unwrap();
+    let order = go(&db, due[0].id);
+    assert_eq!((order.kind, due.len()), (EventKind::HostDown, 1));
+    assert!(order.token > said.token, "else a receiver that keeps the highest would refuse it");
+    let rows = db.deliveries(&DeliveryFilter::default(), 9).unwrap();
+    let states: Vec<_> = rows.iter().map(|r| r.state).collect();
+    assert_eq!(
+        states,
+        [DeliveryState::Cancelled, DeliveryState::Delivered, DeliveryState::Pending]
+    );
+    // Nothing went before it: the very event that was held.
+    let held = db.append(&[event(3, EventKind::HostDown, &["~b"])]).unwrap().remove(0);
+    let due = db.release(host(1), &Receivers::All, Ok(()), NOW).unwrap();
+    assert_eq!(go(&db, due[0].id).token, held.token);
+}
+
+/// A dead order was sent again after people had been told of it: the receiver knew that notice's token, and
+/// the order passed for stale.
+#[test]
+fn a_notice_makes_no_order_stale() {
+    let db = db();
+    let order = append(&db, event(1, EventKind::HostDown, &["a"]))[0];
+    go(&db, order);
+    db.finish_attempt(order, &finish(FinishVerdict::Dead { reason: "x".to_owned() })).unwrap();
+    let notice = db.append(&[event(2, EventKind::IncidentFailed, &["a"])]).unwrap().remove(0);
+    go(&db, notice.deliveries[0].id);
+    db.finish_attempt(notice.deliveries[0].id, &finish(FinishVerdict::Delivered)).unwrap();
+    db.redrive(order, NOW).unwrap();
+    go(&db, order);
+    let highest = notice.token.unwrap();
+    let born = db.finish_attempt(order, &finish(FinishVerdict::Conflict { highest })).unwrap();
+    assert!(go(&db, born[0].id).token > Some(highest));
+}
+
 #[test]
 fn waits_add_up_and_a_redrive_starts_them_anew() {
     let db = db();
