@@ -20,7 +20,7 @@ pub use crate::policy::guard::{
 pub use crate::policy::holds::Word;
 pub use crate::policy::maintenance::{Maintenance, Scope, Window, WindowId};
 pub use crate::policy::question::Foresight;
-pub use crate::policy::waits::WaitStatus;
+pub use crate::policy::waits::{RuleWaits, WaitFor, WaitStatus};
 use crate::store::{DeliveryId, StoreError, Token};
 
 mod candidates;

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::problem::Problem;
 use super::types::{DeliveriesPage, DeliveryJson};
-use super::{Api, hosts};
+use super::{Api, hosts, receivers};
 use crate::control::{Redrive, RedriveReport};
 use crate::store::{DeliveryFilter, DeliveryId, READ_LEN_MAX};
 
@@ -25,7 +25,12 @@ pub(super) async fn list(
         incident: params.parsed("incident")?,
         after: params.number("after", 0, i64::MAX as u64)?.map(DeliveryId),
     };
+    let receiver = filter.receiver.clone().filter(|_| filter.after.is_none());
     let deliveries = api.store.deliveries(filter, limit).await?;
+    if let Some(name) = receiver.filter(|_| deliveries.is_empty()) {
+        // One that was taken out of the config may have old ones; of this nothing was ever heard.
+        receivers::known(&api, &name)?;
+    }
     let full = deliveries.len() >= limit;
     let next_after = deliveries.last().filter(|_| full).map(|d| d.id.0);
     Ok(Json(DeliveriesPage { deliveries, next_after }))

@@ -62,7 +62,10 @@ fn all_of(params: Params) -> Result<Target, Problem> {
 /// A report of something; nothing was held: 404.
 fn done(report: HoldReport, what: &str) -> Result<Json<HoldReport>, Problem> {
     if report == HoldReport::default() {
-        let detail = format!("nothing is held of `{}`: look at GET /v1/holds", shorten(what));
+        let detail = format!(
+            "nothing is held of `{}`: `heartwatchctl holds` (GET /v1/holds) lists what is",
+            shorten(what)
+        );
         let (status, title) = (StatusCode::NOT_FOUND, "nothing is held");
         return Err(Problem::new(status, "not-held", title, detail));
     }

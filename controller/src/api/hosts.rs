@@ -9,15 +9,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use heartwatch_common::id::HostId;
 
-use super::Api;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::problem::Problem;
 use super::types::{
     DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, WhyJson, cursor_text,
 };
+use super::{Api, incidents};
 use crate::control::{FREEZE, Freeze, IMPORT_LEN_MAX, ImportHost, ImportReport};
 use crate::event::{EventKind, State as HostState};
-use crate::policy::parse_domain;
+use crate::policy::{is_action, parse_domain};
 use crate::store::{Cursor, DeliveryFilter, DeliveryRow, EventRow, READ_LEN_MAX};
 use crate::view::{Filter, HostView};
 
@@ -255,6 +255,7 @@ pub(super) async fn why(
     };
     let events = api.store.events_of(id, WHY_EVENTS_MAX).await?;
     let (rows, deliveries_truncated) = newest_deliveries(&api, id).await?;
+    let mut orders: Vec<DeliveryRow> = rows.iter().filter(|r| is_action(r.kind)).cloned().collect();
     let mut deliveries = Vec::with_capacity(rows.len());
     for delivery in rows {
         let attempt_log = match delivery.attempts {
@@ -271,9 +272,11 @@ pub(super) async fn why(
     let windows = api.control.maintenance();
     let host = HostJson::new(&find(&api, &name)?, &windows, api.clock.now());
     let around = around(&api, &events, &host.labels).await?;
+    orders.retain(|order| order.incident == host.incident);
     let incident = host.incident.map(|id| IncidentJson {
         id,
         opened_ms: events.iter().filter(|e| e.incident == Some(id)).map(|e| e.at_ms).min(),
+        stage: incidents::stage(&orders, &events),
     });
     Ok(Json(WhyJson {
         now_ms: api.clock.wall(),

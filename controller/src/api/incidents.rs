@@ -13,15 +13,17 @@ use super::Api;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::hosts::PageToken;
 use super::problem::Problem;
-use super::types::{
-    CompleteBody, CompleteResult, IncidentStage, IncidentStatusJson, IncidentsPage, OrderJson,
-};
+use super::types::{CompleteBody, CompleteResult, IncidentStatusJson, IncidentsPage, OrderJson};
 use crate::control::Completion;
 use crate::event::{IncidentId, State as HostState};
 use crate::policy::courses::{Reported, report_of};
 use crate::policy::is_action;
-use crate::store::{DeliveryFilter, DeliveryRow, DeliveryState, EventRow, READ_LEN_MAX, Token};
+use crate::store::{DeliveryFilter, DeliveryRow, EventRow, READ_LEN_MAX, Token};
 use crate::view::{Filter, HostView};
+
+mod stage;
+
+pub(crate) use stage::stage;
 
 /// Events of a host that are looked through for reports.
 const EVENTS_MAX: usize = 256;
@@ -163,71 +165,4 @@ fn order(row: DeliveryRow, events: &[EventRow]) -> OrderJson {
         Reported::Failed => CompleteResult::Failed,
     });
     OrderJson { delivery: row, reported }
-}
-
-/// How far the newest order is that says most.
-fn stage(rows: &[DeliveryRow], events: &[EventRow]) -> IncidentStage {
-    let of = |row: &DeliveryRow| match (report_of(row, events), row.state) {
-        (Some(Reported::Completed), _) => IncidentStage::Completed,
-        (Some(Reported::Failed), _) | (None, DeliveryState::Dead) => IncidentStage::Failed,
-        (None, DeliveryState::Vetoed) => IncidentStage::Vetoed,
-        (None, DeliveryState::Delivered) => IncidentStage::Accepted,
-        (None, DeliveryState::Pending) => IncidentStage::Ordered,
-        (None, DeliveryState::Held) => IncidentStage::Held,
-        (None, DeliveryState::Cancelled | DeliveryState::Superseded) => IncidentStage::Cancelled,
-    };
-    let newest = rows.iter().map(|row| row.event).next_back();
-    rows.iter().filter(|row| Some(row.event) == newest).map(of).max().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::{EventId, EventKind};
-    use crate::store::{Cursor, DeliveryId};
-    use heartwatch_common::time::Wall;
-    use serde_json::Map;
-
-    fn row(event: u128, receiver: &str, state: DeliveryState) -> DeliveryRow {
-        DeliveryRow {
-            id: DeliveryId(event as u64),
-            event: EventId(uuid::Uuid::from_u128(event)),
-            kind: EventKind::HostDown,
-            host: None,
-            incident: None,
-            receiver: receiver.to_owned(),
-            state,
-            reason: None,
-            token: Some(Token(event as u64)),
-            attempts: 1,
-            created_ms: Wall(0),
-            changed_ms: Wall(0),
-            last_outcome: None,
-            placed: None,
-        }
-    }
-
-    #[test]
-    fn the_newest_order_tells_how_far_it_is_and_of_several_receivers_the_furthest() {
-        use DeliveryState as D;
-        assert_eq!(stage(&[], &[]), IncidentStage::Opened);
-        let rows = [row(1, "a", D::Superseded), row(2, "a", D::Pending), row(2, "b", D::Delivered)];
-        assert_eq!(stage(&rows, &[]), IncidentStage::Accepted);
-        assert_eq!(stage(&rows[..2], &[]), IncidentStage::Ordered);
-        assert_eq!(stage(&rows[..1], &[]), IncidentStage::Cancelled);
-        let report = EventRow {
-            cursor: Cursor(3),
-            id: EventId(uuid::Uuid::from_u128(3)),
-            kind: EventKind::IncidentCompleted,
-            at_ms: Wall(0),
-            host: None,
-            incident: None,
-            token: None,
-            data: Map::from_iter([
-                ("receiver".to_owned(), "b".into()),
-                ("order_token".to_owned(), 2.into()),
-            ]),
-        };
-        assert_eq!(stage(&rows, &[report]), IncidentStage::Completed);
-    }
 }

@@ -28,10 +28,19 @@ pub(super) async fn test(
     params: Params,
 ) -> Result<Json<TestBegun>, Problem> {
     params.only(&[])?;
-    if !api.config.receivers.iter().any(|r| r.name == name) {
-        let detail = format!("there is no receiver `{}` in the config", shorten(&name));
-        let (slug, title) = ("unknown-receiver", "no such receiver");
-        return Err(Problem::new(StatusCode::NOT_FOUND, slug, title, detail));
-    }
+    known(&api, &name)?;
     Ok(Json(api.control.test_receiver(&name).await?))
+}
+
+/// An error unless the config has a receiver of that name.
+pub(super) fn known(api: &Api, name: &str) -> Result<(), Problem> {
+    if api.config.receivers.iter().any(|r| r.name == name) {
+        return Ok(());
+    }
+    let detail = format!(
+        "there is no receiver `{}` in the config: `heartwatchctl receivers` lists them",
+        shorten(name)
+    );
+    let (slug, title) = ("unknown-receiver", "no such receiver");
+    Err(Problem::new(StatusCode::NOT_FOUND, slug, title, detail))
 }

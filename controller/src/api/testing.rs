@@ -293,7 +293,7 @@ impl Control for TestControl {
         }
         let all = domain.is_none_or(|d| d.get("zone").is_some_and(|z| z == "even"));
         let holds = if all { vec![hold()] } else { Vec::new() };
-        Ok(HoldsPage { holds, total: 1, next_after: None })
+        Ok(HoldsPage { holds, total: 1, ..HoldsPage::default() })
     }
 
     fn maintenance(&self) -> Arc<Maintenance> {

@@ -231,6 +231,9 @@ pub struct IncidentJson {
     pub id: IncidentId,
     /// When its first event happened, as far as the events shown reach back.
     pub opened_ms: Option<Wall>,
+    /// How far its orders are.
+    #[serde(default)]
+    pub stage: IncidentStage,
 }
 
 /// Everything that is known about why a host stands where it stands.
@@ -376,8 +379,8 @@ pub struct CompleteBody {
     pub reason: String,
 }
 
-/// How far an outage's orders are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// How far an outage's orders are: of several, the one that most needs somebody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IncidentStage {
     /// Nobody was ordered to do anything.
@@ -393,6 +396,8 @@ pub enum IncidentStage {
     Vetoed,
     /// Given up, or reported as failed.
     Failed,
+    /// Not accepted, not completed in time, or failed: the rule's next receiver was told.
+    Escalated,
     /// A receiver took it.
     Accepted,
     /// A receiver reported that it is done.
@@ -409,6 +414,7 @@ impl IncidentStage {
             Self::Ordered => "ordered",
             Self::Vetoed => "vetoed",
             Self::Failed => "failed",
+            Self::Escalated => "escalated",
             Self::Accepted => "accepted",
             Self::Completed => "completed",
         }

@@ -34,8 +34,9 @@ impl Running {
         // A begin that lies back is now.
         let from = from.max(now_ms);
         let millis = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-        let (length, ahead) = (millis(until - from), millis(from - now_ms));
-        if length < LENGTH_MIN || length > self.window_max {
+        // As it was asked for: the way here took some of it already.
+        let (length, ahead) = (millis(until - window.from_ms.0), millis(from - now_ms));
+        if length < LENGTH_MIN || millis(until - from) > self.window_max {
             let (least, most) = (span(LENGTH_MIN), span(self.window_max));
             return invalid(format!(
                 "a window lasts {least} to {most} (maintenance.window_max): give another end"

@@ -14,6 +14,7 @@ use heartwatch_common::time::SystemClock;
 use heartwatch_controller::app::App;
 use heartwatch_controller::config::{Config, RawConfig, reference};
 use heartwatch_controller::delivery::target;
+use heartwatch_controller::policy::review::{Survey, warnings};
 use heartwatch_controller::replay::record;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -163,6 +164,10 @@ fn check_config(raw: &RawConfig, config: &Config) -> u8 {
     if let Err(e) = target::check(config) {
         log::error!("{:#}", anyhow::Error::from(e));
         return daemon::EXIT_CONFIG;
+    }
+    // What is odd whatever hosts there are; `heartwatchctl rules` knows those that are.
+    for odd in warnings(&config.rules, &Survey::new(&config.rules)) {
+        log::warn!("rules {}: {}", odd.rules.join(", "), odd.text);
     }
     match toml::to_string_pretty(raw) {
         Ok(text) => {

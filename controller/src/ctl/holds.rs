@@ -10,7 +10,7 @@ use super::client::HoldsQuery;
 use super::remote::Run;
 use super::text::{Table, between, clean, shorten};
 use crate::api::types::WordBody;
-use crate::control::{GuardStatus, HoldKind, HoldStatus, HoldsPage};
+use crate::control::{GuardStatus, HoldKind, HoldStatus, HoldsPage, RuleWaits, WaitFor};
 
 #[derive(Debug, Args)]
 pub(super) struct Holds {
@@ -109,10 +109,15 @@ impl Run<'_> {
 }
 
 /// A page of holds.
-fn write(out: &mut dyn Write, page: &HoldsPage, now: Wall) -> io::Result<()> {
+pub(super) fn write(out: &mut dyn Write, page: &HoldsPage, now: Wall) -> io::Result<()> {
     if page.holds.is_empty() {
-        let elsewhere = if page.total > 0 { " here" } else { "" };
-        return writeln!(out, "Nothing is held{elsewhere}.");
+        let elsewhere = match (page.total, page.waits.is_empty()) {
+            (0, true) => "",
+            (0, false) => " by a storm, a pause or a rate of actions",
+            _ => " here",
+        };
+        writeln!(out, "Nothing is held{elsewhere}.")?;
+        return kept_back(out, &page.waits, now);
     }
     let mut table = Table::new(&["HOST", "HELD FOR", "BY", "ID", "WHY"], &[1]);
     for hold in &page.holds {
@@ -130,9 +135,41 @@ fn write(out: &mut dyn Write, page: &HoldsPage, now: Wall) -> io::Result<()> {
     }
     table.write(out)?;
     writeln!(out, "{} of {} held orders.", page.holds.len(), page.total)?;
+    kept_back(out, &page.waits, now)?;
     match &page.next_after {
         Some(after) => writeln!(out, "more: --after {}", clean(after)),
         None => Ok(()),
+    }
+}
+
+/// What rules keep back by themselves, in any domain.
+fn kept_back(out: &mut dyn Write, waits: &[RuleWaits], now: Wall) -> io::Result<()> {
+    for wait in waits {
+        let what = match wait.wait {
+            WaitFor::Delay => "delay",
+            WaitFor::Hours => "hours",
+            WaitFor::Rate => "rate",
+            WaitFor::Guard => "holds",
+        };
+        writeln!(
+            out,
+            "Kept back by rule {} for its {what}: {}, the oldest for {}.",
+            clean(&wait.rule),
+            if wait.count == 1 {
+                "1 order or alert".to_owned()
+            } else {
+                format!("{} orders or alerts", wait.count)
+            },
+            between(wait.oldest_ms, now)
+        )?;
+    }
+    match waits {
+        [] => Ok(()),
+        _ => writeln!(
+            out,
+            "These go by themselves if they are still true then. `heartwatchctl why HOST` tells when; \
+             `holds approve HOST` or `holds reject HOST` decides now."
+        ),
     }
 }
 

@@ -40,9 +40,10 @@ struct Test {
 }
 
 fn moment(text: &str) -> Result<Wall, String> {
-    let at: jiff::Timestamp = text
-        .parse()
-        .map_err(|_| "write a moment with its offset, such as 2026-11-22T03:00:00Z".to_owned())?;
+    let at: jiff::Timestamp = text.parse().map_err(|_| {
+        "write a moment before the year 9999 with its offset, such as 2026-11-22T03:00:00Z"
+            .to_owned()
+    })?;
     Ok(Wall(at.as_millisecond()))
 }
 

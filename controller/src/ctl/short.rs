@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::candidates::sentence;
 use super::text::{between, clean, count};
-use crate::api::types::{DeliveryJson, EventJson, WhyJson};
+use crate::api::types::{DeliveryJson, EventJson, IncidentStage, WhyJson};
 use crate::event::{EventKind, IncidentId, State};
 use crate::policy::is_action;
 use crate::store::DeliveryState;
@@ -34,10 +34,14 @@ pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
         let order = lines.len();
         lines.push((at, order, text));
     };
+    let mut told = Vec::new();
     for event in why.events.iter().rev().filter(|e| e.incident == Some(outage)) {
-        if let Some(text) = turn(event) {
+        // Journaled again under a higher token: that is no turn of the story.
+        let again = is_action(event.kind) && told.contains(&event.kind) && step(event).is_none();
+        if let Some(text) = turn(event).filter(|_| !again) {
             say(event.at_ms, text);
         }
+        told.push(event.kind);
         if let Some(reason) = held(event) {
             say(event.at_ms, format!("Its failover was held back: {}", clean(&reason)));
         }
@@ -46,7 +50,15 @@ pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
         say(event.at_ms, around(event));
     }
     for delivery in why.deliveries.iter().rev() {
-        if delivery.delivery.incident == Some(outage) && is_action(delivery.delivery.kind) {
+        let row = &delivery.delivery;
+        let again = |other: &DeliveryJson| {
+            let (other, kind) = (&other.delivery, row.kind);
+            other.id > row.id && (&other.receiver, other.kind) == (&row.receiver, kind)
+        };
+        // Its place was taken by the same under a higher token, of which more is told.
+        let replaced = matches!(row.state, DeliveryState::Cancelled | DeliveryState::Superseded)
+            && why.deliveries.iter().any(again);
+        if row.incident == Some(outage) && is_action(row.kind) && !replaced {
             for (at, text) in carried(delivery) {
                 say(at, text);
             }
@@ -59,7 +71,9 @@ pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
         writeln!(out, "  … {} earlier", count(lines.len() - LINES_MAX, "line"))?;
     }
     for (at, _, text) in lines.iter().skip(lines.len().saturating_sub(LINES_MAX)) {
-        writeln!(out, "  {}  {text}.", clock(*at))?;
+        let text = text.trim_end_matches(['.', ' ']);
+        let stop = if text.ends_with(['?', '!']) { "" } else { "." };
+        writeln!(out, "  {}  {text}{stop}", clock(*at))?;
     }
     writeln!(out, "  {}  Now: {}.", clock(why.now_ms), now(why, outage))
 }
@@ -77,11 +91,31 @@ fn now(why: &WhyJson, outage: IncidentId) -> String {
     let held = why.hold.as_ref().map_or("", |_| ", and its failover waits");
     let open = why.incident.as_ref().is_some_and(|i| i.id == outage);
     let over = if open { "" } else { ", and that outage is over" };
-    format!("{how} for {for_long}{held}{over}")
+    let stage = why.incident.as_ref().filter(|_| open && why.hold.is_none()).map(|i| i.stage);
+    let orders = match stage {
+        Some(IncidentStage::Held) => ", and what was to be done about it is kept back",
+        Some(IncidentStage::Ordered) => ", and its failover is on its way",
+        Some(IncidentStage::Vetoed) => ", and its failover was refused: somebody must look",
+        Some(IncidentStage::Failed) => ", and its failover FAILED: somebody must look",
+        Some(IncidentStage::Escalated) => ", and nobody has done it in time: people were told",
+        Some(IncidentStage::Completed) => ", and its failover is done",
+        _ => "",
+    };
+    format!("{how} for {for_long}{held}{orders}{over}")
+}
+
+/// What a later step of a rule's course says in place of a fall.
+fn step(event: &EventJson) -> Option<String> {
+    let rule = event.data.get("rule").and_then(Value::as_str)?;
+    is_action(event.kind)
+        .then(|| format!("Rule {} went on: {}", clean(rule), clean(field(event, "reason"))))
 }
 
 /// What a turn of the host's own story means.
 fn turn(event: &EventJson) -> Option<String> {
+    if let Some(text) = step(event) {
+        return Some(text);
+    }
     let silence = event.data.get("evidence").and_then(|e| e["silence_ms"].as_f64());
     let silent = silence.map_or_else(String::new, |ms| format!(" for {:.1} s", ms / 1e3));
     Some(match event.kind {
@@ -107,7 +141,14 @@ fn turn(event: &EventJson) -> Option<String> {
         EventKind::HostFlapping => {
             "It comes and goes: it is acted upon only when it stays down".to_owned()
         }
-        EventKind::HoldApproved | EventKind::HoldRejected => clean(field(event, "reason")),
+        EventKind::IncidentEscalated => {
+            format!("It was escalated: {}", clean(field(event, "reason")))
+        }
+        // These say who, what and why in one sentence. A veto is told with the order that it refuses.
+        EventKind::HoldApproved
+        | EventKind::HoldRejected
+        | EventKind::IncidentCompleted
+        | EventKind::IncidentFailed => clean(field(event, "reason")),
         _ => return None,
     })
 }

@@ -11,6 +11,7 @@ use crate::api::types::{
 use crate::control::{Doubt, Window};
 use crate::event::{Cause, State};
 use crate::intervals::IntervalsStatus;
+use crate::store::DeliveryState;
 use heartwatch_common::time::Wall;
 
 /// What an event's line leaves to `why`.
@@ -379,6 +380,12 @@ pub(super) fn deliveries(out: &mut dyn Write, page: &DeliveriesPage) -> io::Resu
         ]);
     }
     table.write(out)?;
+    if page.deliveries.iter().any(|d| d.state == DeliveryState::Held) {
+        writeln!(
+            out,
+            "Of held ones this tells what held them first; `heartwatchctl holds` tells what does now."
+        )?;
+    }
     match page.next_after {
         Some(after) => writeln!(out, "more: --after {after}"),
         None => Ok(()),

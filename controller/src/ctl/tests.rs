@@ -639,3 +639,91 @@ fn an_outage_is_told_in_short_with_its_storm_and_who_let_its_failover_go() {
     story::write(&mut out, &why).unwrap();
     assert!(!String::from_utf8(out).unwrap().contains("IN SHORT"));
 }
+
+/// The second step of a rule was told as if the host had died again, and an order that was journaled again
+/// under a higher token as if it had been taken back.
+#[test]
+fn later_steps_and_orders_journaled_again_are_told_as_what_they_are() {
+    let mut why = fixture();
+    let outage = why.events[0].incident;
+    let event = |n: u64, kind: &str, data: serde_json::Value| -> crate::api::types::EventJson {
+        serde_json::from_value(
+            json!({"cursor": format!("c{n}"), "id": format!("018f0000-0000-7000-8000-0000000000{n:02}"),
+                   "type": kind, "at_ms": 1_769_860_800_000_u64 + n * 100, "host": why.host.id,
+                   "incident": outage, "token": 40 + n, "data": data}),
+        )
+        .unwrap()
+    };
+    let again = event(5, "host.agent-lost", json!({"reason": "3 probes, no agent"}));
+    let done =
+        event(6, "incident.completed", json!({"reason": "`fence` has completed the order: off"}));
+    let step =
+        json!({"rule": "failover", "reason": "`fence` has completed it: now it is your turn"});
+    let step = event(7, "host.agent-lost", step);
+    why.events.splice(0..0, [step, done, again]);
+    let order = why.deliveries[0].clone();
+    let told = |id: u64, receiver: &str, state: DeliveryState| {
+        let mut told = order.clone();
+        told.delivery.id = crate::store::DeliveryId(id);
+        (told.delivery.receiver, told.delivery.state) = (receiver.to_owned(), state);
+        told.delivery.changed_ms = Wall(1_769_860_800_000 + id as i64 * 100);
+        told
+    };
+    why.deliveries = vec![
+        told(21, "orchestrator", DeliveryState::Vetoed),
+        told(20, "fence", DeliveryState::Delivered),
+        told(19, "fence", DeliveryState::Superseded),
+    ];
+    why.deliveries[0].delivery.reason = Some("is it down, rightly?".to_owned());
+    why.incident.as_mut().unwrap().stage = crate::api::types::IncidentStage::Vetoed;
+    let mut out = Vec::new();
+    story::write(&mut out, &why).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let short =
+        &text[text.find("IN SHORT").unwrap()..text.find("HOW THE CONTROLLER KNOWS").unwrap()];
+    let lines: Vec<&str> = short.lines().skip(1).filter_map(|l| l.get(16..)).collect();
+    assert_eq!(
+        lines,
+        [
+            "Nothing was heard of it, longer than usual: it was asked (probes).",
+            "Its machine answered, but its agent was gone: that is not dead, but not watched.",
+            "`fence` has completed the order: off.",
+            "Rule failover went on: `fence` has completed it: now it is your turn.",
+            "Its failover was delivered: fence took it, after 1 try.",
+            "orchestrator refused its failover, because is it down, rightly?",
+            "Now: it is down for 2m 59s, and its failover was refused: somebody must look.",
+        ]
+    );
+}
+
+#[test]
+fn what_rules_keep_back_is_said_where_nothing_is_held() {
+    let page = |total| crate::control::HoldsPage {
+        total,
+        waits: vec![crate::control::RuleWaits {
+            rule: "night".to_owned(),
+            wait: crate::control::WaitFor::Hours,
+            count: 2,
+            oldest_ms: Wall(0),
+        }],
+        ..Default::default()
+    };
+    let shown = |page: &crate::control::HoldsPage| {
+        let mut out = Vec::new();
+        super::holds::write(&mut out, page, Wall(60_000)).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    let text = shown(&page(0));
+    assert!(
+        text.starts_with("Nothing is held by a storm, a pause or a rate of actions.\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains(
+            "Kept back by rule night for its hours: 2 orders or alerts, the oldest for 1m"
+        ),
+        "{text}"
+    );
+    assert!(shown(&page(3)).starts_with("Nothing is held here."));
+    assert_eq!(shown(&crate::control::HoldsPage::default()), "Nothing is held.\n");
+}

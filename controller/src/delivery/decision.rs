@@ -66,8 +66,19 @@ impl Decision {
             "accept" => None,
             "veto" => Some(Self::Veto { reason }),
             "hold" => {
-                let asked = text("for").and_then(|t| humantime::parse_duration(&t).ok());
+                let (asked, unread) = match body.get("for") {
+                    None => (None, None),
+                    Some(asked) => match hold_of(asked) {
+                        None => (None, Some(one_line(&asked.to_string()))),
+                        some => (some, None),
+                    },
+                };
                 let wait = asked.unwrap_or(HOLD_DEFAULT).clamp(*HOLD.start(), *HOLD.end());
+                let unread = unread.map(|t| {
+                    format!("its `for`, {t}, is no length of time such as \"2m\", nor seconds")
+                });
+                let parts = [Some(reason).filter(|r| !r.is_empty()), unread];
+                let reason = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
                 Some(Self::Hold { wait, reason })
             }
             _ => Some(Self::Unknown { word }),
@@ -90,6 +101,14 @@ impl Decision {
                 format!("its decision `{word}` is none of accept, hold and veto")
             }
         }
+    }
+}
+
+/// A length of time with its unit, or seconds as a number.
+fn hold_of(asked: &serde_json::Value) -> Option<Duration> {
+    match asked {
+        serde_json::Value::String(text) => humantime::parse_duration(text).ok(),
+        number => Duration::try_from_secs_f64(number.as_f64()?).ok(),
     }
 }
 
@@ -120,13 +139,22 @@ mod tests {
             (r#"{"decision": "hold", "for": "2m"}"#, 120),
             (r#"{"decision": "hold", "for": "0s"}"#, 1),
             (r#"{"decision": "hold", "for": "9 years"}"#, 3_600),
-            (r#"{"decision": "hold", "for": "a while"}"#, 60),
-            (r#"{"decision": "hold", "for": 7}"#, 60),
+            (r#"{"decision": "hold", "for": 7}"#, 7),
+            (r#"{"decision": "hold", "for": 1e300}"#, 60),
         ] {
             let wait = Duration::from_secs(seconds);
-            let hold = Decision::Hold { wait, reason: String::new() };
-            assert_eq!(Decision::parse(body.as_bytes()), Some(hold), "{body}");
+            let Some(Decision::Hold { wait: asked, .. }) = Decision::parse(body.as_bytes()) else {
+                panic!("{body}");
+            };
+            assert_eq!(asked, wait, "{body}");
         }
+        let odd = br#"{"decision": "hold", "for": "a while", "reason": "busy"}"#;
+        let Some(Decision::Hold { wait, reason }) = Decision::parse(odd) else { panic!() };
+        assert_eq!(wait, HOLD_DEFAULT);
+        assert!(
+            reason.starts_with("busy; its `for`, \"a while\", is no length of time"),
+            "{reason}"
+        );
     }
 
     #[test]

@@ -199,7 +199,8 @@ impl Policy {
         limit: usize,
         at: Wall,
     ) -> Option<HoldsPage> {
-        self.guard.page(domain, after, limit, at)
+        let page = self.guard.page(domain, after, limit, at)?;
+        Some(HoldsPage { waits: self.waits_by_rule(at), ..page })
     }
 
     /// What holds a host's order now, if something does.

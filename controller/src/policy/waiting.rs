@@ -7,7 +7,7 @@ use heartwatch_common::time::{Instant, Wall};
 
 use super::guard::JUDGED_MAX;
 use super::rules::{self, Choice, Subject};
-use super::waits::{Key, Wait, WaitFor, WaitStatus};
+use super::waits::{Key, RuleWaits, Wait, WaitFor, WaitStatus};
 use super::{Disposition, Order, Part, Policy, is_action};
 use crate::config::{Outside, Rule};
 use crate::event::{EventKind, IncidentId};
@@ -323,6 +323,15 @@ impl Policy {
     /// How much waits for each rule.
     pub fn waiting(&self) -> Vec<u64> {
         self.waits.counts(self.rules.len())
+    }
+
+    /// How much rules keep back by themselves; `at`: what the wall clock says now.
+    pub(super) fn waits_by_rule(&self, at: Wall) -> Vec<RuleWaits> {
+        let shown = |((rule, wait), (count, since)): ((usize, WaitFor), (u64, Instant))| {
+            let rule = self.rules.get(rule)?.name.clone();
+            Some(RuleWaits { rule, wait, count, oldest_ms: self.wall_of(since, at) })
+        };
+        self.waits.sums().into_iter().filter_map(shown).collect()
     }
 
     /// What rules keep back of a host; `at`: what the wall clock says now.

@@ -64,6 +64,19 @@ pub struct WaitStatus {
     pub reason: String,
 }
 
+/// How much one rule keeps back for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleWaits {
+    /// Which rule.
+    pub rule: String,
+    /// What it waits for.
+    pub wait: WaitFor,
+    /// How much: one for each host and receiver.
+    pub count: u64,
+    /// Since when the oldest waits, milliseconds since 1970.
+    pub oldest_ms: Wall,
+}
+
 /// A host and a receiver, by its place.
 pub(super) type Key = (HostId, u16);
 
@@ -146,6 +159,16 @@ impl Waits {
             }
         }
         counts
+    }
+
+    /// All that waits for rules alone, by rule and what for: how much, and since when the oldest.
+    pub(super) fn sums(&self) -> BTreeMap<(usize, WaitFor), (u64, Instant)> {
+        let mut sums = BTreeMap::new();
+        for wait in self.entries.values().filter(|w| w.what != WaitFor::Guard) {
+            let sum = sums.entry((wait.rule, wait.what)).or_insert((0, wait.since));
+            *sum = (sum.0 + 1, sum.1.min(wait.since));
+        }
+        sums
     }
 
     /// What of a host waits.

@@ -7,6 +7,7 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Instant, Wall};
 use serde::{Deserialize, Serialize};
 
+use super::super::waits::RuleWaits;
 use super::operator::wall_before;
 use super::{DomainId, Guard, Stage, Why};
 
@@ -107,6 +108,9 @@ pub struct HoldsPage {
     pub holds: Vec<HoldStatus>,
     /// All that are held, of any domain.
     pub total: u64,
+    /// What rules keep back beside these: it goes by itself, by its delay, hours or rate.
+    #[serde(default)]
+    pub waits: Vec<RuleWaits>,
     /// Hand it back as `after` for the next page; none: this was the last.
     pub next_after: Option<String>,
 }
