@@ -306,6 +306,36 @@ async fn an_answer_that_does_not_begin_in_time_is_a_timeout_of_its_own() {
     assert_eq!(outcome.detail, "no answer began within 0.1 s");
 }
 
+/// A receiver that takes 25 s where 15 are allowed has done it, and says so to nobody: the next attempt must
+/// be known to it as the same.
+#[tokio::test]
+async fn a_yes_that_comes_after_the_client_has_left_is_asked_for_again_under_the_same_id() {
+    let (listener, address) = listen().await;
+    let hook = webhook(&receiver(&format!("http://{address}/"))).unwrap();
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (first, _) = request(&mut stream).await;
+        // It answers only once the client is gone.
+        assert_eq!(stream.read(&mut [0; 16]).await.unwrap_or(0), 0);
+        drop(stream.write_all(&http("200 OK", "", "")).await);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (second, _) = request(&mut stream).await;
+        stream.write_all(&http("200 OK", "", "")).await.unwrap();
+        (first, second)
+    };
+    let client = async {
+        let out = outgoing();
+        let first = hook.post(std::slice::from_ref(&out), Wall(0)).await;
+        let again = Outgoing { attempt: out.attempt + 1, ..out };
+        (first, hook.post(std::slice::from_ref(&again), Wall(0)).await)
+    };
+    let ((first, second), (late, taken)) = tokio::join!(server, client);
+    assert_eq!((late.class, taken.class), (OutcomeClass::Timeout, OutcomeClass::Success));
+    let id = |head: &str| head.lines().find(|l| l.starts_with("webhook-id:")).map(str::to_owned);
+    assert!(id(&first).is_some());
+    assert_eq!(id(&first), id(&second));
+}
+
 #[tokio::test]
 async fn a_renewed_bearer_token_is_sent_from_the_next_attempt_on() {
     let dir = tempfile::tempdir().unwrap();
