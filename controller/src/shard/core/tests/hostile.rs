@@ -10,7 +10,12 @@ fn elsewhere() -> SocketAddr {
 }
 
 /// Gives bytes that come from `from`; answers who is sent how many bytes.
-fn give_from(w: &mut World, bytes: &[u8], from: SocketAddr, at_ms: u64) -> Vec<(SocketAddr, usize)> {
+fn give_from(
+    w: &mut World,
+    bytes: &[u8],
+    from: SocketAddr,
+    at_ms: u64,
+) -> Vec<(SocketAddr, usize)> {
     let mut out = Vec::new();
     w.core.receive(bytes, from, Via::Beats(0), ms(at_ms), ms(at_ms), &mut out);
     out.iter().map(|s| (s.to, s.bytes.as_ref().len())).collect()
