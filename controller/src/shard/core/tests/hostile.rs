@@ -229,3 +229,38 @@ fn a_closed_port_that_somebody_makes_up_is_believed_of_nobody() {
     let turns = w.turns();
     assert!(!turns.contains(&Turn::Down(crate::event::Cause::AgentLost)), "{turns:?}");
 }
+
+/// A site behind one address from which somebody floods: its hosts are heard all the time, also by a shard that
+/// is behind; and once nobody proves life from there, what comes is looked at by samples.
+#[test]
+fn a_site_behind_one_address_is_never_throttled_for_what_somebody_floods_from_there() {
+    let mut w = World::alive();
+    w.core.press(true);
+    let mut forged = w.beat(5, 11, 2_000, EPOCH);
+    forged[79] ^= 1;
+    let mut seq = 10;
+    for at in 2_000..180_000 {
+        for _ in 0..11 {
+            assert_eq!(give_from(&mut w, &forged, here(), at), []);
+        }
+        // The host beats until the 70th second, and again from the 150th.
+        if at % 1_000 == 0 && !(70_000..150_000).contains(&at) {
+            seq += 1;
+            let before = get(&w.metrics.beats);
+            let beat = w.beat(5, seq, at, EPOCH);
+            give_from(&mut w, &beat, here(), at);
+            let taken = get(&w.metrics.beats) - before;
+            assert!(taken == 1 || at >= 150_000, "a true beat was not looked at, at {at}");
+        }
+        if at == 129_000 {
+            assert_eq!(w.rejects(Reject::OverBudget), 0);
+        }
+    }
+    let (looked, skipped) = (w.rejects(Reject::Unauthentic), w.rejects(Reject::OverBudget));
+    println!("{looked} forged ones were looked at, {skipped} were not");
+    assert!(skipped > 100_000 && looked > 1_000_000, "{looked} {skipped}");
+    // It was let in again, by a sample, and is heard as ever.
+    let slot = w.core.detector.slot(HOST).unwrap();
+    let last = w.core.detector.record(slot).last_arrival();
+    assert!(last >= Some(ms(179_000)), "{last:?}");
+}
