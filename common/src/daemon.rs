@@ -84,6 +84,18 @@ pub fn watchdog_period() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
 
+/// Allows this process as many open files as it may have, up to `wanted`: a shell's usual thousand would be
+/// used up by idle clients. Nothing is said if that fails; it works with fewer.
+pub fn raise_file_limit(wanted: u64) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard).max(soft), hard)
+    });
+    if let Err(e) = raised {
+        log::debug!("cannot raise the limit of open files: {e}");
+    }
+}
+
 /// Lets one log line through per period, so that a broken peer cannot fill the journal.
 #[derive(Debug)]
 pub struct Throttle {

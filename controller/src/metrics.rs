@@ -40,11 +40,13 @@ pub enum Reject {
     Full,
     /// It belongs to another shard and was handed over.
     OtherShard,
+    /// Not looked at: its source has sent nothing but what does not authenticate, and the shard is behind.
+    OverBudget,
 }
 
 impl Reject {
     /// Every reason.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::TooShort,
         Self::TooLong,
         Self::Version,
@@ -59,6 +61,7 @@ impl Reject {
         Self::UnaskedReply,
         Self::Full,
         Self::OtherShard,
+        Self::OverBudget,
     ];
 
     /// As it stands in metrics.
@@ -78,6 +81,7 @@ impl Reject {
             Self::UnaskedReply => "unasked_reply",
             Self::Full => "full",
             Self::OtherShard => "other_shard",
+            Self::OverBudget => "over_budget",
         }
     }
 }

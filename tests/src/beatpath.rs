@@ -15,7 +15,7 @@ use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId, KeyId
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    Beat, FLAG_ACK_WANTED, Field, Fixed, Header, RoundTrip, Stamp, encode_hello,
+    Beat, DATAGRAM_LEN, FLAG_ACK_WANTED, Field, Fixed, Header, RoundTrip, Stamp, encode_hello,
 };
 use heartwatch_controller::config::RawConfig;
 use heartwatch_controller::detector;
@@ -197,6 +197,16 @@ impl BeatPath {
                 Sealed { bytes, from: member.from, arrival: sent + delay }
             })
             .collect()
+    }
+
+    /// The same beats under wrong tags, as somebody without keys would send them.
+    pub fn forge(beats: &[Sealed]) -> Vec<Sealed> {
+        let forge = |beat: &Sealed| {
+            let mut bytes = beat.bytes;
+            bytes[DATAGRAM_LEN - 1] ^= 1;
+            Sealed { bytes, ..*beat }
+        };
+        beats.iter().map(forge).collect()
     }
 
     /// Feeds beats in the order in which they were sealed, in full batches as a busy shard reads them.

@@ -17,7 +17,7 @@ use crate::policy::placement::{CANDIDATES_ASKED_MAX, CANDIDATES_MAX};
 const LABELS_LEN_MAX: usize = 64;
 
 /// `k=v,k=v`
-fn labels(text: &str) -> Result<BTreeMap<String, String>, Problem> {
+pub(super) fn labels(text: &str) -> Result<BTreeMap<String, String>, Problem> {
     let mut labels = BTreeMap::new();
     for part in text.split(',').filter(|part| !part.is_empty()) {
         let Some((key, value)) = part.split_once('=').filter(|(key, _)| !key.is_empty()) else {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -81,12 +81,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        if parts.uri.query().is_some_and(|q| q.len() > QUERY_LEN_MAX) {
+        Self::of(&parts.uri)
+    }
+}
+
+impl Params {
+    /// The query of a URL.
+    pub(super) fn of(uri: &Uri) -> Result<Self, Problem> {
+        if uri.query().is_some_and(|q| q.len() > QUERY_LEN_MAX) {
             let detail = format!("the query is longer than {QUERY_LEN_MAX} bytes");
             let title = "the query is too long";
             return Err(Problem::new(StatusCode::URI_TOO_LONG, "too-long", title, detail));
         }
-        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
             .map_err(|e| Problem::bad_request(e.body_text()))?;
         if pairs.len() > PARAMS_LEN_MAX {
             let detail = format!("at most {PARAMS_LEN_MAX} query parameters are allowed");
@@ -98,9 +105,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
         }
         Ok(Self(params))
     }
-}
 
-impl Params {
     /// Refuses any parameter that is not listed: a misspelt filter must not list everything.
     pub(super) fn only(self, known: &[&str]) -> Result<Self, Problem> {
         match self.0.keys().find(|key| !known.contains(&key.as_str())) {
@@ -195,10 +200,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let bytes = Bytes::from_request(request, state)
             .await
             .map_err(|e| Problem::of_status(e.status(), &e.body_text()))?;
-        let body = serde_json::from_slice(&bytes)
-            .map_err(|e| Problem::bad_request(format!("the request body is not usable: {e}")))?;
-        Ok(Self(body))
+        parse(&bytes).map(Self)
     }
+}
+
+/// A JSON body.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Problem::bad_request(format!("the request body is not usable: {e}")))
 }
 
 /// A stranger's text for an error message: bounded.

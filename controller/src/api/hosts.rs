@@ -73,14 +73,14 @@ impl PageToken {
         Ok(token)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.strip_prefix('p')?.splitn(3, '.').map(|t| u64::from_str_radix(t, 16));
         let mut next = || parts.next()?.ok();
         Some(Self { slot: next()?, cursor: Cursor(next()?), instance: next()? })
     }
 }
 
-fn filter(params: &Params) -> Result<Filter, Problem> {
+pub(super) fn filter(params: &Params) -> Result<Filter, Problem> {
     let mut states = Vec::new();
     for text in params.all("state").iter().flat_map(|list| list.split(',')) {
         let state: HostState = text.trim().parse().map_err(|_| {

@@ -60,6 +60,7 @@ use crate::metrics::ShardMetrics;
 use crate::store::Store;
 use crate::view::View;
 
+pub mod asked;
 mod candidates;
 mod controller;
 mod deliveries;

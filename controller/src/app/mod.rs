@@ -5,6 +5,7 @@
 //! writes what it decided, attempts under way end, the store is closed.
 
 mod canary;
+mod kept;
 mod maintenance;
 mod memory;
 mod pacing;
@@ -175,9 +176,10 @@ impl App {
         let epoch = Epoch(rng.random_range(1..=u32::MAX));
 
         let count = shard_count(config.shards);
-        let mut sockets = bind_shards(&config.listen, count, config.gro)?;
+        let mut kept = kept::Kept::take(&config.listen, config.api_listen);
+        let mut sockets = kept.bind_shards(&config.listen, count, config.gro)?;
         let listen = addresses_of(&sockets)?;
-        let api_listener = listen_tcp(config.api_listen)?;
+        let api_listener = kept.listen_tcp(config.api_listen)?;
         let api_addr = api_listener.local_addr().map_err(|source| AppError::Listen {
             protocol: "TCP",
             address: config.api_listen,
@@ -489,36 +491,6 @@ fn shard_count(configured: u16) -> u16 {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     u16::try_from(cores).unwrap_or(u16::MAX).min(64)
-}
-
-/// Binds one socket per shard and address; answers them by shard.
-fn bind_shards(
-    listen: &[SocketAddr],
-    count: u16,
-    gro: bool,
-) -> Result<Vec<Vec<BatchSocket>>, AppError> {
-    let mut shards: Vec<Vec<BatchSocket>> = (0..count).map(|_| Vec::new()).collect();
-    for &wanted in listen {
-        let error = |source| AppError::Listen { protocol: "UDP", address: wanted, source };
-        // The first is bound without sharing, to find out whether another controller is there: with
-        // SO_REUSEPORT alone two of them would silently split the beats.
-        let alone = std::net::UdpSocket::bind(wanted).map_err(error)?;
-        let address = alone.local_addr().map_err(error)?;
-        drop(alone);
-        for sockets in &mut shards {
-            let mut socket = BatchSocket::bind(address, Role::Beats).map_err(error)?;
-            if gro {
-                socket.gather();
-            }
-            sockets.push(socket);
-        }
-        if count > 1
-            && let Err(e) = shards[0][shards[0].len() - 1].steer(count)
-        {
-            log::warn!("the kernel does not steer beats by host ({e}); shards hand them over");
-        }
-    }
-    Ok(shards)
 }
 
 fn addresses_of(shards: &[Vec<BatchSocket>]) -> Result<Vec<SocketAddr>, AppError> {

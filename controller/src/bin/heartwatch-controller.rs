@@ -181,8 +181,12 @@ fn check_config(raw: &RawConfig, config: &Config) -> u8 {
     }
 }
 
+/// Open files that are enough for all sockets, API connections and deliveries at once.
+const FILES: u64 = 65_536;
+
 fn run(config: Config, recording: Option<record::Plan>) -> u8 {
     daemon::init_log(config.log_level);
+    daemon::raise_file_limit(FILES);
     for receiver in config.receivers.values().filter(|r| r.should_sign() && r.secret_file.is_none())
     {
         log::warn!(

@@ -38,9 +38,11 @@ const SOL_UDP: libc::c_int = 17;
 const UDP_GRO: libc::c_int = 104;
 /// Receive buffer that is asked for; the kernel may grant less.
 const RECEIVE_BUFFER_WANTED: usize = 64 << 20;
-/// `getsockopt` number and word of `SO_MEMINFO` (linux/sock_diag.h: `SK_MEMINFO_DROPS`).
+/// `getsockopt` number and word of `SO_MEMINFO` (linux/sock_diag.h: `SK_MEMINFO_DROPS`,
+/// `SK_MEMINFO_RMEM_ALLOC`).
 const SO_MEMINFO: libc::c_int = 55;
 const MEMINFO_WORDS: usize = 9;
+const MEMINFO_WAITING: usize = 0;
 const MEMINFO_DROPS: usize = 8;
 
 /// One datagram of a batch.
@@ -87,6 +89,8 @@ pub struct BatchSocket {
     messages: Vec<Message>,
     pieces: Vec<Piece>,
     drained: bool,
+    /// The kernel's drop counter when it was taken over.
+    drops_before: u32,
 }
 
 // SAFETY: the raw pointers in `iovecs` and `headers` point only into this value's own heap buffers,
@@ -111,24 +115,13 @@ impl BatchSocket {
     /// wildcard sockets take IPv4 too.
     pub fn bind(address: SocketAddr, role: Role) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_nonblocking(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
         if role == Role::Beats {
             socket.set_reuse_port(true)?;
         }
-        // The forced variant needs CAP_NET_ADMIN; without it net.core.rmem_max caps what is granted.
-        let forced = set_option(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            RECEIVE_BUFFER_WANTED as libc::c_int,
-        );
-        if forced.is_err() {
-            socket.set_recv_buffer_size(RECEIVE_BUFFER_WANTED)?;
-        }
-        set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
+        equip(&socket)?;
         if role == Role::Probes {
             set_option(socket.as_raw_fd(), libc::SOL_IP, libc::IP_RECVERR, 1)?;
             if address.is_ipv6() {
@@ -137,6 +130,17 @@ impl BatchSocket {
         }
         socket.bind(&SockAddr::from(address))?;
         Ok(Self::new(socket.into()))
+    }
+
+    /// Goes on with a beat socket of the process before, which is bound and may hold datagrams that came
+    /// since. Drops of the time before are not counted again.
+    pub fn take_over(socket: UdpSocket) -> io::Result<Self> {
+        equip(&socket2::SockRef::from(&socket))?;
+        let mut taken = Self::new(socket);
+        // Super-packets that wait could not be told from datagrams that are too long.
+        taken.gather();
+        taken.drops_before = taken.meminfo()?[MEMINFO_DROPS];
+        Ok(taken)
     }
 
     fn new(socket: UdpSocket) -> Self {
@@ -160,6 +164,7 @@ impl BatchSocket {
             messages: Vec::with_capacity(BATCH_LEN),
             pieces: Vec::with_capacity(BATCH_LEN),
             drained: false,
+            drops_before: 0,
         }
     }
 
@@ -295,8 +300,18 @@ impl BatchSocket {
         (stamp_ns, segment)
     }
 
-    /// Datagrams that the kernel has dropped at this socket since it was made.
+    /// Datagrams that the kernel has dropped at this socket since it was made or taken over.
     pub fn drops(&self) -> io::Result<u64> {
+        // The counter is 32 bits wide and wraps.
+        Ok(u64::from(self.meminfo()?[MEMINFO_DROPS].wrapping_sub(self.drops_before)))
+    }
+
+    /// Bytes of memory that datagrams take which wait to be read.
+    pub fn waiting(&self) -> io::Result<u64> {
+        Ok(u64::from(self.meminfo()?[MEMINFO_WAITING]))
+    }
+
+    fn meminfo(&self) -> io::Result<[u32; MEMINFO_WORDS]> {
         let mut words = [0u32; MEMINFO_WORDS];
         let mut len = mem::size_of_val(&words) as libc::socklen_t;
         // SAFETY: the buffer is live and `len` is its size.
@@ -310,7 +325,7 @@ impl BatchSocket {
             )
         };
         check(result)?;
-        Ok(u64::from(words[MEMINFO_DROPS]))
+        Ok(words)
     }
 
     /// Sends datagrams, many per system call. Answers how many the kernel did not take.
@@ -467,6 +482,22 @@ impl AsFd for BatchSocket {
     }
 }
 
+/// What every socket is given, new or taken over.
+fn equip(socket: &Socket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    // The forced variant needs CAP_NET_ADMIN; without it net.core.rmem_max caps what is granted.
+    let forced = set_option(
+        socket.as_raw_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUFFORCE,
+        RECEIVE_BUFFER_WANTED as libc::c_int,
+    );
+    if forced.is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_WANTED)?;
+    }
+    set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)
+}
+
 fn would_wait(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -607,6 +638,39 @@ mod tests {
         peer.send_to(&[1; 80], to).unwrap();
         assert_eq!(socket.receive().unwrap(), 1);
         assert!(socket.get(0).unwrap().stamp_ns.is_some());
+    }
+
+    #[test]
+    fn a_socket_that_is_taken_over_gives_what_waited_and_counts_its_own_drops_alone() {
+        let (socket, peer) = pair();
+        let to = socket.local_addr().unwrap();
+        socket2::SockRef::from(&socket.socket).set_recv_buffer_size(4_096).unwrap();
+        for _ in 0..100 {
+            peer.send_to(&[1; 80], to).unwrap();
+        }
+        let dropped = socket.drops().unwrap();
+        assert!(dropped > 0);
+        // As a service manager holds it while its owner is replaced.
+        let kept = socket.socket.try_clone().unwrap();
+        drop(socket);
+        let mut socket = BatchSocket::take_over(kept).unwrap();
+        assert_eq!((socket.local_addr().unwrap(), socket.drops().unwrap()), (to, 0));
+        assert!(socket.waiting().unwrap() > 0);
+        for _ in 0..100 {
+            peer.send_to(&[2; 80], to).unwrap();
+        }
+        let mut got = Vec::new();
+        loop {
+            let n = socket.receive().unwrap();
+            got.extend((0..n).map(|i| socket.get(i).unwrap()).map(|g| (g.bytes[0], g.stamp_ns)));
+            if n == 0 {
+                break;
+            }
+        }
+        assert!(got.iter().all(|(_, stamp)| stamp.is_some()));
+        let of = |kind| got.iter().filter(|(first, _)| *first == kind).count() as u64;
+        assert_eq!((of(1) + dropped, of(2), socket.drops().unwrap()), (100, 100, 0));
+        assert_eq!(socket.waiting().unwrap(), 0);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::detector::peers::DomainLabels;
 use crate::detector::{Ahead, Detector, Judged, Proof, Settings};
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
+use crate::ingest::sources::Sources;
 use crate::intervals::Assigned;
 use crate::intervals::watched::Watched;
 use crate::metrics::{Reject, ShardMetrics, add, bump, inc, set};
@@ -137,6 +138,7 @@ pub struct ShardCore {
     read: u32,
     notices: Notices,
     metrics: Arc<ShardMetrics>,
+    sources: Sources,
     recorder: Option<Recorder>,
     turns: Vec<Transition>,
     judged: Vec<Judged>,
@@ -155,6 +157,7 @@ impl ShardCore {
         let mut detector = Detector::new(settings, &identity.knobs, identity.seed, now);
         detector.publish_to(Arc::clone(&identity.live));
         Self {
+            sources: Sources::new(identity.seed),
             detector,
             identity,
             settings,
@@ -273,6 +276,9 @@ impl ShardCore {
         now: Instant,
         out: &mut Vec<Send>,
     ) {
+        if self.sources.skips(from.ip(), now) {
+            return self.metrics.reject(Reject::OverBudget);
+        }
         let Self { detector, identity, ahead: looked, .. } = self;
         let mut found = None;
         let admitted = admit(bytes, &identity.keyring, |host| {
@@ -284,7 +290,10 @@ impl ShardCore {
         });
         let admitted = match admitted {
             Ok(admitted) => admitted,
-            Err(why) => return self.metrics.reject(why),
+            Err(why) => {
+                self.sources.failed(from.ip(), now);
+                return self.metrics.reject(why);
+            }
         };
         let Some(slot) = found else {
             return self.stranger(&admitted, from, via, now, out);
@@ -354,6 +363,9 @@ impl ShardCore {
             Message::Hello(hello) => (hello.late_ms, None),
             _ => (0, None),
         };
+        if self.sources.is_watching(now) {
+            self.sources.proved(from.ip(), now);
+        }
         let asked = matches!(admitted.datagram.message, Message::ProbeReply(_));
         let stamp = &admitted.stamp;
         self.detector.hear(from, arrival);
@@ -651,6 +663,11 @@ impl ShardCore {
     /// Says which addresses are this machine's own.
     pub fn set_local(&mut self, addresses: Vec<IpAddr>) {
         self.detector.set_local(addresses);
+    }
+
+    /// Says whether more waits in the sockets than one pass reads.
+    pub fn press(&mut self, behind: bool) {
+        self.sources.press(behind);
     }
 
     /// Records what a pass over the sockets received and what the kernel dropped, as of the watermark

@@ -54,6 +54,8 @@ impl Longest {
 /// One socket's place in time.
 #[derive(Clone, Debug)]
 pub struct Watch {
+    /// When it began: what was stamped before then waited for us, and tells nothing of disorder.
+    began: Instant,
     /// The instant before the last receive that found the socket empty.
     empty_at: Instant,
     newest: Instant,
@@ -64,9 +66,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// A socket that was made just now.
+    /// A socket that was made, or taken over, just now.
     pub fn new(now: Instant) -> Self {
-        Self { empty_at: now, newest: now, watermark: now, slack: SLACK_MIN, drops: 0 }
+        Self { began: now, empty_at: now, newest: now, watermark: now, slack: SLACK_MIN, drops: 0 }
     }
 
     /// Notes that a receive begun at `before` found the socket empty.
@@ -83,7 +85,7 @@ impl Watch {
     pub fn arrival(&mut self, stamp_ns: Option<i64>, wall_ns: i64, now: Instant) -> Instant {
         let age = stamp_ns.map_or(0, |s| wall_ns.saturating_sub(s));
         let at = Instant(now.0.saturating_sub(u64::try_from(age).unwrap_or(0)));
-        if at < self.empty_at {
+        if at < self.empty_at && at >= self.began {
             // Stamped before an instant at which it could not be read yet: that is the disorder.
             let disorder = self.empty_at.since(at) * 2;
             self.slack = self.slack.max(disorder).min(SLACK_MAX);
@@ -139,6 +141,15 @@ mod tests {
         assert_eq!(watch.arrival(Some(wall - hour), wall, ms(2_050)), ms(2_000));
         assert_eq!(watch.arrival(Some(wall + hour), wall, ms(2_050)), ms(2_050));
         assert_eq!(watch.arrival(None, wall, ms(2_050)), ms(2_050));
+    }
+
+    #[test]
+    fn mail_that_waited_before_the_start_is_no_disorder_and_counts_as_arrived_then() {
+        let mut watch = Watch::new(ms(60_000));
+        let wall = 1_700_000_000_000_000_000i64;
+        let waited = wall - 30_000_000_000;
+        assert_eq!(watch.arrival(Some(waited), wall, ms(60_010)), ms(60_000));
+        assert_eq!(watch.slack(), SLACK_MIN);
     }
 
     #[test]

@@ -184,6 +184,7 @@ impl Worker {
             let (n, more) = self.drain(Via::Probes, &mut probe_watch, &mut sends, &complaint);
             busy |= more;
             received += n as u64;
+            self.core.press(busy);
             self.hear_unreachables();
             self.flush(&mut sends);
 

@@ -16,6 +16,7 @@ mod bare;
 mod delivery;
 mod dispatcher;
 mod expiry;
+mod flood;
 mod ingest;
 mod memory;
 mod million;
@@ -158,6 +159,11 @@ pub const BENCHES: &[Bench] = &[
         name: "expiry",
         what: "100,000 of a million hosts fall silent at once",
         run: expiry::run,
+    },
+    Bench {
+        name: "flood",
+        what: "200,000 forged datagrams a second beside 100,000 hosts, some of which die",
+        run: flood::run,
     },
     Bench {
         name: "memory",

@@ -1,5 +1,5 @@
-//! Throws mutations of the corpus at decoder, admission, the agent's protocol and the config reader,
-//! for a bounded time. Needs no nightly compiler; `cargo xtask fuzz --coverage` is the guided one.
+//! Throws mutations of the corpus at decoder, admission, the agent's protocol, the config reader and what the
+//! API reads, for a bounded time. Needs no nightly compiler; `cargo xtask fuzz --coverage` is the guided one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -22,19 +22,20 @@ struct Args {
     /// Where the mutations come from; the default is another one in every run.
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs this file alone, as a datagram, a config (.toml) or a label expression (.txt).
+    /// Runs this file alone, as a datagram, a config (.toml), a label expression (.txt) or a request (.json).
     #[arg(long)]
     replay: Option<PathBuf>,
 }
 
 type Target = (&'static str, fn(&[u8]));
-const TARGETS: [Target; 3] = [
+const TARGETS: [Target; 4] = [
     ("datagram", fuzzing::datagram),
     ("config", fuzzing::config),
     ("expression", fuzzing::expression),
+    ("asked", fuzzing::asked),
 ];
 /// How their files end.
-const ENDINGS: [&str; 3] = ["bin", "toml", "txt"];
+const ENDINGS: [&str; 4] = ["bin", "toml", "txt", "json"];
 /// Runs between two looks at the clock.
 const BURST: u32 = 64;
 
@@ -50,12 +51,12 @@ fn main() -> Result<ExitCode> {
     let seed = args.seed.unwrap_or(now().0);
     println!("fuzzing for {} s from seed {seed}", args.seconds);
     let mut rng = StdRng::seed_from_u64(seed);
-    let corpora = [corpus("datagram")?, corpus("config")?, corpus("expression")?];
+    let corpora = [corpus("datagram")?, corpus("config")?, corpus("expression")?, corpus("asked")?];
     let end = now() + Duration::from_secs(args.seconds);
-    let mut runs = [0_u64; 3];
+    let mut runs = [0_u64; 4];
     while now() < end {
         // Configs cost a hundred times as much.
-        let which = [1, 2, 2].get(rng.random_range(0..8_usize)).copied().unwrap_or(0);
+        let which = [1, 2, 2, 3, 3, 3].get(rng.random_range(0..10_usize)).copied().unwrap_or(0);
         let (name, target) = TARGETS[which];
         let corpus = &corpora[which];
         for _ in 0..BURST {
@@ -68,9 +69,10 @@ fn main() -> Result<ExitCode> {
             runs[which] += 1;
         }
     }
-    let [datagrams, configs, expressions] = runs;
+    let [datagrams, configs, expressions, asked] = runs;
     println!(
-        "{datagrams} datagrams, {configs} configs and {expressions} expressions: every promise held"
+        "{datagrams} datagrams, {configs} configs, {expressions} expressions and {asked} requests: every \
+         promise held"
     );
     Ok(ExitCode::SUCCESS)
 }

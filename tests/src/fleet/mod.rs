@@ -23,11 +23,13 @@ use rand::{RngExt, SeedableRng};
 
 use crate::world::host_id;
 pub use facts::MassFacts;
+pub use flood::{Flood, FloodCounts, FloodSetup, Forgery};
 pub use mass::{Act, Counts, First, HOSTS_MAX, Mass, MassSetup, count};
 pub use mix::{mass_id, mass_number};
 
 mod engine;
 mod facts;
+mod flood;
 mod mass;
 mod member;
 mod mix;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,6 +13,7 @@ use heartwatch_common::id::HostId;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::manager::Manager;
 use super::netns::inside;
 use super::process::{Process, binary};
 use super::{PATIENCE, World, eventually, now, text};
@@ -30,6 +32,7 @@ pub struct ControllerSetup<'w> {
     space: Option<String>,
     nice: u8,
     args: Vec<String>,
+    manager: Option<Arc<Manager>>,
 }
 
 impl<'w> ControllerSetup<'w> {
@@ -47,7 +50,14 @@ impl<'w> ControllerSetup<'w> {
             space: None,
             nice: 0,
             args: Vec::new(),
+            manager: None,
         }
+    }
+
+    /// Has a service manager start it, which keeps its descriptors. Not together with other ways to start.
+    pub fn managed(mut self, manager: &Arc<Manager>) -> Self {
+        self.manager = Some(Arc::clone(manager));
+        self
     }
 
     /// Runs it in a network namespace.
@@ -224,6 +234,7 @@ impl<'w> ControllerSetup<'w> {
             space: self.space.clone(),
             nice: self.nice,
             args: self.args,
+            manager: self.manager,
             env: Vec::new(),
             process: None,
             ready: Ready::default(),
@@ -251,6 +262,7 @@ pub struct Controller {
     space: Option<String>,
     nice: u8,
     args: Vec<String>,
+    manager: Option<Arc<Manager>>,
     env: Vec<(String, String)>,
     process: Option<Process>,
     ready: Ready,
@@ -271,7 +283,15 @@ impl Controller {
     /// Starts its process without waiting for anything.
     pub fn spawn(&mut self) -> Result<()> {
         let program = binary("heartwatch-controller")?;
+        // What is passed must be open until the process is there.
+        let mut passed = Vec::new();
         let mut command = match self.tmpfs {
+            None if self.manager.is_some() => {
+                let manager = self.manager.as_ref().context("there is one")?;
+                let (command, fds) = manager.command(&program)?;
+                passed = fds;
+                command
+            }
             None => match &self.space {
                 Some(space) => inside(space, &program),
                 None if self.nice > 0 => {
@@ -294,6 +314,7 @@ impl Controller {
         command.arg("run").args(&self.args).arg("--config").arg(&self.config);
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         self.process = Some(Process::start(&self.name, &mut command, &self.log)?);
+        drop(passed);
         Ok(())
     }
 
@@ -327,6 +348,19 @@ impl Controller {
             } else {
                 line.to_owned()
             }
+        });
+        let pinned: Vec<String> = lines.collect();
+        std::fs::write(&self.config, pinned.join("\n"))?;
+        Ok(())
+    }
+
+    /// Writes its API's port into its config too.
+    pub fn pin_api(&self) -> Result<()> {
+        let api = self.ready.api.context("it was not ready yet")?;
+        let text = std::fs::read_to_string(&self.config)?;
+        let lines = text.lines().map(|line| match line.starts_with("api_listen = ") {
+            true => format!("api_listen = \"{api}\""),
+            false => line.to_owned(),
         });
         let pinned: Vec<String> = lines.collect();
         std::fs::write(&self.config, pinned.join("\n"))?;

@@ -127,6 +127,15 @@ impl Station {
         Ok(())
     }
 
+    /// The bytes that come next, whatever they are, if any come within `patience`.
+    pub fn overhear(&self, patience: Duration) -> Result<Option<Vec<u8>>> {
+        self.socket
+            .set_read_timeout(Some(patience.max(Duration::from_millis(1))))
+            .context("cannot set a time limit")?;
+        let mut buffer = [0; 2048];
+        Ok(self.socket.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec()))
+    }
+
     /// The next thing that the controller says, if it says anything within `patience`. Anything that is
     /// not sealed with this host's key is an error: a controller sends no such thing.
     pub fn hear(&self, patience: Duration) -> Result<Option<Said>> {

@@ -274,7 +274,7 @@ fn fuzz_with_coverage(args: &[String]) -> Result<(), String> {
     )?;
     let found = built.join("artifacts/");
     std::fs::create_dir_all(&found).map_err(|e| format!("cannot make {}: {e}", found.display()))?;
-    for name in ["datagram", "expression"] {
+    for name in ["datagram", "expression", "asked"] {
         let corpus = built.join("corpus").join(name);
         std::fs::create_dir_all(&corpus)
             .map_err(|e| format!("cannot make {}: {e}", corpus.display()))?;

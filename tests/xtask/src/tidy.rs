@@ -17,7 +17,7 @@ use crate::VERBS;
 const COMMENT_COLUMNS_MAX: usize = 110;
 
 /// Files and folders in which only values decide.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "agent/src/core.rs",
     "agent/src/core",
     "agent/src/schedule.rs",
@@ -33,6 +33,7 @@ const PURE: [&str; 16] = [
     "controller/src/delivery/schedule.rs",
     "controller/src/detector",
     "controller/src/ingest/admit.rs",
+    "controller/src/ingest/sources.rs",
     "controller/src/policy",
 ];
 

@@ -10,6 +10,7 @@ use crate::intervals::Assigned;
 use crate::intervals::watched::Watch;
 use crate::metrics::get;
 
+mod hostile;
 mod intervals;
 mod via;
 
