@@ -56,7 +56,8 @@ async fn recorded(
 #[tokio::test(flavor = "multi_thread")]
 async fn recordings_hold_no_dead_host_up_neither_before_nor_after_a_restart() {
     story(async |world: &World| {
-        let setup = world.controller().detector("doubt_max", "\"3s\"");
+        // Stations pass on no probes for others.
+        let setup = world.controller().detector("doubt_max", "\"3s\"").detector("peers", "0");
         let mut controller = setup.detector("restart_grace", "\"1s\"").start().await?;
         controller.pin_ports()?;
         let (first, of_first) = recorded(world, &controller, "dies-before").await?;
@@ -193,7 +194,7 @@ async fn what_a_controller_or_a_host_sends_is_worth_nothing_when_it_is_sent_back
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hosts_key_speaks_for_no_other_host() {
     story(async |world: &World| {
-        let controller = world.controller().start().await?;
+        let controller = world.controller().detector("peers", "0").start().await?;
         let api = controller.api()?;
         let mut victim = Station::new(world, "victim", controller.beats())?;
         victim.join()?;
@@ -323,7 +324,7 @@ async fn half_open_connections_to_the_api_hold_up_no_beat_and_no_failover() {
         let controller = world
             .controller()
             .receiver("r", &receiver.url(), &file)
-            .rule("all", &["host.down", "host.recovered"], &["r"])
+            .rule("all", &["host.down", "host.agent-lost", "host.recovered"], &["r"])
             .top("domains.storm_hosts = 0")
             .start()
             .await?;
@@ -342,13 +343,13 @@ async fn half_open_connections_to_the_api_hold_up_no_beat_and_no_failover() {
         let id = host.host;
         drop(host);
         eventually(PATIENCE, "the failover is ordered", || async {
-            for stream in &mut slow {
+            for mut stream in &slow {
                 // Whoever is cut off is so much the better.
-                drop(std::io::Write::write_all(stream, b"x"));
+                drop(std::io::Write::write_all(&mut stream, b"x"));
             }
             let calls = receiver.calls();
             let is_it = |c: &&heartwatch_tests::world::Call| {
-                c.kind() == "host.down" && c.host() == id.to_string()
+                ["host.down", "host.agent-lost"].contains(&c.kind()) && c.host() == id.to_string()
             };
             Ok(calls.iter().any(|c| is_it(&c)).then_some(()))
         })

@@ -47,12 +47,14 @@ fn every_test_that_the_threat_model_names_exists_and_every_attack_names_one() {
     let (mut named, mut attacks, mut section) = (0, 0, "");
     for line in text.lines() {
         section = line.strip_prefix("## ").unwrap_or(section);
-        let sentences: Vec<_> = line.split('`').skip(1).step_by(2).filter(|w| is_sentence(w)).collect();
+        let sentences: Vec<_> =
+            line.split('`').skip(1).step_by(2).filter(|w| is_sentence(w)).collect();
         for name in &sentences {
             assert!(names.contains(*name), "SECURITY.md names `{name}`, which is no test");
         }
         named += sentences.len();
-        let is_row = line.starts_with("| ") && !line.starts_with("| Attack") && !line.starts_with("| ---");
+        let is_row =
+            line.starts_with("| ") && !line.starts_with("| Attack") && !line.starts_with("| ---");
         if section.starts_with("Attacks") && is_row {
             assert!(!sentences.is_empty(), "no test shows: {line}");
             attacks += 1;

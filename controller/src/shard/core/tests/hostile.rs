@@ -252,7 +252,7 @@ fn a_site_behind_one_address_is_never_throttled_for_what_somebody_floods_from_th
             let taken = get(&w.metrics.beats) - before;
             assert!(taken == 1 || at >= 150_000, "a true beat was not looked at, at {at}");
         }
-        if at == 129_000 {
+        if at == 128_000 {
             assert_eq!(w.rejects(Reject::OverBudget), 0);
         }
     }
