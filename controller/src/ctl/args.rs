@@ -35,6 +35,8 @@ pub(super) struct Global {
         default_value = "/var/lib/heartwatch-controller/api-token"
     )]
     pub(super) token_file: PathBuf,
+    #[command(flatten)]
+    pub(super) trust: super::trust::TrustArgs,
     /// Prints the API's JSON instead of a table.
     #[arg(long, global = true)]
     pub(super) json: bool,

@@ -24,11 +24,13 @@ use crate::control::{
 
 mod error;
 mod query;
+mod trust;
 
 pub use error::ClientError;
 pub use query::{
     CandidatesQuery, DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery, IncidentsQuery,
 };
+pub use trust::Trust;
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -62,7 +64,8 @@ impl std::fmt::Debug for Client {
     }
 }
 
-fn is_loopback(base: &Url) -> bool {
+/// Whether a URL leads to this machine itself.
+pub(super) fn is_loopback(base: &Url) -> bool {
     let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
@@ -70,6 +73,15 @@ fn is_loopback(base: &Url) -> bool {
 impl Client {
     /// A client of the API at `url`. Without a token it can only read.
     pub fn new(url: &str, token: Option<Zeroizing<String>>) -> Result<Self, ClientError> {
+        Self::trusting(url, token, &Trust::default())
+    }
+
+    /// The same, and says which https server is the controller.
+    pub fn trusting(
+        url: &str,
+        token: Option<Zeroizing<String>>,
+        trust: &Trust,
+    ) -> Result<Self, ClientError> {
         let wrong = |message: String| ClientError::Url { url: url.to_owned(), message };
         let base = Url::parse(url).map_err(|e| wrong(e.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
@@ -91,6 +103,8 @@ impl Client {
         if base.scheme() == "http" {
             // No TLS, no roots: it must work where no ca-certificates are installed.
             builder = builder.tls_certs_only([]);
+        } else {
+            builder = trust.apply(builder)?;
         }
         let http = builder.build().map_err(ClientError::Build)?;
         Ok(Self { http, base, token })
@@ -114,7 +128,9 @@ impl Client {
 
     fn broken(&self, source: reqwest::Error) -> ClientError {
         let url = self.url().to_owned();
-        if source.is_connect() {
+        if let Some(objection) = trust::objection(&source) {
+            ClientError::Tls { url, objection }
+        } else if source.is_connect() {
             ClientError::Unreachable { url, source }
         } else if source.is_timeout() {
             ClientError::TimedOut { url }

@@ -31,6 +31,7 @@ mod short;
 mod show;
 mod story;
 mod text;
+mod trust;
 
 #[cfg(test)]
 mod tests;

@@ -48,7 +48,7 @@ pub(super) async fn execute(
         Command::Maintenance(args) if args.changes() => Some(token(&global.token_file)?),
         _ => None,
     };
-    let client = Client::new(&global.url, token)?;
+    let client = Client::trusting(&global.url, token, &global.trust.for_url(global)?)?;
     let mut run = Run { global, client, out };
     match command {
         Command::Status => {
