@@ -27,7 +27,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 
-use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
+use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow, TokenBook};
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::crash;
@@ -347,7 +347,7 @@ impl App {
         };
         let api = serve_api(
             &config,
-            (token, Arc::clone(&tls)),
+            (token, TokenBook::load(&*store).await?, Arc::clone(&tls)),
             running,
             &shards,
             delivery_metrics,
@@ -671,7 +671,7 @@ fn spawn_shard(
 
 fn serve_api(
     config: &Config,
-    (token, tls): (ApiToken, Arc<Tls>),
+    (token, tokens, tls): (ApiToken, TokenBook, Arc<Tls>),
     running: Running,
     shards: &[ShardHandle],
     delivery: Arc<DeliveryMetrics>,
@@ -686,6 +686,8 @@ fn serve_api(
         shards: shards.iter().map(|s| Arc::clone(&s.metrics)).collect(),
         delivery: Box::new(move || delivery_rows(&delivery)),
         token,
+        tokens: Arc::new(tokens),
+        loopback_reads: config.api.loopback_reads,
         tls: Some(Arc::clone(&tls)),
         config: config.into(),
         state_dir: config.state_dir.clone(),
