@@ -306,7 +306,15 @@ async fn no_answer_holds_a_secret_whatever_went_wrong_with_it() {
         let api = controller.api()?;
         let agent = world.agent("web-1").beats_to(controller.beats()).start()?;
         api.wait_state(agent.host(), "alive").await?;
-        let made = controller.ctl(&["api-token", "create", "--name", "t", "--scope", "admin", "--json"])?;
+        let made = controller.ctl(&[
+            "api-token",
+            "create",
+            "--name",
+            "t",
+            "--scope",
+            "admin",
+            "--json",
+        ])?;
         let token = text(&made.json()?, "/token").to_owned();
         for receiver in ["closed", "nowhere"] {
             controller.ctl(&["receivers", "test", receiver])?;
@@ -314,7 +322,9 @@ async fn no_answer_holds_a_secret_whatever_went_wrong_with_it() {
         eventually(PATIENCE, "failed attempts", async || {
             let one = api.get("/v1/receivers").await?;
             let all = one["receivers"].as_array().context("receivers")?;
-            let failed = all.iter().filter(|r| r["name"] != "~canary" && r["last_outcome"].is_string());
+            let failed = all
+                .iter()
+                .filter(|r| r["name"] != "heartwatch-canary" && r["last_outcome"].is_string());
             Ok((failed.count() >= 2).then_some(()))
         })
         .await?;
