@@ -79,7 +79,9 @@ pub(super) async fn scrape(State(api): State<Api>, params: Params) -> Result<Res
         shards: &api.shards,
         delivery: (api.delivery)(),
     };
-    let text = TextEncoder::new().encode_to_string(&families(&snapshot)).map_err(|e| {
+    let mut all = Families(families(&snapshot));
+    super::access::families(&mut all, &api);
+    let text = TextEncoder::new().encode_to_string(&all.0).map_err(|e| {
         let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
         Problem::of_status(status, &format!("the metrics cannot be written: {e}"))
     })?;

@@ -6,7 +6,7 @@
 //! | `GET /v1/hosts?state=&label=k=v&name=&limit=&page=` | a page of the registry, and the cursor from which `/v1/events` continues it |
 //! | `GET /v1/hosts/{id or name}` | one host |
 //! | `GET /v1/hosts/{id or name}/why` | everything known about why it stands where it stands |
-//! | `GET /v1/events?after=&host=&limit=&wait=` | the journal, oldest first; `wait=30s` waits for news; `tail=N` the newest N |
+//! | `GET /v1/events?after=&host=&kind=&limit=&wait=` | the journal, oldest first; `wait=30s` waits for news; `tail=N` the newest N; with `kind` a page may be empty and still say `more` |
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
@@ -29,8 +29,13 @@
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
+//! | `GET /v1/tokens` | ▲ tokens that were given out, without themselves |
+//! | `POST /v1/tokens` | ▲ `{"name", "scope": "operate", "ttl": "90d"}`: a new one, shown once |
+//! | `DELETE /v1/tokens/{name}` | ▲ it is refused from now on |
 //!
-//! ▲ = changes something (or hands out everything): needs `Authorization: Bearer TOKEN`.
+//! ▲ = changes something (or hands out everything): needs `Authorization: Bearer TOKEN`. The rest needs one
+//! too, but for plain HTTP from this machine itself. Which scope each needs, and what anybody may ask, stands
+//! in `access/routes.rs`.
 //!
 //! **Keeping a copy.** Read every page of `/v1/hosts`, remember the `cursor`, then follow
 //! `/v1/events?after=cursor`. The cursor is read before the first page is, and all pages of one listing
@@ -58,8 +63,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::control::Control;
 use crate::metrics::ShardMetrics;
 use crate::store::Store;
+use crate::tls::Tls;
 use crate::view::View;
 
+mod access;
 pub mod asked;
 mod candidates;
 mod controller;
@@ -73,11 +80,13 @@ mod incidents;
 mod listener;
 mod maintenance;
 pub mod metrics;
+mod peer;
 pub mod problem;
 mod receivers;
 mod rules;
 mod shield;
 mod token;
+mod tokens;
 pub mod types;
 
 #[cfg(test)]
@@ -85,7 +94,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use access::{Scope, TOKENS_MAX, TokenBook, TokenRow};
 pub use metrics::{DeliveryMetricRow, DeliveryMetricsFn};
+pub use peer::Peer;
 pub use token::{ApiToken, ApiTokenError};
 
 pub(crate) use hosts::check_import;
@@ -118,8 +129,14 @@ pub struct ApiState {
     pub delivery: DeliveryMetricsFn,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
-    /// Who may change something.
+    /// The token of the config, which may do everything.
     pub token: ApiToken,
+    /// Those that were given out.
+    pub tokens: Arc<TokenBook>,
+    /// Whether this machine itself may read without one.
+    pub loopback_reads: bool,
+    /// The API's certificate; `None` serves plain HTTP only.
+    pub tls: Option<Arc<Tls>>,
     /// What everybody may know of the settings.
     pub config: types::ConfigSummary,
     /// Where a backup's copy stands while it is made: as big as the store, and only the controller's.
@@ -133,6 +150,7 @@ struct Inner {
     requests: Semaphore,
     followers: Semaphore,
     backups: Semaphore,
+    guard: access::Guard,
 }
 
 impl Deref for Inner {
@@ -163,11 +181,15 @@ pub fn router(state: ApiState) -> Router {
         requests: Semaphore::new(REQUESTS_MAX),
         followers: Semaphore::new(FOLLOWERS_MAX),
         backups: Semaphore::new(1),
+        guard: access::Guard::default(),
     }));
-    let import = post(hosts::import).layer(DefaultBodyLimit::max(IMPORT_BODY_LEN_MAX));
+    // Which scope each route needs stands in `access::routes`.
     Router::new()
         .route("/v1/hosts", get(hosts::list))
-        .route("/v1/hosts/import", import)
+        .route(
+            "/v1/hosts/import",
+            post(hosts::import).layer(DefaultBodyLimit::max(IMPORT_BODY_LEN_MAX)),
+        )
         .route("/v1/hosts/{host}", get(hosts::one).delete(hosts::forget))
         .route("/v1/hosts/{host}/why", get(hosts::why))
         .route("/v1/hosts/{host}/freeze", put(hosts::freeze).delete(hosts::unfreeze))
@@ -192,6 +214,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/candidates", get(candidates::list))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{name}", delete(tokens::revoke))
         .route("/v1/status", get(controller::status))
         .route("/v1/pause", post(controller::pause).delete(controller::resume))
         .route("/v1/backup", post(controller::backup))
@@ -204,13 +228,16 @@ pub fn router(state: ApiState) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(CatchPanicLayer::custom(shield::panicked))
+        .layer(middleware::from_fn_with_state(api.clone(), access::guard))
         .layer(middleware::from_fn_with_state(api.clone(), shield::shield))
         .with_state(api)
 }
 
 /// Serves until `shutdown` is ready, then lets answers under way end, but for a few seconds at most.
+/// Without `tls` it serves plain HTTP only.
 pub async fn serve(
     listener: tokio::net::TcpListener,
+    tls: Option<Arc<Tls>>,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -219,7 +246,8 @@ pub async fn serve(
         shutdown.await;
         stop.send_replace(true);
     };
-    let server = axum::serve(listener::Bounded::new(listener), router)
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(listener::Bounded::new(listener, tls), service)
         .with_graceful_shutdown(graceful)
         .into_future();
     let overdue = async {

@@ -80,11 +80,13 @@ async fn unify(response: Response, path: &str) -> Response {
             Problem::of_status(parts.status, String::from_utf8_lossy(&text).trim())
         }
     };
-    let allow = parts.headers.remove(header::ALLOW);
+    let kept = [header::ALLOW, header::RETRY_AFTER].map(|name| (parts.headers.remove(&name), name));
     let mut response =
         Problem { instance: Some(super::extract::shorten(path).into()), ..problem }.into_response();
-    if let Some(allow) = allow {
-        response.headers_mut().insert(header::ALLOW, allow);
+    for (value, name) in kept {
+        if let Some(value) = value {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }

@@ -28,7 +28,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 
-use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
+use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow, TokenBook};
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::crash;
@@ -52,6 +52,7 @@ use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
+use crate::tls::{self, Tls, TlsError};
 use crate::view::View;
 use pacing::Pacing;
 use running::{Pulse, Running};
@@ -73,6 +74,9 @@ pub enum AppError {
     /// The configuration, or a secret that it names, is not usable: restarting will not help.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// The API's certificate is not usable: restarting will not help.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A receiver's secrets are not usable: restarting will not help.
     #[error(transparent)]
     Receiver(#[from] WebhookError),
@@ -119,7 +123,7 @@ impl AppError {
     /// The exit code that says whether a restart may help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Secret(_) | Self::Receiver(_) => daemon::EXIT_CONFIG,
+            Self::Secret(_) | Self::Receiver(_) | Self::Tls(_) => daemon::EXIT_CONFIG,
             _ => daemon::EXIT_FAILURE,
         }
     }
@@ -138,6 +142,7 @@ pub struct Addresses {
 pub struct App {
     /// Where it listens.
     pub addresses: Addresses,
+    tls: Arc<Tls>,
     state_dir: PathBuf,
     store: Arc<SqliteStore>,
     shards: Vec<ShardHandle>,
@@ -172,6 +177,8 @@ impl App {
         let token = secrets::api_token(&config.api_token_file, &config.state_dir, &mut rng)?;
         let fresh = ControllerId(rng.random());
         let store = Arc::new(SqliteStore::open(&config.state_dir, fresh)?);
+        // After the store, which locks the state directory: two controllers must not both make one.
+        let tls = Arc::new(open_tls(&config, &*clock)?);
         crash::pass("start");
         let epoch = Epoch(rng.random_range(1..=u32::MAX));
 
@@ -342,7 +349,7 @@ impl App {
         };
         let api = serve_api(
             &config,
-            token,
+            (token, TokenBook::load(&*store).await?, Arc::clone(&tls)),
             running,
             &shards,
             delivery_metrics,
@@ -360,6 +367,7 @@ impl App {
             tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
             tokio::spawn(surroundings.watch()),
             tokio::spawn(drills.run()),
+            tokio::spawn(tls::watch::watch(Arc::clone(&tls), Arc::clone(&clock))),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
         background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));
@@ -373,14 +381,17 @@ impl App {
         let shown: Vec<String> = addresses.listen.iter().map(ToString::to_string).collect();
         let counts = view.counts();
         log::info!(
-            "ready: beats on UDP {}, API on http://{}, {} known hosts, {count} shards",
+            "ready: beats on UDP {}, API on https://{} (certificate's SHA-256 {}; plain HTTP from this \
+             machine), {} known hosts, {count} shards",
             shown.join(", "),
             addresses.api,
+            tls.fingerprint(),
             counts.iter().sum::<u64>(),
         );
         daemon::ready(&format!("beats on {}", shown.join(", ")));
         Ok(Self {
             addresses,
+            tls,
             state_dir: config.state_dir,
             store,
             shards,
@@ -392,6 +403,11 @@ impl App {
             api,
             background,
         })
+    }
+
+    /// The API's certificate.
+    pub fn tls(&self) -> &Arc<Tls> {
+        &self.tls
     }
 
     /// Waits until a part of the controller fails; never returns otherwise.
@@ -483,6 +499,15 @@ fn make_private_dir(path: &Path) -> Result<(), AppError> {
         .mode(0o700)
         .create(path)
         .map_err(|source| AppError::StateDir { path: path.to_owned(), source })
+}
+
+/// The operator's certificate, or one of our own.
+fn open_tls(config: &Config, clock: &dyn Clock) -> Result<Tls, TlsError> {
+    let (certificate, key) = match &config.api.files {
+        Some(files) => files.clone(),
+        None => tls::make::ensure(&config.state_dir, config.api_listen, clock.wall())?,
+    };
+    Tls::open(tls::Files { certificate, key, client_ca: config.api.client_ca_file.clone() })
 }
 
 fn shard_count(configured: u16) -> u16 {
@@ -618,7 +643,7 @@ fn spawn_shard(
 
 fn serve_api(
     config: &Config,
-    token: ApiToken,
+    (token, tokens, tls): (ApiToken, TokenBook, Arc<Tls>),
     running: Running,
     shards: &[ShardHandle],
     delivery: Arc<DeliveryMetrics>,
@@ -633,6 +658,9 @@ fn serve_api(
         shards: shards.iter().map(|s| Arc::clone(&s.metrics)).collect(),
         delivery: Box::new(move || delivery_rows(&delivery)),
         token,
+        tokens: Arc::new(tokens),
+        loopback_reads: config.api.loopback_reads,
+        tls: Some(Arc::clone(&tls)),
         config: config.into(),
         state_dir: config.state_dir.clone(),
     };
@@ -642,7 +670,7 @@ fn serve_api(
         // An error means that the sender is gone, which is a stop too.
         drop(stopped.wait_for(|s| *s).await);
     };
-    Ok(tokio::spawn(api::serve(listener, api::router(state), shutdown)))
+    Ok(tokio::spawn(api::serve(listener, Some(tls), api::router(state), shutdown)))
 }
 
 fn delivery_rows(metrics: &DeliveryMetrics) -> Vec<DeliveryMetricRow> {

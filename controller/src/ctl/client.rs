@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::{CompleteBody, DrillBegun, SupposeBody, WindowBody, WordBody};
+use crate::api::types::{
+    CompleteBody, DrillBegun, SupposeBody, TokenBody, TokenMade, WindowBody, WordBody,
+};
 use crate::control::{
     HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun, Window, WindowAdded,
     WindowId,
@@ -24,11 +26,13 @@ use crate::control::{
 
 mod error;
 mod query;
+mod trust;
 
 pub use error::ClientError;
 pub use query::{
     CandidatesQuery, DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery, IncidentsQuery,
 };
+pub use trust::Trust;
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -62,14 +66,25 @@ impl std::fmt::Debug for Client {
     }
 }
 
-fn is_loopback(base: &Url) -> bool {
+/// Whether a URL leads to this machine itself.
+pub(super) fn is_loopback(base: &Url) -> bool {
     let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 impl Client {
-    /// A client of the API at `url`. Without a token it can only read.
+    /// A client of the API at `url`. Without a token it can only read, and that on the controller's own
+    /// machine alone.
     pub fn new(url: &str, token: Option<Zeroizing<String>>) -> Result<Self, ClientError> {
+        Self::trusting(url, token, &Trust::default())
+    }
+
+    /// The same, and says which https server is the controller.
+    pub fn trusting(
+        url: &str,
+        token: Option<Zeroizing<String>>,
+        trust: &Trust,
+    ) -> Result<Self, ClientError> {
         let wrong = |message: String| ClientError::Url { url: url.to_owned(), message };
         let base = Url::parse(url).map_err(|e| wrong(e.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
@@ -77,6 +92,10 @@ impl Client {
         }
         if base.query().is_some() || base.fragment().is_some() {
             return Err(wrong("it has a query or fragment".to_owned()));
+        }
+        if token.is_some() && base.scheme() == "http" && !is_loopback(&base) {
+            let message = "plain http would show the token to everybody on the way";
+            return Err(wrong(message.to_owned()));
         }
         // An error means that a provider is installed already, which is as good.
         drop(rustls::crypto::ring::default_provider().install_default());
@@ -91,6 +110,8 @@ impl Client {
         if base.scheme() == "http" {
             // No TLS, no roots: it must work where no ca-certificates are installed.
             builder = builder.tls_certs_only([]);
+        } else {
+            builder = trust.apply(builder)?;
         }
         let http = builder.build().map_err(ClientError::Build)?;
         Ok(Self { http, base, token })
@@ -109,12 +130,18 @@ impl Client {
         if !pairs.is_empty() {
             url.query_pairs_mut().extend_pairs(pairs);
         }
-        self.http.request(method, url).timeout(TIMEOUT)
+        let request = self.http.request(method, url).timeout(TIMEOUT);
+        match &self.token {
+            Some(token) => request.bearer_auth(token.trim()),
+            None => request,
+        }
     }
 
     fn broken(&self, source: reqwest::Error) -> ClientError {
         let url = self.url().to_owned();
-        if source.is_connect() {
+        if let Some(objection) = trust::objection(&source) {
+            ClientError::Tls { url, objection }
+        } else if source.is_connect() {
             ClientError::Unreachable { url, source }
         } else if source.is_timeout() {
             ClientError::TimedOut { url }
@@ -169,8 +196,12 @@ impl Client {
 
     /// A request that changes something.
     fn act(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, ClientError> {
-        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
-        Ok(self.request(method, path, &Vec::new()).bearer_auth(token.trim()))
+        self.has_token()?;
+        Ok(self.request(method, path, &Vec::new()))
+    }
+
+    fn has_token(&self) -> Result<(), ClientError> {
+        if self.token.is_some() { Ok(()) } else { Err(ClientError::NoToken) }
     }
 
     async fn post<T: DeserializeOwned>(
@@ -212,6 +243,7 @@ impl Client {
         let mut pairs = Pairs::new();
         given(&mut pairs, "after", query.after.as_ref());
         given(&mut pairs, "host", query.host.as_ref());
+        given(&mut pairs, "kind", query.kind);
         given(&mut pairs, "limit", query.limit);
         given(&mut pairs, "wait", query.wait.map(Span));
         given(&mut pairs, "tail", query.tail);
@@ -333,11 +365,11 @@ impl Client {
         domain: Option<&str>,
         body: &WordBody,
     ) -> Result<HoldReport, ClientError> {
-        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
+        self.has_token()?;
         let mut pairs = Pairs::new();
         given(&mut pairs, "domain", domain);
         let path: Vec<&str> = ["v1", "holds"].into_iter().chain(host).chain([verb]).collect();
-        let request = self.request(Method::POST, &path, &pairs).bearer_auth(token.trim());
+        let request = self.request(Method::POST, &path, &pairs);
         self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
     }
 
@@ -388,12 +420,12 @@ impl Client {
         by: &str,
         reason: Option<&str>,
     ) -> Result<Window, ClientError> {
-        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
+        self.has_token()?;
         let mut pairs = Pairs::new();
         given(&mut pairs, "by", Some(by));
         given(&mut pairs, "reason", reason);
         let path = ["v1", "maintenance", &window.to_string()];
-        let request = self.request(Method::DELETE, &path, &pairs).bearer_auth(token.trim());
+        let request = self.request(Method::DELETE, &path, &pairs);
         self.answer(request.timeout(TIMEOUT_LONG)).await
     }
 
@@ -405,6 +437,21 @@ impl Client {
     /// `POST /v1/receivers/{name}/test`
     pub async fn test_receiver(&self, name: &str) -> Result<TestBegun, ClientError> {
         self.post(&["v1", "receivers", name, "test"], &json!({})).await
+    }
+
+    /// `GET /v1/tokens`: a [`crate::api::types::TokensJson`].
+    pub async fn tokens(&self) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::GET, &["v1", "tokens"])?).await
+    }
+
+    /// `POST /v1/tokens`
+    pub async fn create_token(&self, body: &TokenBody) -> Result<TokenMade, ClientError> {
+        self.post(&["v1", "tokens"], body).await
+    }
+
+    /// `DELETE /v1/tokens/{name}`
+    pub async fn revoke_token(&self, name: &str) -> Result<(), ClientError> {
+        self.send(self.act(Method::DELETE, &["v1", "tokens", name])?).await.map(drop)
     }
 
     /// `POST /v1/backup`, into a new file that only its owner can read. It appears under its name only
