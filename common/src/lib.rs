@@ -1,7 +1,7 @@
 //! What the Heartwatch agent and controller must agree on.
 //!
 //! Read in this order: [`id`] (who), [`time`] (when), [`load`] (how busy), [`wire`] (the datagrams
-//! that carry them), [`auth`] (why to believe one), [`backoff`] (when to try again), [`config`] (how
+//! that carry them), [`auth`] (why to believe one), [`enrol`] (how a host gets its key), [`backoff`] (when to try again), [`config`] (how
 //! a file becomes settings), [`daemon`] (how a process lives under systemd or a shell), [`cli`] (manual
 //! pages and completions).
 //!
@@ -13,6 +13,7 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod enrol;
 pub mod id;
 pub mod load;
 pub mod time;

@@ -22,8 +22,10 @@ pub enum Reject {
     Kind,
     /// Malformed fields or an impossible gap.
     Malformed,
-    /// Its tag is wrong, or its key unknown or revoked.
+    /// Its tag is wrong, or its key unknown.
     Unauthentic,
+    /// It names a generation of its host's key that is revoked.
+    Revoked,
     /// Its host is not registered and it is no hello.
     UnknownHost,
     /// Its number did not rise: a replay, a duplicate, or reordered on the way.
@@ -44,13 +46,14 @@ pub enum Reject {
 
 impl Reject {
     /// Every reason.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::TooShort,
         Self::TooLong,
         Self::Version,
         Self::Kind,
         Self::Malformed,
         Self::Unauthentic,
+        Self::Revoked,
         Self::UnknownHost,
         Self::NotRising,
         Self::EarlierBoot,
@@ -70,6 +73,7 @@ impl Reject {
             Self::Kind => "kind",
             Self::Malformed => "malformed",
             Self::Unauthentic => "unauthentic",
+            Self::Revoked => "revoked",
             Self::UnknownHost => "unknown_host",
             Self::NotRising => "not_rising",
             Self::EarlierBoot => "earlier_boot",
