@@ -178,6 +178,7 @@ fn check_config(raw: &RawConfig, config: &Config) -> u8 {
 
 fn run(config: Config, recording: Option<record::Plan>) -> u8 {
     daemon::init_log(config.log_level);
+    daemon::keep_no_core();
     for receiver in config.receivers.values().filter(|r| r.should_sign() && r.secret_file.is_none())
     {
         log::warn!(
