@@ -164,11 +164,7 @@ struct App {
 
 impl App {
     /// Everything that may fail, before the first beat. Needs a Tokio runtime around it.
-    fn new(
-        overrides: Overrides,
-        joined: Joined,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, AppError> {
+    fn new(overrides: Overrides, joined: Joined, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
         let url = joined.own().and_then(|e| e.url.as_deref()).and_then(|url| url.parse().ok());
         let key_home = joined.key_home();
         let config = joined.config;
@@ -435,8 +431,9 @@ impl App {
     fn read_config(&self) {
         let (overrides, reloaded) = (self.overrides.clone(), self.reloaded.0.clone());
         tokio::task::spawn_blocking(move || {
-            let result = Joined::read(&overrides)
-                .and_then(|joined| Ok(joined.config.check_controllers().map(|()| joined.config)?));
+            let result = Joined::read(&overrides).and_then(|joined| {
+                Ok(joined.config.check_controllers().map(|()| joined.config)?)
+            });
             // An error means that the agent ends.
             drop(reloaded.send(result));
         });

@@ -27,17 +27,17 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, HelloTooLong, Leave,
-    LeaveReason, Message, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
+    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, HelloTooLong,
+    Leave, LeaveReason, Message, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
 };
 use rand::{Rng, RngExt};
 
 use crate::schedule::Schedule;
+pub use keys::{KeyNews, PROBATION};
 use limit::Bucket;
 pub use relay::{RELAY_BURST, RELAY_LIFE, RELAYS_MAX, RELAYS_PER_SECOND};
 use relay::{Relays, may_reach};
 use session::{AckVerdict, Sent, Session};
-pub use keys::{KeyNews, PROBATION};
 pub use session::{
     CADENCE_MAX, EPOCHS_LEFT_LEN, HELLO_GAP_MAX, HELLO_GAP_MIN, LOOKUP, UNANSWERED_AGE_MIN,
     UNANSWERED_MAX, WINDOW_LEN,

@@ -68,7 +68,9 @@ fn start(joined: &Joined, overrides: &Overrides, no_start: bool) -> Result<Strin
     }
     let done = std::process::Command::new("systemctl").args(["restart", UNIT]).status();
     match done {
-        Ok(status) if status.success() => Ok("the agent beats now: heartwatch-agent status\n".to_owned()),
+        Ok(status) if status.success() => {
+            Ok("the agent beats now: heartwatch-agent status\n".to_owned())
+        }
         Ok(status) => Ok(format!("could not start the agent ({status}); next: {command}\n")),
         Err(e) => Ok(format!("could not start the agent ({e}); next: {command}\n")),
     }

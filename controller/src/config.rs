@@ -20,6 +20,7 @@ use crate::policy::courses::Plan;
 use crate::policy::expression::Expression;
 use crate::policy::hours::Hours;
 
+mod api;
 mod canary;
 mod domains;
 mod intervals;
@@ -31,6 +32,7 @@ mod receivers;
 pub mod reference;
 mod rules;
 
+pub use api::{ApiConfig, RawApi};
 pub use canary::{CanaryConfig, RawCanary};
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
 pub use intervals::{PerSecond, RawClass, RawIntervals};
@@ -63,7 +65,7 @@ pub struct RawConfig {
     pub name: String,
     /// UDP addresses on which beats are received. Default: `["[::]:2328"]`, which takes IPv4 too.
     pub listen: Vec<SocketAddr>,
-    /// TCP address of the HTTP API. Default: loopback only.
+    /// TCP address of the HTTP API. Default: loopback only; from elsewhere it is reached by TLS alone.
     pub api_listen: SocketAddr,
     /// Where the store, secrets made at first start, and backups live.
     pub state_dir: PathBuf,
@@ -78,6 +80,8 @@ pub struct RawConfig {
     pub gro: bool,
     /// error, warn, info or debug. Default: info.
     pub log_level: String,
+    /// How the API is reached.
+    pub api: RawApi,
     /// When a host is suspect, and when it is down.
     pub detector: RawDetector,
     /// How often hosts beat.
@@ -112,6 +116,7 @@ impl Default for RawConfig {
             shards: 0,
             gro: true,
             log_level: "info".to_owned(),
+            api: RawApi::default(),
             detector: RawDetector::default(),
             intervals: RawIntervals::default(),
             domains: RawDomains::default(),
@@ -317,6 +322,8 @@ pub struct Config {
     pub gro: bool,
     /// See [`RawConfig::log_level`].
     pub log_level: log::LevelFilter,
+    /// See [`RawApi`].
+    pub api: ApiConfig,
     /// See [`RawDetector`].
     pub detector: DetectorConfig,
     /// See [`RawDetector::overrides`] and the settings of margins beside it.
@@ -432,6 +439,7 @@ impl RawConfig {
             shards: self.shards,
             gro: self.gro,
             log_level,
+            api: self.check_api()?,
             detector: self.detector.check()?,
             knobs: AllKnobs { classes, ..self.detector.check_knobs()? },
             intervals,

@@ -59,4 +59,5 @@ pub mod policy;
 pub mod replay;
 pub mod shard;
 pub mod store;
+pub mod tls;
 pub mod view;

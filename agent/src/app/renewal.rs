@@ -16,8 +16,7 @@ use crate::core::KeyNews;
 use crate::enrol::{self, Url};
 
 /// Waits between tries.
-const TRIES: Backoff =
-    Backoff { base: Duration::from_secs(30), cap: Duration::from_secs(3_600) };
+const TRIES: Backoff = Backoff { base: Duration::from_secs(30), cap: Duration::from_secs(3_600) };
 
 /// How far the renewal of this host's key is.
 #[derive(Debug)]
@@ -74,8 +73,8 @@ impl App {
             let fetch = || -> Result<HostKey, String> {
                 let mut rng = rand::rngs::StdRng::try_from_rng(&mut SysRng)
                     .map_err(|e| format!("the system gives no randomness: {e}"))?;
-                let next = enrol::renew(&url, host, &present, &*clock, &mut rng)
-                    .map_err(|e| chain(&e))?;
+                let next =
+                    enrol::renew(&url, host, &present, &*clock, &mut rng).map_err(|e| chain(&e))?;
                 // Kept before it is used: after a crash the host still has a key that is known.
                 enrol::keep_renewed(&state_dir, &key_file, &present, &next)
                     .map_err(|e| chain(&e))?;
@@ -109,7 +108,9 @@ impl App {
         match news {
             KeyNews::Good => log::info!("the controller answers under the new key"),
             KeyNews::GivenUp => {
-                log::error!("no controller answers under the new key: the one before is used again");
+                log::error!(
+                    "no controller answers under the new key: the one before is used again"
+                );
                 // The same key would be given again: not before somebody has had time to look.
                 self.renewal.due = self.clock.boottime() + TRIES.cap;
             }

@@ -18,7 +18,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -148,8 +150,7 @@ pub fn request(
 ) -> Result<Zeroizing<String>, HttpError> {
     let shown = url.to_string();
     let connection = connection(url, trust)?;
-    let tcp = connect(url)
-        .map_err(|source| HttpError::Connect { url: shown.clone(), source })?;
+    let tcp = connect(url).map_err(|source| HttpError::Connect { url: shown.clone(), source })?;
     let mut stream = rustls::StreamOwned::new(connection, tcp);
     let broken = |source: io::Error| of_io(&shown, source);
     let method = if body.is_some() { "POST" } else { "GET" };

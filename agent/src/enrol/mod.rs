@@ -86,10 +86,7 @@ pub fn token(from: &Path) -> Result<JoinToken, EnrolError> {
     let text = if from == Path::new("-") {
         use std::io::Read;
         let mut text = Zeroizing::new(String::new());
-        io::stdin()
-            .take(4_096)
-            .read_to_string(&mut text)
-            .map_err(|e| wrong(e.to_string()))?;
+        io::stdin().take(4_096).read_to_string(&mut text).map_err(|e| wrong(e.to_string()))?;
         text
     } else {
         read_secret_file(from).map_err(|e| wrong(crate::app::chain(&e)))?

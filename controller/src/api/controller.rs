@@ -30,7 +30,12 @@ pub(super) async fn status(
 ) -> Result<Json<StatusJson>, Problem> {
     params.only(&[])?;
     let status = api.control.status().await;
-    Ok(Json(StatusJson { status, now_ms: api.clock.wall(), config: api.config.clone() }))
+    Ok(Json(StatusJson {
+        status,
+        now_ms: api.clock.wall(),
+        config: api.config.clone(),
+        certificate: api.tls.as_deref().map(Into::into),
+    }))
 }
 
 /// `GET /healthz`: the process lives and answers.
@@ -39,13 +44,12 @@ pub(super) async fn healthz(params: Params) -> Result<&'static str, Problem> {
     Ok("ok\n")
 }
 
-/// `GET /readyz`: it can do its work.
-pub(super) async fn readyz(
-    State(api): State<Api>,
-    params: Params,
-) -> Result<&'static str, Problem> {
+/// `GET /readyz`: it can do its work. A certificate about to end does not keep it from that, but is told.
+pub(super) async fn readyz(State(api): State<Api>, params: Params) -> Result<String, Problem> {
     params.only(&[])?;
-    api.control.ready().await.map(|()| "ready\n").map_err(|reasons| {
+    let warning = api.tls.as_ref().and_then(|tls| tls.current().warning(api.clock.wall()));
+    let ready = || warning.map_or_else(|| "ready\n".to_owned(), |text| format!("ready; {text}\n"));
+    api.control.ready().await.map(|()| ready()).map_err(|reasons| {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let title = "the controller cannot do its work";
         Problem {

@@ -1,36 +1,65 @@
-//! A TCP listener that bounds how many connections there are and how long one may idle, so that a
-//! thousand half-open ones can't take the controller's file descriptors or keep the API from everyone.
+//! A TCP listener that serves TLS and plain HTTP on one port, and bounds how many connections there are and
+//! how long one may idle, so that a thousand half-open ones can't take the controller's file descriptors or
+//! keep the API from everyone.
+//!
+//! The first byte says what a client speaks: 0x16 begins a TLS handshake (RFC 8446 §5.1, `handshake(22)`)
+//! and no HTTP method. Plain HTTP is served to this machine itself alone, where nobody is in between; from
+//! elsewhere it is told to come by https, before anything of its request is understood. Greeting one
+//! connection never keeps another waiting.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use axum::serve::Listener;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::task::JoinSet;
+use tokio::time::{Sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::peer::{Peer, is_local};
+use super::problem::{PROBLEM_JSON, Problem};
+use crate::tls::Tls;
 
 /// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 1_024;
 /// A connection on which no byte moved for this long is closed. Longer than any route takes, backups
 /// included: while the controller works, nothing moves either.
 const IDLE_MAX: Duration = Duration::from_secs(660);
-/// A connection that has sent nothing at all is closed much sooner.
+/// A connection that has sent nothing at all is closed much sooner; so is one that has sent nothing since
+/// its handshake.
 const FIRST_BYTE_MAX: Duration = Duration::from_secs(20);
+/// Time for a TLS handshake, from its first byte.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Time to tell a plain client that it must use https.
+const REFUSAL_MAX: Duration = Duration::from_secs(2);
+/// Most of its request that is read meanwhile.
+const REFUSAL_READ_MAX: u64 = 64 * 1024;
+/// What the first record of a TLS handshake begins with.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 pub(super) struct Bounded {
     inner: TcpListener,
     connections: Arc<Semaphore>,
+    /// `None` serves plain HTTP only.
+    tls: Option<Arc<Tls>>,
+    /// Connections of which it is not known yet what they speak; as many as [`CONNECTIONS_MAX`] allows.
+    greeted: JoinSet<Option<(Connection, SocketAddr)>>,
 }
 
 impl Bounded {
-    pub(super) fn new(inner: TcpListener) -> Self {
-        Self { inner, connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+    pub(super) fn new(inner: TcpListener, tls: Option<Arc<Tls>>) -> Self {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self { inner, connections, tls, greeted: JoinSet::new() }
     }
 }
 
@@ -39,16 +68,33 @@ impl Listener for Bounded {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let permit = loop {
-            match Arc::clone(&self.connections).acquire_owned().await {
-                Ok(permit) => break permit,
-                // Never: the semaphore is not closed while `self` lives.
-                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        loop {
+            let connections = Arc::clone(&self.connections);
+            let inner = &mut self.inner;
+            // Whichever of the two is dropped unfinished has lost nothing: a permit goes back, and a
+            // connection that was not accepted stays in the kernel's queue.
+            let accepted = async move {
+                let permit = loop {
+                    match Arc::clone(&connections).acquire_owned().await {
+                        Ok(permit) => break permit,
+                        // Never: the semaphore is not closed while `self` lives.
+                        Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+                    }
+                };
+                (permit, Listener::accept(inner).await)
+            };
+            tokio::select! {
+                Some(greeted) = self.greeted.join_next() => {
+                    if let Ok(Some(ready)) = greeted {
+                        return ready;
+                    }
+                }
+                (permit, (stream, peer)) = accepted => {
+                    let tls = self.tls.clone();
+                    self.greeted.spawn(greet(stream, peer, tls, permit));
+                }
             }
-        };
-        let (stream, peer) = Listener::accept(&mut self.inner).await;
-        let idle = Box::pin(tokio::time::sleep(FIRST_BYTE_MAX));
-        (Connection { stream, idle, _permit: permit }, peer)
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -56,14 +102,85 @@ impl Listener for Bounded {
     }
 }
 
+/// Finds out what a connection speaks. `None`: it is closed.
+async fn greet(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+    permit: OwnedSemaphorePermit,
+) -> Option<(Connection, SocketAddr)> {
+    let local = is_local(address, stream.local_addr().ok()?);
+    let mut peer =
+        Peer { address: address.ip().to_canonical(), local, tls: false, certificate: false };
+    let mut first = [0];
+    let peeked = timeout(FIRST_BYTE_MAX, stream.peek(&mut first)).await.ok()?.ok()?;
+    if peeked == 0 {
+        return None;
+    }
+    let stream = match tls {
+        Some(tls) if first[0] == TLS_HANDSHAKE => {
+            let acceptor = TlsAcceptor::from(Arc::clone(&tls.current().config));
+            let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await else {
+                tls.counts.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                return None;
+            };
+            tls.counts.handshakes.fetch_add(1, Ordering::Relaxed);
+            peer.tls = true;
+            peer.certificate = stream.get_ref().1.peer_certificates().is_some();
+            Stream::Tls(Box::new(stream))
+        }
+        _ if local => Stream::Plain(stream),
+        tls => {
+            if let Some(tls) = tls {
+                tls.counts.plain_refused.fetch_add(1, Ordering::Relaxed);
+            }
+            // Whether the client heard it is its own matter.
+            drop(timeout(REFUSAL_MAX, refuse(stream)).await);
+            return None;
+        }
+    };
+    let idle = Box::pin(tokio::time::sleep(FIRST_BYTE_MAX));
+    Some((Connection { stream, idle, peer, _permit: permit }, address))
+}
+
+/// Tells a plain client from another machine that it must use https.
+async fn refuse(mut stream: TcpStream) -> io::Result<()> {
+    let detail = "plain HTTP is served on the controller's own machine alone: write https:// in the URL, and \
+                  give --ca or --pin to heartwatchctl";
+    let problem = Problem::new(StatusCode::BAD_REQUEST, "https-needed", "https is needed", detail);
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    let text = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: {PROBLEM_JSON}\r\nContent-Length: {}\r\nConnection: \
+         close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown().await?;
+    // What is still unread when a socket is closed makes the kernel reset it, and the client would lose the
+    // answer.
+    tokio::io::copy(&mut stream.take(REFUSAL_READ_MAX), &mut tokio::io::sink()).await.map(drop)
+}
+
+enum Stream {
+    Plain(TcpStream),
+    /// Boxed: it is some hundred times larger.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
 /// One accepted connection.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     idle: Pin<Box<Sleep>>,
+    peer: Peer,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> Peer {
+        self.peer
+    }
+
     /// A byte moved: starts the wait anew. Else: an error once the wait is over.
     fn settle<T>(
         &mut self,
@@ -88,7 +205,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let polled = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
         self.settle(polled, cx)
     }
 }
@@ -99,7 +219,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let polled = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        };
         self.settle(polled, cx)
     }
 
@@ -108,19 +231,39 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let polled = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        };
         self.settle(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // A TLS stream still has records to send here, and a client that takes none is idle too.
+        let polled = match &mut self.stream {
+            Stream::Plain(stream) => return Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        };
+        match polled {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => match self.idle.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Poll::Pending => Poll::Pending,
+            },
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

@@ -60,8 +60,10 @@ use crate::control::Control;
 use crate::enrol::Enrolling;
 use crate::metrics::ShardMetrics;
 use crate::store::Store;
+use crate::tls::Tls;
 use crate::view::View;
 
+mod access;
 mod candidates;
 mod controller;
 mod deliveries;
@@ -75,6 +77,7 @@ mod incidents;
 mod listener;
 mod maintenance;
 pub mod metrics;
+mod peer;
 pub mod problem;
 mod receivers;
 mod rules;
@@ -88,8 +91,10 @@ pub(crate) mod testing;
 mod tests;
 
 pub use metrics::{DeliveryMetricRow, DeliveryMetricsFn};
+pub use peer::Peer;
 pub use token::{ApiToken, ApiTokenError};
 
+pub(crate) use enrol::{SecretsJson, TokensJson};
 pub(crate) use hosts::check_import;
 use problem::Problem;
 
@@ -124,6 +129,8 @@ pub struct ApiState {
     pub enrol: Arc<Enrolling>,
     /// Who may change something.
     pub token: ApiToken,
+    /// The API's certificate; `None` serves plain HTTP only.
+    pub tls: Option<Arc<Tls>>,
     /// What everybody may know of the settings.
     pub config: types::ConfigSummary,
     /// Where a backup's copy stands while it is made: as big as the store, and only the controller's.
@@ -214,8 +221,10 @@ pub fn router(state: ApiState) -> Router {
 }
 
 /// Serves until `shutdown` is ready, then lets answers under way end, but for a few seconds at most.
+/// Without `tls` it serves plain HTTP only.
 pub async fn serve(
     listener: tokio::net::TcpListener,
+    tls: Option<Arc<Tls>>,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -224,7 +233,8 @@ pub async fn serve(
         shutdown.await;
         stop.send_replace(true);
     };
-    let server = axum::serve(listener::Bounded::new(listener), router)
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(listener::Bounded::new(listener, tls), service)
         .with_graceful_shutdown(graceful)
         .into_future();
     let overdue = async {

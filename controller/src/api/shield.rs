@@ -3,12 +3,14 @@
 use std::any::Any;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Api;
+use super::access;
+use super::peer::Peer;
 use super::problem::Problem;
 
 /// Time for a request that only looks something up.
@@ -32,6 +34,11 @@ fn timeout(path: &str) -> Duration {
 pub(super) async fn shield(State(api): State<Api>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let limit = timeout(&path);
+    let peer =
+        request.extensions().get::<ConnectInfo<Peer>>().map_or(Peer::STRANGER, |info| info.0);
+    if let Err(problem) = access::check_certificate(api.tls.as_deref(), &peer, &path) {
+        return finish(problem.into_response(), &path).await;
+    }
     let response = match api.requests.try_acquire() {
         Err(_) => {
             let detail = "too many requests are under way: try again";
@@ -41,7 +48,11 @@ pub(super) async fn shield(State(api): State<Api>, request: Request, next: Next)
             .await
             .unwrap_or_else(|_| timed_out(limit)),
     };
-    let mut response = unify(response, &path).await;
+    finish(response, &path).await
+}
+
+async fn finish(response: Response, path: &str) -> Response {
+    let mut response = unify(response, path).await;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let nosniff = HeaderName::from_static("x-content-type-options");

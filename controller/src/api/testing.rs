@@ -642,6 +642,7 @@ impl World {
             }),
             clock: clock.clone(),
             token: ApiToken::new(TOKEN).unwrap(),
+            tls: None,
             config: ConfigSummary {
                 receivers: ["orchestrator", "mute"]
                     .map(|name| ReceiverSummary {

@@ -511,7 +511,7 @@ async fn serving_stops_when_told_even_if_somebody_waits() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(super::serve(listener, world.router.clone(), async {
+    let server = tokio::spawn(super::serve(listener, None, world.router.clone(), async {
         stopped.await.unwrap();
     }));
     let mut waiting = tokio::net::TcpStream::connect(address).await.unwrap();

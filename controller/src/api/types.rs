@@ -473,6 +473,31 @@ pub struct StatusJson {
     pub now_ms: Wall,
     /// Its settings, as far as everybody may know them.
     pub config: ConfigSummary,
+    /// The API's certificate.
+    #[serde(default)]
+    pub certificate: Option<CertificateJson>,
+}
+
+/// The certificate that the API shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CertificateJson {
+    /// SHA-256 of it as it is sent, 64 hexadecimal digits: what clients pin.
+    pub sha256: String,
+    /// When it ends.
+    pub not_after_ms: Wall,
+    /// Whether TLS clients must show one too.
+    pub asks_clients: bool,
+}
+
+impl From<&crate::tls::Tls> for CertificateJson {
+    fn from(tls: &crate::tls::Tls) -> Self {
+        let current = tls.current();
+        Self {
+            sha256: current.fingerprint.to_string(),
+            not_after_ms: current.not_after,
+            asks_clients: tls.asks_clients(),
+        }
+    }
 }
 
 /// A receiver, less its URL: that may hold a secret.

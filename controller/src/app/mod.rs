@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use heartwatch_common::auth::Keyring;
 use heartwatch_common::daemon;
+use heartwatch_common::enrol::Hex;
 use heartwatch_common::id::{ControllerId, Epoch};
 use heartwatch_common::time::Clock;
 use rand::rngs::StdRng;
@@ -44,7 +45,9 @@ use crate::enrol::{self, EnrolStore, Enrolling};
 use crate::ingest::socket::{BatchSocket, Role};
 use crate::intervals::Assigned;
 use crate::metrics::{DoubtMetrics, ShardMetrics};
-use crate::policy::driver::{self, Command, Driver, DriverStatus, known_of, load_guard, load_windows};
+use crate::policy::driver::{
+    self, Command, Driver, DriverStatus, known_of, load_guard, load_windows,
+};
 use crate::policy::review::warnings;
 use crate::policy::{Author, Policy};
 use crate::replay::record;
@@ -53,6 +56,7 @@ use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle, Worker};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
+use crate::tls::{self, Tls, TlsError};
 use crate::view::View;
 use pacing::Pacing;
 use running::{Pulse, Running};
@@ -74,6 +78,9 @@ pub enum AppError {
     /// The configuration, or a secret that it names, is not usable: restarting will not help.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// The API's certificate is not usable: restarting will not help.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A receiver's secrets are not usable: restarting will not help.
     #[error(transparent)]
     Receiver(#[from] WebhookError),
@@ -120,7 +127,7 @@ impl AppError {
     /// The exit code that says whether a restart may help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Secret(_) | Self::Receiver(_) => daemon::EXIT_CONFIG,
+            Self::Secret(_) | Self::Receiver(_) | Self::Tls(_) => daemon::EXIT_CONFIG,
             _ => daemon::EXIT_FAILURE,
         }
     }
@@ -139,6 +146,7 @@ pub struct Addresses {
 pub struct App {
     /// Where it listens.
     pub addresses: Addresses,
+    tls: Arc<Tls>,
     state_dir: PathBuf,
     store: Arc<SqliteStore>,
     shards: Vec<ShardHandle>,
@@ -173,6 +181,8 @@ impl App {
         let token = secrets::api_token(&config.api_token_file, &config.state_dir, &mut rng)?;
         let fresh = ControllerId(rng.random());
         let store = Arc::new(SqliteStore::open(&config.state_dir, fresh)?);
+        // After the store, which locks the state directory: two controllers must not both make one.
+        let tls = Arc::new(open_tls(&config, &*clock)?);
         crash::pass("start");
         let epoch = Epoch(rng.random_range(1..=u32::MAX));
 
@@ -227,7 +237,10 @@ impl App {
                 shards: shards.clone(),
                 controller: store.controller(),
                 port: listen[0].port(),
-                pin: Box::new(|| None),
+                pin: {
+                    let tls = Arc::clone(&tls);
+                    Box::new(move || Some(Hex(tls.fingerprint().0)))
+                },
                 clock: Arc::clone(&clock),
                 rng: StdRng::from_rng(&mut rng),
             })
@@ -365,7 +378,7 @@ impl App {
         };
         let api = serve_api(
             &config,
-            (token, enrolling),
+            (token, Arc::clone(&tls), enrolling),
             running,
             &shards,
             delivery_metrics,
@@ -383,6 +396,7 @@ impl App {
             tokio::spawn(watchdog(shards.clone(), pulse, Arc::clone(&clock))),
             tokio::spawn(surroundings.watch()),
             tokio::spawn(drills.run()),
+            tokio::spawn(tls::watch::watch(Arc::clone(&tls), Arc::clone(&clock))),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
         ];
         background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));
@@ -396,14 +410,17 @@ impl App {
         let shown: Vec<String> = addresses.listen.iter().map(ToString::to_string).collect();
         let counts = view.counts();
         log::info!(
-            "ready: beats on UDP {}, API on http://{}, {} known hosts, {count} shards",
+            "ready: beats on UDP {}, API on https://{} (certificate's SHA-256 {}; plain HTTP from this \
+             machine), {} known hosts, {count} shards",
             shown.join(", "),
             addresses.api,
+            tls.fingerprint(),
             counts.iter().sum::<u64>(),
         );
         daemon::ready(&format!("beats on {}", shown.join(", ")));
         Ok(Self {
             addresses,
+            tls,
             state_dir: config.state_dir,
             store,
             shards,
@@ -415,6 +432,11 @@ impl App {
             api,
             background,
         })
+    }
+
+    /// The API's certificate.
+    pub fn tls(&self) -> &Arc<Tls> {
+        &self.tls
     }
 
     /// Waits until a part of the controller fails; never returns otherwise.
@@ -506,6 +528,15 @@ fn make_private_dir(path: &Path) -> Result<(), AppError> {
         .mode(0o700)
         .create(path)
         .map_err(|source| AppError::StateDir { path: path.to_owned(), source })
+}
+
+/// The operator's certificate, or one of our own.
+fn open_tls(config: &Config, clock: &dyn Clock) -> Result<Tls, TlsError> {
+    let (certificate, key) = match &config.api.files {
+        Some(files) => files.clone(),
+        None => tls::make::ensure(&config.state_dir, config.api_listen, clock.wall())?,
+    };
+    Tls::open(tls::Files { certificate, key, client_ca: config.api.client_ca_file.clone() })
 }
 
 fn shard_count(configured: u16) -> u16 {
@@ -671,7 +702,7 @@ fn spawn_shard(
 
 fn serve_api(
     config: &Config,
-    (token, enrol): (ApiToken, Arc<Enrolling>),
+    (token, tls, enrol): (ApiToken, Arc<Tls>, Arc<Enrolling>),
     running: Running,
     shards: &[ShardHandle],
     delivery: Arc<DeliveryMetrics>,
@@ -687,6 +718,7 @@ fn serve_api(
         delivery: Box::new(move || delivery_rows(&delivery)),
         enrol,
         token,
+        tls: Some(Arc::clone(&tls)),
         config: config.into(),
         state_dir: config.state_dir.clone(),
     };
@@ -696,7 +728,7 @@ fn serve_api(
         // An error means that the sender is gone, which is a stop too.
         drop(stopped.wait_for(|s| *s).await);
     };
-    Ok(tokio::spawn(api::serve(listener, api::router(state), shutdown)))
+    Ok(tokio::spawn(api::serve(listener, Some(tls), api::router(state), shutdown)))
 }
 
 fn delivery_rows(metrics: &DeliveryMetrics) -> Vec<DeliveryMetricRow> {

@@ -15,6 +15,7 @@ use heartwatch_controller::app::App;
 use heartwatch_controller::config::{Config, RawConfig, reference};
 use heartwatch_controller::delivery::target;
 use heartwatch_controller::replay::record;
+use heartwatch_controller::tls::Tls;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where the config file is looked for if none is named.
@@ -206,20 +207,21 @@ fn run(config: Config, recording: Option<record::Plan>) -> u8 {
                 return code;
             }
         };
+        let tls = Arc::clone(app.tls());
         let code = tokio::select! {
             failure = app.failed() => {
                 log::error!("{:#}", anyhow::Error::from(failure));
                 daemon::EXIT_FAILURE
             }
-            () = told_to_stop() => daemon::EXIT_OK,
+            () = told_to_stop(&tls) => daemon::EXIT_OK,
         };
         app.stop().await;
         code
     })
 }
 
-/// Waits for SIGTERM or SIGINT. SIGHUP is no reason to stop: settings are read at start.
-async fn told_to_stop() {
+/// Waits for SIGTERM or SIGINT. SIGHUP has the API's certificate looked at; other settings are read at start.
+async fn told_to_stop(tls: &Tls) {
     let signals = (|| {
         std::io::Result::Ok((
             signal(SignalKind::terminate())?,
@@ -239,7 +241,11 @@ async fn told_to_stop() {
             _ = term.recv() => return,
             _ = interrupt.recv() => return,
             _ = hangup.recv() => {
-                log::warn!("SIGHUP: the controller reads its settings at start; restart it");
+                tls.nudge.notify_one();
+                log::info!(
+                    "SIGHUP: looking at the API's certificate; all other settings are read at start, restart \
+                     the controller to change them"
+                );
             }
         }
     }

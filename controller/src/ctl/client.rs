@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use heartwatch_common::config::Span;
+use heartwatch_common::id::HostId;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,13 +23,17 @@ use crate::control::{
     WindowId,
 };
 
+use crate::enrol::NewToken;
+
 mod error;
 mod query;
+mod trust;
 
 pub use error::ClientError;
 pub use query::{
     CandidatesQuery, DeliveriesQuery, EventsQuery, HoldsQuery, HostsQuery, IncidentsQuery,
 };
+pub use trust::Trust;
 
 /// Time for an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -62,7 +67,8 @@ impl std::fmt::Debug for Client {
     }
 }
 
-fn is_loopback(base: &Url) -> bool {
+/// Whether a URL leads to this machine itself.
+pub(super) fn is_loopback(base: &Url) -> bool {
     let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
@@ -70,6 +76,15 @@ fn is_loopback(base: &Url) -> bool {
 impl Client {
     /// A client of the API at `url`. Without a token it can only read.
     pub fn new(url: &str, token: Option<Zeroizing<String>>) -> Result<Self, ClientError> {
+        Self::trusting(url, token, &Trust::default())
+    }
+
+    /// The same, and says which https server is the controller.
+    pub fn trusting(
+        url: &str,
+        token: Option<Zeroizing<String>>,
+        trust: &Trust,
+    ) -> Result<Self, ClientError> {
         let wrong = |message: String| ClientError::Url { url: url.to_owned(), message };
         let base = Url::parse(url).map_err(|e| wrong(e.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
@@ -91,6 +106,8 @@ impl Client {
         if base.scheme() == "http" {
             // No TLS, no roots: it must work where no ca-certificates are installed.
             builder = builder.tls_certs_only([]);
+        } else {
+            builder = trust.apply(builder)?;
         }
         let http = builder.build().map_err(ClientError::Build)?;
         Ok(Self { http, base, token })
@@ -114,7 +131,9 @@ impl Client {
 
     fn broken(&self, source: reqwest::Error) -> ClientError {
         let url = self.url().to_owned();
-        if source.is_connect() {
+        if let Some(objection) = trust::objection(&source) {
+            ClientError::Tls { url, objection }
+        } else if source.is_connect() {
             ClientError::Unreachable { url, source }
         } else if source.is_timeout() {
             ClientError::TimedOut { url }
@@ -169,8 +188,17 @@ impl Client {
 
     /// A request that changes something.
     fn act(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, ClientError> {
+        self.act_with(method, path, &Vec::new())
+    }
+
+    fn act_with(
+        &self,
+        method: Method,
+        path: &[&str],
+        pairs: &Pairs,
+    ) -> Result<RequestBuilder, ClientError> {
         let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
-        Ok(self.request(method, path, &Vec::new()).bearer_auth(token.trim()))
+        Ok(self.request(method, path, pairs).bearer_auth(token.trim()))
     }
 
     async fn post<T: DeserializeOwned>(
@@ -299,6 +327,52 @@ impl Client {
     /// `DELETE /v1/hosts/{host}/freeze`: a [`crate::api::types::FreezeJson`].
     pub async fn unfreeze(&self, host: &str) -> Result<Value, ClientError> {
         self.answer(self.act(Method::DELETE, &["v1", "hosts", host, "freeze"])?).await
+    }
+
+    /// `GET /v1/join-tokens`
+    pub async fn join_tokens(&self) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::GET, &["v1", "join-tokens"])?).await
+    }
+
+    /// `POST /v1/join-tokens`: the token's text is told this once.
+    pub async fn add_join_token(&self, wish: &NewToken) -> Result<Value, ClientError> {
+        self.post(&["v1", "join-tokens"], wish).await
+    }
+
+    /// `DELETE /v1/join-tokens/{name}`
+    pub async fn revoke_join_token(&self, name: &str) -> Result<(), ClientError> {
+        self.send(self.act(Method::DELETE, &["v1", "join-tokens", name])?).await.map(drop)
+    }
+
+    /// `GET /v1/enrolments`: a page of them, after a host.
+    pub async fn enrolments(&self, after: Option<HostId>) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "after", after);
+        self.answer(self.act_with(Method::GET, &["v1", "enrolments"], &pairs)?).await
+    }
+
+    /// `POST /v1/hosts/{host}/revoke`
+    pub async fn revoke(&self, host: &str, by: &str, reason: &str) -> Result<Value, ClientError> {
+        let body = json!({"by": by, "reason": reason});
+        self.post(&["v1", "hosts", host, "revoke"], &body).await
+    }
+
+    /// `DELETE /v1/hosts/{host}/revoke`: it may enrol again.
+    pub async fn lift_revocation(&self, host: &str) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::DELETE, &["v1", "hosts", host, "revoke"])?).await
+    }
+
+    /// `GET /v1/secrets`
+    pub async fn secrets(&self) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::GET, &["v1", "secrets"])?).await
+    }
+
+    /// `POST /v1/secrets/rotate`, `…/reload`, `…/{key id}/retire`
+    pub async fn change_secrets(&self, path: &[&str], force: bool) -> Result<Value, ClientError> {
+        let path: Vec<&str> = ["v1", "secrets"].iter().chain(path).copied().collect();
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "force", force.then_some(true));
+        self.answer(self.act_with(Method::POST, &path, &pairs)?).await
     }
 
     /// `POST /v1/pause`: a [`crate::api::types::PauseJson`].

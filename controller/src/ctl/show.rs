@@ -169,6 +169,7 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
                 format!("{} ({}), version {}", status.name, status.controller, status.version),
             ),
             ("beats on", listen.join(", ")),
+            ("certificate", certificate(s)),
             ("running for", between(status.started_ms, s.now_ms)),
             ("hosts", hosts.join(", ")),
             (
@@ -205,6 +206,14 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
     }
     writeln!(out)?;
     receivers(out, s)
+}
+
+/// The API's certificate: what to pin, and how long it is good.
+fn certificate(s: &StatusJson) -> String {
+    let Some(c) = &s.certificate else { return String::new() };
+    let days = c.not_after_ms.0.saturating_sub(s.now_ms.0) / 86_400_000;
+    let clients = if c.asks_clients { ", clients must show theirs" } else { "" };
+    format!("SHA-256 {}, {days} days left{clients}", c.sha256)
 }
 
 /// What intervals are assigned, and why.

@@ -31,7 +31,7 @@ impl Served {
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = world.router.clone();
-        runtime.spawn(crate::api::serve(listener, router, std::future::pending()));
+        runtime.spawn(crate::api::serve(listener, None, router, std::future::pending()));
         let served = Self { world, url, _runtime: runtime };
         create_secret_file(&served.token_file(), TOKEN).unwrap();
         served

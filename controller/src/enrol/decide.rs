@@ -131,7 +131,7 @@ pub enum Refusal {
     /// That host was taken out on purpose.
     #[error(
         "host {0} was revoked: if it may come back, an operator says so first with `heartwatchctl \
-         revoke {0} --lift`"
+         hosts revoke {0} --lift`"
     )]
     HostRevoked(HostId),
     /// Another machine has that id.

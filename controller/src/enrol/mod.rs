@@ -297,7 +297,8 @@ impl Enrolling {
     /// Ends a token. Hosts that it let in stay.
     pub async fn revoke_token(&self, name: &str) -> Result<(), EnrolError> {
         if !self.p.store.revoke_token(name.to_owned(), self.p.clock.wall()).await? {
-            let message = format!("there is no join token `{name}`: see `heartwatchctl token list`");
+            let message =
+                format!("there is no join token `{name}`: see `heartwatchctl token list`");
             return Err(EnrolError::NotFound(message));
         }
         log::info!("join token {name} was revoked");
@@ -319,10 +320,7 @@ impl Enrolling {
     }
 
     /// Lets a host in. Answers also how it is to be registered, as pending, if it is not known.
-    pub async fn enrol(
-        &self,
-        ask: EnrolRequest,
-    ) -> Result<(EnrolAnswer, ImportHost), EnrolError> {
+    pub async fn enrol(&self, ask: EnrolRequest) -> Result<(EnrolAnswer, ImportHost), EnrolError> {
         let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
         let token: JoinToken =
             ask.token.parse().map_err(|e| EnrolError::Invalid(format!("`token`: {e}")))?;
@@ -417,8 +415,7 @@ impl Enrolling {
         let known = self.p.view.get(host).map_or(Generation(0), |k| k.row.generation);
         let generation = known.max(self.p.enrolled.least(host));
         let (fresh, at) = (Hex::draw(&mut *held(&self.rng)), self.p.clock.wall());
-        let gone =
-            self.p.store.revoke_host(host, generation, reason.to_owned(), fresh, at).await?;
+        let gone = self.p.store.revoke_host(host, generation, reason.to_owned(), fresh, at).await?;
         self.p.enrolled.set(host, gone.least, &gone.labels);
         self.tell(host, ShardCommand::Least(host, gone.least));
         log::warn!("host {host} was revoked: {reason}");
@@ -501,7 +498,11 @@ impl Enrolling {
     }
 
     /// Has a secret's keys renew only. Refused while hosts beat under it, unless `force`.
-    pub async fn retire(&self, key_id: KeyId, force: bool) -> Result<Vec<SecretStatus>, EnrolError> {
+    pub async fn retire(
+        &self,
+        key_id: KeyId,
+        force: bool,
+    ) -> Result<Vec<SecretStatus>, EnrolError> {
         let on = self.secrets().await?.into_iter().find(|s| s.key_id == key_id);
         let on = on.ok_or_else(|| EnrolError::NotFound(format!("there is no secret {key_id}")))?;
         if on.hosts > 0 && !force {

@@ -62,7 +62,10 @@ async fn a_host_gets_its_key_and_the_tokens_labels_and_then_its_next_key() {
 
     w.enrolling.rotate().await.unwrap();
     let ids: Vec<_> = w.enrolling.secrets().await.unwrap();
-    assert_eq!((ids[0].key_id, ids[0].state.as_str(), ids[1].state.as_str()), (KeyId(2), "current", "live"));
+    assert_eq!(
+        (ids[0].key_id, ids[0].state.as_str(), ids[1].state.as_str()),
+        (KeyId(2), "current", "live")
+    );
     // Even a secret that was retired long ago renews.
     w.enrolling.retire(KeyId(1), false).await.unwrap();
     assert_eq!(w.enrolling.secrets().await.unwrap()[1].state, "renew-only");
@@ -78,7 +81,10 @@ async fn a_host_gets_its_key_and_the_tokens_labels_and_then_its_next_key() {
     let next = answer.open(&ex, &present).unwrap();
     assert_eq!((next.key_id(), answer.pin), (KeyId(2), Some(Hex([5; 32]))));
     let ring: Keyring = load_secret(&w.enrolling.p.secret_file).unwrap();
-    assert_eq!(*ring.host_key(KeyId(2), ex.host, next.generation()).unwrap().to_text(), *next.to_text());
+    assert_eq!(
+        *ring.host_key(KeyId(2), ex.host, next.generation()).unwrap().to_text(),
+        *next.to_text()
+    );
     assert!(matches!(w.enrolling.renew(&ask), Err(EnrolError::Unproved(_))), "a replay");
     let (_, mut forged) = renewal(w.enrolling.nonce());
     forged.host = HostId([8; 16]);

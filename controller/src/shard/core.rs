@@ -18,8 +18,8 @@ use heartwatch_common::auth::{HostKey, Keyring};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET,
-    Header, Hello, Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
+    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed,
+    HOST_ID_OFFSET, Header, Hello, Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
 };
 
 use crate::control::HostWhy;

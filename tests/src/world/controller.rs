@@ -364,7 +364,19 @@ impl Controller {
 
     /// Its API's base URL.
     pub fn url(&self) -> String {
-        self.ready.api.map(|a| format!("http://{a}")).unwrap_or_default()
+        // From elsewhere than its own machine it is reached by TLS alone.
+        let scheme = |a: &SocketAddr| if a.ip().is_loopback() { "http" } else { "https" };
+        self.ready.api.map(|a| format!("{}://{a}", scheme(&a))).unwrap_or_default()
+    }
+
+    /// The same by TLS.
+    pub fn https(&self) -> String {
+        self.ready.api.map(|a| format!("https://{a}")).unwrap_or_default()
+    }
+
+    /// The certificate that it made for itself.
+    pub fn certificate(&self) -> PathBuf {
+        self.visible_state_dir().join("api-certificate.pem")
     }
 
     /// The file that holds its API's token.
@@ -374,7 +386,9 @@ impl Controller {
 
     /// Its API. Ask again after a restart: the port may differ.
     pub fn api(&self) -> Result<Api> {
-        Api::new(&self.url(), &self.token_file())
+        let url = self.url();
+        let own = url.starts_with("https:").then(|| self.certificate());
+        Api::trusting(&url, &self.token_file(), own.as_deref())
     }
 
     /// Its process.
@@ -411,7 +425,13 @@ impl Controller {
 
     /// Runs `heartwatchctl` against it.
     pub fn ctl(&self, args: &[&str]) -> Result<super::CtlOutput> {
-        super::ctl::run(&self.url(), &self.token_file(), args)
+        let url = self.url();
+        let certificate = self.certificate().display().to_string();
+        let mut all = args.to_vec();
+        if url.starts_with("https:") {
+            all.extend(["--ca", &certificate]);
+        }
+        super::ctl::run(&url, &self.token_file(), &all)
     }
 }
 
@@ -436,15 +456,22 @@ pub struct Api {
 impl Api {
     /// An API at `http://ADDRESS`.
     pub fn new(base: &str, token_file: &Path) -> Result<Self> {
+        Self::trusting(base, token_file, None)
+    }
+
+    /// The same, or at `https://ADDRESS` with a certificate that is believed.
+    pub fn trusting(base: &str, token_file: &Path, certificate: Option<&Path>) -> Result<Self> {
         let token = std::fs::read_to_string(token_file)
             .with_context(|| format!("cannot read {}", token_file.display()))?;
         // An error means that it is installed already.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(20))
-            .build()
-            .context("cannot make an HTTP client")?;
+        let mut builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20));
+        if let Some(path) = certificate {
+            let pem =
+                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            builder = builder.tls_certs_only([reqwest::Certificate::from_pem(&pem)?]);
+        }
+        let http = builder.build().context("cannot make an HTTP client")?;
         Ok(Self { base: base.to_owned(), token: token.trim().to_owned(), http })
     }
 

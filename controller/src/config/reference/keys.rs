@@ -3,16 +3,18 @@
 use super::Form::{Count, Flag, Free, List, OneOf, Span, Text};
 use super::{Key, Section, fill};
 use crate::config::{
-    RawCanary, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals,
+    RawApi, RawCanary, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals,
     RawMaintenance, RawOverride, RawPlacement, RawRetention, RawRule,
 };
 
 mod acting;
+mod api;
 mod canary;
 mod placing;
 mod seeing;
 
 use acting::{DOMAINS, FLAPS, RECEIVERS, RULES};
+use api::API;
 use canary::CANARY;
 use placing::PLACEMENT;
 use seeing::{CLASSES, DETECTOR, INTERVALS, OVERRIDES};
@@ -21,13 +23,21 @@ const fn key(name: &'static str, form: super::Form, when: &'static str) -> Key {
     Key::new(name, form, when)
 }
 
-pub(super) static SECTIONS: [Section; 13] = [
+pub(super) static SECTIONS: [Section; 14] = [
     Section {
         head: "",
         intro: "Where the controller listens and keeps its things.",
         keys: TOP,
         least: "",
         fill: fill::<RawConfig>,
+    },
+    Section {
+        head: "[api]",
+        intro: "How the API proves who it is, and what it asks of those who come. TLS and plain HTTP share \
+                `api_listen`; plain HTTP is served to this machine itself alone.",
+        keys: API,
+        least: "",
+        fill: fill::<RawApi>,
     },
     Section {
         head: "[detector]",
@@ -136,8 +146,8 @@ const TOP: &[Key] = &[
     key(
         "api_listen",
         Free("a TCP address"),
-        "Where the HTTP API listens. Change it to reach it from other machines; what listens further out \
-         than loopback belongs behind a TLS proxy.",
+        "Where the HTTP API listens. Change it to reach it from other machines, which must use https; see \
+         `[api]`.",
     ),
     key(
         "state_dir",

@@ -11,8 +11,8 @@ use serde::forward_to_deserialize_any;
 
 use super::*;
 use crate::config::{
-    PerSecond, RawCanary, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps, RawIntervals,
-    RawMaintenance, RawOverride, RawPlacement, RawRetention, RawRule,
+    PerSecond, RawApi, RawCanary, RawClass, RawConfig, RawDetector, RawDomains, RawFlaps,
+    RawIntervals, RawMaintenance, RawOverride, RawPlacement, RawRetention, RawRule,
 };
 
 /// Reads nothing, but remembers which fields it was asked for: the keys that a file may have.
@@ -57,6 +57,7 @@ fn path(head: &str) -> Vec<&str> {
 fn every_key_that_a_file_may_have_is_told_and_no_other() {
     let in_code = [
         ("", fields::<RawConfig>()),
+        ("[api]", fields::<RawApi>()),
         ("[detector]", fields::<RawDetector>()),
         ("[[detector.overrides]]", fields::<RawOverride>()),
         ("[intervals]", fields::<RawIntervals>()),

@@ -8,12 +8,31 @@ use crate::api::problem::Problem;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not a URL of an API.
-    #[error("`{url}` is no URL of a controller's API ({message}): write http://HOST:PORT")]
+    #[error("`{url}` is no URL of a controller's API ({message}): write https://HOST:PORT")]
     Url {
         /// What was given.
         url: String,
         /// What is wrong with it.
         message: String,
+    },
+    /// A file with certificates or a key cannot be used.
+    #[error("{path} {why}")]
+    Trust {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Who answers there is not believed to be the controller, or does not believe us.
+    #[error(
+        "no trusted connection with {url}: {objection}; say --ca FILE with the authority of its certificate, \
+         or --pin with its SHA-256, which `heartwatchctl status` on its own machine shows"
+    )]
+    Tls {
+        /// Where.
+        url: String,
+        /// What TLS objects to.
+        objection: String,
     },
     /// The HTTP client could not be made.
     #[error("cannot make an HTTP client")]

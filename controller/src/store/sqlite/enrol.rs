@@ -48,8 +48,7 @@ CREATE TABLE enrolments (
 
 const TOKEN: &str =
     "SELECT name, uses, uses_left, expires, clones, labels, created, by, revoked FROM join_tokens";
-const ENROLMENT: &str =
-    "SELECT host, token, attempt, machine, generation, least, labels, at, revoked, reason FROM enrolments";
+const ENROLMENT: &str = "SELECT host, token, attempt, machine, generation, least, labels, at, revoked, reason FROM enrolments";
 
 fn json(labels: &BTreeMap<String, String>) -> Result<String, StoreError> {
     serde_json::to_string(labels).map_err(|e| StoreError::Invalid(format!("labels: {e}")))
@@ -95,19 +94,21 @@ fn of_host(c: &Connection, host: HostId) -> Result<Option<Enrolment>, StoreError
 }
 
 fn save(c: &Connection, e: &Enrolment) -> Result<(), StoreError> {
-    c.prepare_cached("INSERT OR REPLACE INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
-        .execute(params![
-            e.host.0,
-            e.token,
-            e.attempt.0,
-            e.machine.0,
-            e.generation.0,
-            e.least.0,
-            json(&e.labels)?,
-            e.at_ms.0,
-            e.revoked_ms.map(|at| at.0),
-            e.reason,
-        ])?;
+    c.prepare_cached(
+        "INSERT OR REPLACE INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?
+    .execute(params![
+        e.host.0,
+        e.token,
+        e.attempt.0,
+        e.machine.0,
+        e.generation.0,
+        e.least.0,
+        json(&e.labels)?,
+        e.at_ms.0,
+        e.revoked_ms.map(|at| at.0),
+        e.reason,
+    ])?;
     Ok(())
 }
 
@@ -238,8 +239,9 @@ impl Db {
 
     /// See [`EnrolStore::enrolments`].
     pub fn enrolments(&self, after: Option<HostId>) -> Result<Vec<Enrolment>, StoreError> {
-        let mut all =
-            self.c.prepare_cached(&format!("{ENROLMENT} WHERE host > ?1 ORDER BY host LIMIT ?2"))?;
+        let mut all = self
+            .c
+            .prepare_cached(&format!("{ENROLMENT} WHERE host > ?1 ORDER BY host LIMIT ?2"))?;
         let after = after.map_or(Vec::new(), |h| h.0.to_vec());
         let rows = all.query_map(params![after, READ_LEN_MAX as i64], enrolment)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

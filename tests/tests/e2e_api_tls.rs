@@ -1,0 +1,204 @@
+//! The API over TLS, by real binaries: who is believed to be the controller, what other machines must speak,
+//! certificates that change while it runs, and clients that must show one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use heartwatch_common::time::{Clock, SystemClock};
+use heartwatch_controller::tls::{Files, Tls, make};
+use heartwatch_tests::world::{
+    Controller, CtlOutput, Net, PATIENCE, World, eventually, skip, story, text,
+};
+use nix::sys::signal::Signal;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn ctl(controller: &Controller, url: &str, args: &[&str]) -> Result<CtlOutput> {
+    let token = controller.token_file().display().to_string();
+    CtlOutput::of("heartwatchctl", &[&["--url", url, "--token-file", &token], args].concat())
+}
+
+/// Expects failure; answers what it said.
+fn refused(output: CtlOutput) -> Result<String> {
+    ensure!(output.code != 0, "expected heartwatchctl to fail, seen: {}", output.stdout);
+    Ok(output.stderr)
+}
+
+/// A pair of files with a certificate for loopback, and its SHA-256.
+fn pair(dir: &Path) -> Result<(PathBuf, PathBuf, String)> {
+    std::fs::create_dir_all(dir)?;
+    let (certificate, key) = make::ensure(dir, "127.0.0.1:1".parse()?, SystemClock.wall())?;
+    let files = Files { certificate: certificate.clone(), key: key.clone(), client_ca: None };
+    Ok((certificate, key, Tls::open(files)?.fingerprint().to_string()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_is_known_by_the_certificate_that_it_made_and_nobody_else_is_taken_for_it() {
+    story(async |world: &World| {
+        let mut controller = world.controller().start().await?;
+        let api = controller.api()?;
+        let status = api.get("/v1/status").await?;
+        let pin = text(&status, "/certificate/sha256").to_owned();
+        ensure!(pin.len() == 64 && controller.log().contains(&pin), "{}", controller.log());
+        let https = controller.https();
+        // Beside its token lies its certificate: nothing must be said.
+        let shown = ctl(&controller, &https, &["status"])?.ok()?;
+        ensure!(shown.contains(&pin) && shown.contains("days left"), "{shown}");
+        ctl(&controller, &https, &["--pin", &pin, "pause", "--for", "1m", "--reason", "t"])?
+            .ok()?;
+        let upper = format!("SHA256:{}", pin.to_uppercase());
+        ctl(&controller, &https, &["--pin", &upper, "status"])?.ok()?;
+        let own = controller.certificate().display().to_string();
+        ctl(&controller, &https, &["--ca", &own, "status"])?.ok()?;
+        let wrong = "0".repeat(64);
+        let said = refused(ctl(&controller, &https, &["--pin", &wrong, "status"])?)?;
+        ensure!(said.contains(&pin) && said.contains("is pinned"), "{said}");
+        let (other, _, _) = pair(&world.path("other"))?;
+        let other = other.display().to_string();
+        let said = refused(ctl(&controller, &https, &["--ca", &other, "status"])?)?;
+        ensure!(said.contains("no trusted connection"), "{said}");
+
+        // After a restart it is the same: who pinned it still knows it.
+        controller.stop().await?;
+        controller.start().await?;
+        ctl(&controller, &controller.https(), &["--pin", &pin, "status"])?.ok()?;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_certificates_are_taken_while_it_runs_and_broken_ones_are_not() {
+    story(async |world: &World| {
+        let (certificate, key, first) = pair(&world.path("first"))?;
+        let (next_certificate, next_key, next) = pair(&world.path("next"))?;
+        let files = format!(
+            "[api]\ncertificate_file = \"{}\"\nkey_file = \"{}\"",
+            certificate.display(),
+            key.display()
+        );
+        let mut controller = world.controller().top(&files).start().await?;
+        let https = controller.https();
+        let with = |pin: &str| ctl(&controller, &https, &["--pin", pin, "status"]);
+        with(&first)?.ok()?;
+        refused(with(&next)?)?;
+        std::fs::copy(&next_key, &key)?;
+        std::fs::copy(&next_certificate, &certificate)?;
+        eventually(PATIENCE, "the new certificate", async || {
+            Ok((with(&next)?.code == 0).then_some(()))
+        })
+        .await?;
+        refused(with(&first)?)?;
+
+        std::fs::write(&certificate, "-----BEGIN CERTIFICATE-----\nno\n")?;
+        controller.process()?.signal(Signal::SIGHUP)?;
+        eventually(PATIENCE, "a refusal in the log", async || {
+            Ok(controller.log().contains("the one before stays in use").then_some(()))
+        })
+        .await?;
+        ctl(&controller, &https, &["--pin", &next, "status"])?.ok()?;
+        let (_, metrics) = controller.api()?.get_text("/metrics").await?;
+        let refused = "heartwatch_api_certificate_reloads_total{outcome=\"refused\"} ";
+        let seen = metrics.lines().find_map(|line| line.strip_prefix(refused));
+        ensure!(seen.is_some_and(|n| n != "0"), "{metrics}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_cannot_be_used_at_the_start_is_a_wrong_setting() {
+    story(async |world: &World| {
+        let (certificate, _, _) = pair(&world.path("one"))?;
+        let (_, key, _) = pair(&world.path("two"))?;
+        let files = format!(
+            "[api]\ncertificate_file = \"{}\"\nkey_file = \"{}\"",
+            certificate.display(),
+            key.display()
+        );
+        let config = world.controller().top(&files).write()?.display().to_string();
+        let run = CtlOutput::of("heartwatch-controller", &["run", "--config", &config])?;
+        ensure!(run.code == 78, "exit {}: {}", run.code, run.stderr);
+        ensure!(run.stderr.contains("cannot be used together"), "{}", run.stderr);
+        Ok(())
+    })
+    .await;
+}
+
+/// An authority in a file, and a client's certificate and key by it.
+fn client(world: &World, name: &str) -> Result<(PathBuf, PathBuf, PathBuf)> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new(vec![name.to_owned()])?;
+    params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
+    let certificate = params.signed_by(&key, &ca)?;
+    Ok((
+        world.write(&format!("{name}-ca.pem"), &ca.pem())?,
+        world.write(&format!("{name}.pem"), &certificate.pem())?,
+        world.write_secret(&format!("{name}.key"), &key.serialize_pem())?,
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_must_show_a_certificate_where_that_is_asked_but_on_the_machine_itself_not() {
+    story(async |world: &World| {
+        let (ca, certificate, key) = client(world, "ann")?;
+        let (_, strange, strange_key) = client(world, "eve")?;
+        let asked = format!("[api]\nclient_ca_file = \"{}\"", ca.display());
+        let controller = world.controller().top(&asked).start().await?;
+        let https = controller.https();
+        let said = refused(ctl(&controller, &https, &["status"])?)?;
+        ensure!(said.contains("certificate"), "{said}");
+        let shown = |certificate: &Path, key: &Path| {
+            let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+            ctl(
+                &controller,
+                &https,
+                &["--client-cert", &certificate, "--client-key", &key, "status"],
+            )
+        };
+        let status = shown(&certificate, &key)?.ok()?;
+        ensure!(status.contains("clients must show theirs"), "{status}");
+        refused(shown(&strange, &strange_key)?)?;
+        ctl(&controller, &controller.url(), &["status"])?.ok()?;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_machines_must_speak_https_and_show_a_token() {
+    if let Some(why) = Net::refused() {
+        return skip("other_machines_must_speak_https_and_show_a_token", &why);
+    }
+    story(async |world: &World| {
+        let (net, _) = Net::new(1, 1)?;
+        let (there, _) = net.management();
+        let controller = world
+            .controller()
+            .within(&net.controller())
+            .listen("0.0.0.0:2328")
+            .api_listen(&format!("{there}:2328"))
+            .start()
+            .await?;
+        let mut plain = tokio::net::TcpStream::connect((there, 2328)).await?;
+        plain.write_all(b"GET /v1/hosts HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+        let mut answer = String::new();
+        tokio::time::timeout(PATIENCE, plain.read_to_string(&mut answer))
+            .await
+            .context("a close")??;
+        ensure!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("https"), "{answer}");
+        let said = refused(ctl(&controller, &format!("http://{there}:2328"), &["hosts"])?)?;
+        ensure!(said.contains("https is needed"), "{said}");
+        controller.ctl(&["status"])?.ok()?;
+        // Its own drills' webhooks arrive though its API listens on no loopback address.
+        let drill = controller.ctl(&["drill"])?.ok()?;
+        ensure!(drill.contains("passed"), "{drill}");
+        Ok(())
+    })
+    .await;
+}
