@@ -57,7 +57,7 @@ const DEAF_TIME: Duration = Duration::from_secs(10);
 pub fn host_id(config: &AgentConfig) -> Result<HostId, IdentityError> {
     match config.host_id {
         Some(id) => Ok(id),
-        None => identity::host_id(Path::new(identity::MACHINE_ID_PATH)),
+        None => identity::host_id(&config.machine_id_file),
     }
 }
 

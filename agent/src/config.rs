@@ -81,6 +81,7 @@ pub struct RawConfig {
     key_file: Option<PathBuf>,
     join_token_file: Option<PathBuf>,
     enroll_url: Option<String>,
+    machine_id_file: Option<PathBuf>,
     host_id: Option<HostId>,
     name: Option<String>,
     labels: Option<BTreeMap<String, String>>,
@@ -194,6 +195,8 @@ pub struct AgentConfig {
     /// Where to bring it: `https://HOST[:PORT]`; `None` = where this host enrolled before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enroll_url: Option<String>,
+    /// Where this machine's id is, default `/etc/machine-id`.
+    pub machine_id_file: PathBuf,
     /// This host's id; `None` = that of its enrolment, else derived from the machine id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<HostId>,
@@ -337,6 +340,9 @@ impl AgentConfig {
             key_file: o.key_file.clone().or(raw.key_file),
             join_token_file: raw.join_token_file,
             enroll_url: raw.enroll_url,
+            machine_id_file: raw
+                .machine_id_file
+                .unwrap_or_else(|| crate::identity::MACHINE_ID_PATH.into()),
             host_id: o.host_id.or(raw.host_id),
             name,
             interval,

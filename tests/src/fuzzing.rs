@@ -1,6 +1,6 @@
 //! What bad bytes are thrown at, and what must hold whatever they are.
 //!
-//! [`datagram`], [`config`] and [`expression`] are called with any bytes at all, by `heartwatch-fuzz`
+//! [`datagram`], [`config`], [`expression`] and [`enrolment`](fn@enrolment) are called with any bytes at all, by `heartwatch-fuzz`
 //! (mutations of the corpus, on every machine) and by libFuzzer in `tests/fuzz` (guided by coverage). They
 //! panic if a promise is broken.
 
@@ -19,6 +19,10 @@ use heartwatch_controller::ingest::admit::{Newest, Past, admit, nonce_of, prove}
 use heartwatch_controller::policy::expression::Expression;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+
+pub use enrolment::enrolment;
+
+mod enrolment;
 
 const HOST: HostId = HostId([0x8a; 16]);
 const EPOCH: Epoch = Epoch(0xdead_beef);
@@ -263,6 +267,7 @@ mod tests {
         datagram(&[]);
         config(&[]);
         expression(&[]);
+        enrolment(&[]);
         (0..=255).for_each(|b| datagram(&[b]));
         (0..=255).for_each(|b| expression(&[b]));
         (0..1_300).for_each(|len| datagram(&vec![0; len]));

@@ -35,7 +35,7 @@ impl Joined {
     }
 
     fn with(mut config: AgentConfig) -> Result<Self, AppError> {
-        let machine = Machine::this(Path::new(identity::MACHINE_ID_PATH));
+        let machine = Machine::this(&config.machine_id_file);
         let enrolment = Enrolment::read(&config.state_dir, credentials().as_deref())?;
         if let Some(own) = enrolment.as_ref().filter(|e| !e.is_foreign(&machine)) {
             config.complete(own)?;

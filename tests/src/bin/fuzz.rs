@@ -22,19 +22,21 @@ struct Args {
     /// Where the mutations come from; the default is another one in every run.
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs this file alone, as a datagram, a config (.toml) or a label expression (.txt).
+    /// Runs this file alone, as a datagram, a config (.toml), a label expression (.txt) or an
+    /// enrolment (.json).
     #[arg(long)]
     replay: Option<PathBuf>,
 }
 
 type Target = (&'static str, fn(&[u8]));
-const TARGETS: [Target; 3] = [
+const TARGETS: [Target; 4] = [
     ("datagram", fuzzing::datagram),
     ("config", fuzzing::config),
     ("expression", fuzzing::expression),
+    ("enrolment", fuzzing::enrolment),
 ];
 /// How their files end.
-const ENDINGS: [&str; 3] = ["bin", "toml", "txt"];
+const ENDINGS: [&str; 4] = ["bin", "toml", "txt", "json"];
 /// Runs between two looks at the clock.
 const BURST: u32 = 64;
 
@@ -50,12 +52,13 @@ fn main() -> Result<ExitCode> {
     let seed = args.seed.unwrap_or(now().0);
     println!("fuzzing for {} s from seed {seed}", args.seconds);
     let mut rng = StdRng::seed_from_u64(seed);
-    let corpora = [corpus("datagram")?, corpus("config")?, corpus("expression")?];
+    let corpora =
+        [corpus("datagram")?, corpus("config")?, corpus("expression")?, corpus("enrolment")?];
     let end = now() + Duration::from_secs(args.seconds);
-    let mut runs = [0_u64; 3];
+    let mut runs = [0_u64; 4];
     while now() < end {
         // Configs cost a hundred times as much.
-        let which = [1, 2, 2].get(rng.random_range(0..8_usize)).copied().unwrap_or(0);
+        let which = [1, 2, 2, 3].get(rng.random_range(0..9_usize)).copied().unwrap_or(0);
         let (name, target) = TARGETS[which];
         let corpus = &corpora[which];
         for _ in 0..BURST {
@@ -68,9 +71,10 @@ fn main() -> Result<ExitCode> {
             runs[which] += 1;
         }
     }
-    let [datagrams, configs, expressions] = runs;
+    let [datagrams, configs, expressions, enrolments] = runs;
     println!(
-        "{datagrams} datagrams, {configs} configs and {expressions} expressions: every promise held"
+        "{datagrams} datagrams, {configs} configs, {expressions} expressions and {enrolments} enrolments: \
+         every promise held"
     );
     Ok(ExitCode::SUCCESS)
 }
