@@ -310,7 +310,7 @@ async fn a_revoked_host_is_believed_no_more_and_stays_out_over_a_restart() {
 }
 
 async fn controller_metric(api: &heartwatch_tests::world::Api) -> Result<f64> {
-    api.metric("heartwatch_rejected_total", &["reason=\"revoked\""]).await
+    api.metric("heartwatch_datagrams_rejected_total", &["reason=\"revoked\""]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

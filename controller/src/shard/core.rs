@@ -22,6 +22,7 @@ use heartwatch_common::wire::{
     HOST_ID_OFFSET, Header, Hello, Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
 };
 
+use crate::canary::CANARY;
 use crate::control::HostWhy;
 use crate::detector::confirm::{Bucket, NONCE_LIFE};
 use crate::detector::doubt::{DoubtReason, Waking};
@@ -219,7 +220,7 @@ impl ShardCore {
             self.nonces.remove(&slot);
             self.watched.forget(slot);
             let h = self.detector.record(slot);
-            if h.is(KEYED) {
+            if h.is(KEYED) && h.id != CANARY {
                 let n = &mut self.keyed[usize::from(h.key_id.0)];
                 *n = n.saturating_sub(1);
             }
@@ -445,11 +446,14 @@ impl ShardCore {
         }
         let key_id = admitted.key.key_id();
         if !h.is(KEYED) || h.key_id != key_id {
-            if h.is(KEYED) {
-                let n = &mut self.keyed[usize::from(h.key_id.0)];
-                *n = n.saturating_sub(1);
+            // The canary is no host; its key is always made anew.
+            if h.id != CANARY {
+                if h.is(KEYED) {
+                    let n = &mut self.keyed[usize::from(h.key_id.0)];
+                    *n = n.saturating_sub(1);
+                }
+                self.keyed[usize::from(key_id.0)] += 1;
             }
-            self.keyed[usize::from(key_id.0)] += 1;
             h.flag(KEYED, true);
         }
         (h.key_id, h.key_generation) = (key_id, admitted.key.generation());
