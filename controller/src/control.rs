@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use heartwatch_common::id::{Boot, ControllerId, Epoch, HostId, Seq};
 use heartwatch_common::time::Wall;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::canary::{Canary, CanaryStatus};
 pub use crate::detector::doubt::DoubtReason;
@@ -30,6 +31,15 @@ mod rules;
 pub use candidates::{CandidatesAsk, CandidatesReport};
 pub use receivers::{BEHIND_AFTER, Health, ReceiverReport, TestBegun};
 pub use rules::{RuleStatus, RulesReport};
+
+/// For what the caller of [`Control::audit`] waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Journaled {
+    /// Until it is on the disk.
+    Written,
+    /// For a place in the queue, which is there or not.
+    Queued,
+}
 
 /// Most hosts in one import.
 pub const IMPORT_LEN_MAX: usize = 100_000;
@@ -497,6 +507,12 @@ pub trait Control: Send + Sync {
     /// Where each receiver stands, by name: those of the config, and others that the store has unfinished
     /// or dead deliveries for.
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError>;
+
+    /// Journals who had the API change what, as `controller.audit`, in order with what else is journaled.
+    ///
+    /// # Errors
+    /// It will not be journaled, or it is not known whether it will in the end.
+    async fn audit(&self, data: Map<String, Value>, until: Journaled) -> Result<(), ControlError>;
 
     /// Journals a test event for one receiver of the config, which is then delivered as any other.
     async fn test_receiver(&self, receiver: &str) -> Result<TestBegun, ControlError>;

@@ -177,6 +177,8 @@ pub enum EventKind {
     ControllerCanaryFailed,
     /// It passes again.
     ControllerCanaryPassed,
+    /// Somebody had the API change something, or tried to: who, what, and how it was answered.
+    ControllerAudit,
     /// An operator tries a receiver (`heartwatchctl receivers test`), or a drill does. Nothing happened; no
     /// rule names it.
     Test,
@@ -184,7 +186,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -220,6 +222,7 @@ impl EventKind {
         Self::MaintenanceEnded,
         Self::ControllerCanaryFailed,
         Self::ControllerCanaryPassed,
+        Self::ControllerAudit,
         Self::Test,
     ];
 
@@ -299,6 +302,7 @@ impl EventKind {
             Self::MaintenanceEnded => "maintenance.ended",
             Self::ControllerCanaryFailed => "controller.canary-failed",
             Self::ControllerCanaryPassed => "controller.canary-passed",
+            Self::ControllerAudit => "controller.audit",
             Self::Test => "heartwatch.test",
         }
     }

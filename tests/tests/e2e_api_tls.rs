@@ -202,3 +202,154 @@ async fn other_machines_must_speak_https_and_show_a_token() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_do_what_their_scope_says_by_tls_too_and_who_changed_what_is_in_the_journal() {
+    story(async |world: &World| {
+        let mut controller = world.controller().start().await?;
+        let made = |controller: &Controller, name: &str, scope: &str| -> Result<String> {
+            let file = world.path(format!("{name}.token")).display().to_string();
+            let args = ["api-token", "create", "--name", name, "--scope", scope, "--ttl", "1d"];
+            controller.ctl(&[&args[..], &["--out", &file]].concat())?.ok()?;
+            Ok(file)
+        };
+        let reader = made(&controller, "grafana", "read")?;
+        let operator = made(&controller, "ann", "operate")?;
+        let own = controller.certificate().display().to_string();
+        let with = |controller: &Controller, token: &str, args: &[&str]| {
+            let url = controller.https();
+            let global = ["--url", &url, "--ca", &own, "--token-file", token];
+            CtlOutput::of("heartwatchctl", &[&global[..], args].concat())
+        };
+        let pause = ["pause", "--for", "10m", "--reason", "switch work"];
+        with(&controller, &reader, &["hosts"])?.ok()?;
+        let said = refused(with(&controller, &reader, &pause)?)?;
+        ensure!(said.contains("`operate`") && said.contains("`read`"), "{said}");
+        with(&controller, &operator, &pause)?.ok()?;
+        let said = refused(with(&controller, &operator, &["api-token", "list"])?)?;
+        ensure!(said.contains("`admin`"), "{said}");
+        let said = refused(with(&controller, "/nowhere", &["hosts"])?)?;
+        ensure!(said.contains("bearer token is needed"), "{said}");
+
+        // They and the journal outlive a crash.
+        controller.kill()?;
+        controller.start().await?;
+        with(&controller, &reader, &["hosts"])?.ok()?;
+        let list = controller.ctl(&["api-token", "list", "--json"])?.json()?;
+        ensure!(text(&list, "/tokens/0/name") == "ann", "{list:#}");
+        ensure!(list["tokens"][0]["last_used_ms"].is_number(), "{list:#}");
+        let audit = ["events", "--kind", "controller.audit", "--json"];
+        let events = controller.ctl(&audit)?.json()?;
+        let reasons: Vec<_> = events["events"].as_array().context("events")?.iter().collect();
+        let paused = reasons.iter().find(|e| text(e, "/data/what/path") == "/v1/pause");
+        let paused = paused.with_context(|| format!("no pause in {events:#}"))?;
+        ensure!(text(paused, "/data/who/name") == "ann", "{paused:#}");
+        ensure!(text(paused, "/data/what/parameters/reason") == "switch work", "{paused:#}");
+        ensure!(paused["data"]["status"] == 200, "{paused:#}");
+        let made = reasons.iter().filter(|e| text(e, "/data/what/path") == "/v1/tokens").count();
+        ensure!(made == 2 && reasons.len() == 3, "refusals are not journaled: {events:#}");
+
+        controller.ctl(&["api-token", "revoke", "grafana"])?.ok()?;
+        let said = refused(with(&controller, &reader, &["hosts"])?)?;
+        ensure!(said.contains("not this controller's"), "{said}");
+        controller.stop().await?;
+        controller.start().await?;
+        refused(with(&controller, &reader, &["hosts"])?)?;
+        with(&controller, &operator, &["hosts"])?.ok()?;
+        Ok(())
+    })
+    .await;
+}
+
+/// Every route that is asked by GET, with names that exist.
+const GETS: [&str; 20] = [
+    "/v1/hosts",
+    "/v1/hosts/web-1",
+    "/v1/hosts/web-1/why",
+    "/v1/events?limit=1000",
+    "/v1/events?tail=100",
+    "/v1/deliveries",
+    "/v1/deliveries?state=pending",
+    "/v1/deliveries/1",
+    "/v1/deliveries/2",
+    "/v1/holds",
+    "/v1/incidents?open=true",
+    "/v1/rules",
+    "/v1/maintenance",
+    "/v1/drill",
+    "/v1/candidates?host=web-1",
+    "/v1/receivers",
+    "/v1/tokens",
+    "/v1/status",
+    "/metrics",
+    "/readyz",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_holds_a_secret_whatever_went_wrong_with_it() {
+    story(async |world: &World| {
+        use base64::Engine;
+        let mark = |n: u8| format!("s3cret-mark-{n}-");
+        let signing = base64::engine::general_purpose::STANDARD.encode(mark(1).repeat(3));
+        let signed = world.write_secret("webhook", &format!("whsec_{signing}"))?;
+        let bearer = world.write_secret("bearer", &format!("{}bearer", mark(2)))?;
+        // Nobody listens there, and one name does not exist: errors tell of both.
+        let url = |host: &str| format!("http://user:{}@{host}/hook?key={}", mark(3), mark(4));
+        let lines = format!("bearer_token_file = \"{}\"", bearer.display());
+        let controller = world
+            .controller()
+            .receiver_with("closed", &url("127.0.0.1:9"), &signed, &lines)
+            .receiver_with("nowhere", &url("no-such-host.invalid"), &signed, "")
+            .rule("all", &["host.joined", "controller.audit"], &["closed", "nowhere"])
+            .start()
+            .await?;
+        let api = controller.api()?;
+        let agent = world.agent("web-1").beats_to(controller.beats()).start()?;
+        api.wait_state(agent.host(), "alive").await?;
+        let made = controller.ctl(&[
+            "api-token",
+            "create",
+            "--name",
+            "t",
+            "--scope",
+            "admin",
+            "--json",
+        ])?;
+        let token = text(&made.json()?, "/token").to_owned();
+        for receiver in ["closed", "nowhere"] {
+            controller.ctl(&["receivers", "test", receiver])?;
+        }
+        eventually(PATIENCE, "failed attempts", async || {
+            let one = api.get("/v1/receivers").await?;
+            let all = one["receivers"].as_array().context("receivers")?;
+            let failed =
+                all.iter().filter(|r| r["name"] != "~canary" && r["last_outcome"].is_string());
+            Ok((failed.count() >= 2).then_some(()))
+        })
+        .await?;
+        let file = |name: &str| std::fs::read_to_string(controller.visible_state_dir().join(name));
+        let own = std::fs::read_to_string(controller.token_file())?;
+        let fleet = file("fleet-secret").unwrap_or_default();
+        let canary = file("canary-secret")?;
+        let key = file("api-key.pem")?;
+        let hash = blake3::hash(token.as_bytes()).to_hex().to_string();
+        let mut secrets: Vec<String> = (2..5).map(mark).collect();
+        secrets.extend([signing, token, hash, own.trim().to_owned()]);
+        secrets.extend(canary.trim().strip_prefix("whsec_").map(str::to_owned));
+        secrets.extend(fleet.lines().filter_map(|line| line.rsplit(':').next()).map(str::to_owned));
+        secrets.extend(key.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned));
+        ensure!(secrets.iter().all(|s| s.len() > 8 || s.is_empty()), "{secrets:?}");
+        secrets.retain(|secret| !secret.is_empty());
+        for path in GETS {
+            let (status, answer) = api.get_text(path).await?;
+            ensure!(status == 200 || path == "/readyz", "GET {path}: {status} {answer}");
+            let found = secrets.iter().find(|secret| answer.contains(*secret));
+            ensure!(found.is_none(), "GET {path} holds {found:?}:\n{answer}");
+        }
+        let log = controller.log();
+        let found = secrets.iter().find(|secret| log.contains(*secret));
+        ensure!(found.is_none(), "the log holds {found:?}:\n{log}");
+        Ok(())
+    })
+    .await;
+}

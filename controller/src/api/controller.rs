@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body as HttpBody, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
+use axum::{Extension, Json};
 use tokio::io::AsyncReadExt;
 
 use super::Api;
+use super::access::Who;
 use super::extract::{Body, Operator, Params};
 use super::problem::Problem;
 use super::types::{PauseBody, PauseJson, StatusJson};
@@ -44,9 +45,21 @@ pub(super) async fn healthz(params: Params) -> Result<&'static str, Problem> {
     Ok("ok\n")
 }
 
-/// `GET /readyz`: it can do its work. A certificate about to end does not keep it from that, but is told.
-pub(super) async fn readyz(State(api): State<Api>, params: Params) -> Result<String, Problem> {
+/// `GET /readyz`: it can do its work. A certificate about to end does not keep it from that, but is told. Why
+/// it can't is for those who may read: reasons name receivers, files and hosts.
+pub(super) async fn readyz(
+    State(api): State<Api>,
+    who: Option<Extension<Who>>,
+    params: Params,
+) -> Result<String, Problem> {
     params.only(&[])?;
+    if who.is_none() {
+        return api.control.ready().await.map(|()| "ready\n".to_owned()).map_err(|_| {
+            let detail = "the reasons are told to those who show a token";
+            let title = "the controller cannot do its work";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", title, detail)
+        });
+    }
     let warning = api.tls.as_ref().and_then(|tls| tls.current().warning(api.clock.wall()));
     let ready = || warning.map_or_else(|| "ready\n".to_owned(), |text| format!("ready; {text}\n"));
     api.control.ready().await.map(|()| ready()).map_err(|reasons| {

@@ -5,10 +5,12 @@
 //! | `GET /v1/enrol/nonce` | anybody | a nonce for a proof |
 //! | `POST /v1/enrol` | who has a join token | a host's key |
 //! | `POST /v1/enrol/renew` | who proves a host's present key | its next key |
-//! | `GET`, `POST /v1/join-tokens`, `DELETE /v1/join-tokens/{name}` | ▲ | join tokens; a secret is told once |
-//! | `GET /v1/enrolments?after=` | ▲ | who came in by which, and who was revoked |
+//! | `GET`, `POST` ▲ `/v1/join-tokens`, `DELETE /v1/join-tokens/{name}` ▲ | who may read | join tokens; a secret is told once |
+//! | `GET /v1/identities?after=` | who may read | who came in by which, and who was revoked |
 //! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry; `DELETE` lets it enrol again |
-//! | `GET /v1/secrets`, `POST /v1/secrets/rotate`, `/reload`, `/{key id}/retire` | ▲ | fleet secrets, never themselves |
+//! | `GET /v1/secrets`; `POST` ▲ `/v1/secrets/rotate`, `/reload`, `/{key id}/retire` | who may read | fleet secrets, never themselves |
+//!
+//! ▲: scope `admin`, and audited.
 //!
 //! The first three hand out keys and are therefore refused over plain HTTP from another machine (as is every
 //! route of the API).
@@ -18,13 +20,12 @@ use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use heartwatch_common::enrol::{
-    ENROL_PATH, EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NONCE_PATH, NonceAnswer, RENEW_PATH,
-    RenewAnswer, RenewRequest,
+    EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NonceAnswer, RenewAnswer, RenewRequest,
 };
 use heartwatch_common::id::{HostId, KeyId};
 use serde::{Deserialize, Serialize};
 
-use super::extract::{Body, Name, Operator, Params};
+use super::extract::{Body, Name, Params, Trusted};
 use super::problem::Problem;
 use super::{Api, hosts};
 use crate::control::ControlError;
@@ -35,12 +36,12 @@ use crate::enrol::{EnrolError, NewToken, SecretStatus, TokenMade};
 pub(super) fn routes() -> Router<Api> {
     let limit = || axum::extract::DefaultBodyLimit::max(MESSAGE_LEN_MAX);
     Router::new()
-        .route(NONCE_PATH, get(nonce))
-        .route(ENROL_PATH, post(enrol).layer(limit()))
-        .route(RENEW_PATH, post(renew).layer(limit()))
+        .route("/v1/enrol/nonce", get(nonce))
+        .route("/v1/enrol", post(enrol).layer(limit()))
+        .route("/v1/enrol/renew", post(renew).layer(limit()))
         .route("/v1/join-tokens", get(tokens).post(create))
         .route("/v1/join-tokens/{name}", delete(revoke_token))
-        .route("/v1/enrolments", get(enrolments))
+        .route("/v1/identities", get(enrolments))
         .route("/v1/hosts/{host}/revoke", post(revoke).delete(lift))
         .route("/v1/secrets", get(secrets))
         .route("/v1/secrets/rotate", post(rotate))
@@ -118,17 +119,13 @@ pub(crate) struct TokensJson {
     pub(crate) tokens: Vec<TokenRow>,
 }
 
-async fn tokens(
-    _: Operator,
-    State(api): State<Api>,
-    params: Params,
-) -> Result<Json<TokensJson>, Problem> {
+async fn tokens(State(api): State<Api>, params: Params) -> Result<Json<TokensJson>, Problem> {
     params.only(&[])?;
     Ok(Json(TokensJson { tokens: api.enrol.tokens().await? }))
 }
 
 async fn create(
-    _: Operator,
+    _: Trusted,
     State(api): State<Api>,
     params: Params,
     Body(wish): Body<NewToken>,
@@ -138,7 +135,7 @@ async fn create(
 }
 
 async fn revoke_token(
-    _: Operator,
+    _: Trusted,
     State(api): State<Api>,
     Name(name): Name,
     params: Params,
@@ -148,7 +145,7 @@ async fn revoke_token(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Answer of `GET /v1/enrolments`.
+/// Answer of `GET /v1/identities`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct EnrolmentsJson {
     /// By host.
@@ -156,7 +153,6 @@ pub(crate) struct EnrolmentsJson {
 }
 
 async fn enrolments(
-    _: Operator,
     State(api): State<Api>,
     params: Params,
 ) -> Result<Json<EnrolmentsJson>, Problem> {
@@ -177,7 +173,7 @@ pub(crate) struct RevokeBody {
 }
 
 async fn revoke(
-    _: Operator,
+    _: Trusted,
     State(api): State<Api>,
     Name(name): Name,
     params: Params,
@@ -199,7 +195,7 @@ async fn revoke(
 }
 
 async fn lift(
-    _: Operator,
+    _: Trusted,
     State(api): State<Api>,
     Name(name): Name,
     params: Params,
@@ -216,17 +212,13 @@ pub(crate) struct SecretsJson {
     pub(crate) secrets: Vec<SecretStatus>,
 }
 
-async fn secrets(
-    _: Operator,
-    State(api): State<Api>,
-    params: Params,
-) -> Result<Json<SecretsJson>, Problem> {
+async fn secrets(State(api): State<Api>, params: Params) -> Result<Json<SecretsJson>, Problem> {
     params.only(&[])?;
     Ok(Json(SecretsJson { secrets: api.enrol.secrets().await? }))
 }
 
 async fn rotate(
-    _: Operator,
+    _: Trusted,
     State(api): State<Api>,
     params: Params,
 ) -> Result<Json<SecretsJson>, Problem> {
@@ -235,7 +227,7 @@ async fn rotate(
 }
 
 async fn reload(
-    _: Operator,
+    _: Trusted,
     State(api): State<Api>,
     params: Params,
 ) -> Result<Json<SecretsJson>, Problem> {
@@ -244,7 +236,7 @@ async fn reload(
 }
 
 async fn retire(
-    _: Operator,
+    _: Trusted,
     State(api): State<Api>,
     Name(key_id): Name,
     params: Params,

@@ -1,5 +1,6 @@
 //! The journal, page by page, and waiting for its next page.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use axum::Json;
@@ -11,21 +12,25 @@ use super::extract::{Params, shorten};
 use super::problem::Problem;
 use super::types::{EventJson, EventsPage, cursor_text, parse_cursor};
 use super::{Api, hosts};
+use crate::event::EventKind;
 use crate::store::{Cursor, EventRow, READ_LEN_MAX};
 
 /// Longest wait for news.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often a waiting request looks at the head of the journal.
 const POLL: Duration = Duration::from_millis(500);
+/// How far back the newest events of one kind are looked for.
+const SCAN_MAX: u64 = 50_000;
 
 /// `GET /v1/events`
 pub(super) async fn list(
     State(api): State<Api>,
     params: Params,
 ) -> Result<Json<EventsPage>, Problem> {
-    let params = params.only(&["after", "host", "limit", "wait", "tail"])?;
+    let params = params.only(&["after", "host", "kind", "limit", "wait", "tail"])?;
     let limit = params.limit()?;
     let host = params.one("host")?.map(|name| hosts::find_id(&api, name)).transpose()?;
+    let which = Which { host, kind: params.parsed("kind")? };
     let wait = params.span("wait", WAIT_MAX)?.unwrap_or_default();
     let tail = params.number("tail", 1, READ_LEN_MAX as u64)?;
     let after = match params.one("after")? {
@@ -42,7 +47,7 @@ pub(super) async fn list(
             let detail = "`tail` cannot be combined with `after`, `limit` or `wait`";
             return Err(Problem::bad_request(detail));
         }
-        return newest(&api, host, count).await.map(Json);
+        return newest(&api, which, count).await.map(Json);
     }
     let head = api.store.head().await?;
     if after > head {
@@ -51,11 +56,19 @@ pub(super) async fn list(
                       backup: list /v1/hosts again and continue at its cursor";
         return Err(Problem::new(StatusCode::GONE, "cursor-gone", title, detail));
     }
-    let page = read(&api, after, head, host, limit).await?;
-    if !page.events.is_empty() || wait.is_zero() {
+    let page = read(&api, after, head, which, limit).await?;
+    if !page.events.is_empty() || page.more || wait.is_zero() {
         return Ok(Json(page));
     }
-    follow(&api, page, head, host, limit, wait).await.map(Json)
+    follow(&api, page, head, which, limit, wait).await.map(Json)
+}
+
+/// Which events.
+#[derive(Clone, Copy)]
+struct Which {
+    host: Option<HostId>,
+    /// Looked for among those that are read: a page that has none of it may be empty, with more to come.
+    kind: Option<EventKind>,
 }
 
 /// One page. `head` was read before: with nothing more to come, reading continues behind it, also if the
@@ -64,12 +77,21 @@ async fn read(
     api: &Api,
     after: Cursor,
     head: Cursor,
-    host: Option<HostId>,
+    which: Which,
     limit: usize,
 ) -> Result<EventsPage, Problem> {
-    let events = api.store.events(after, host, limit).await?;
-    let more = events.len() >= limit;
-    let last = events.last().map_or(after, |e| e.cursor);
+    let read_len = if which.kind.is_some() { READ_LEN_MAX } else { limit };
+    let mut events = api.store.events(after, which.host, read_len).await?;
+    let mut more = events.len() >= read_len;
+    let mut last = events.last().map_or(after, |e| e.cursor);
+    if let Some(kind) = which.kind {
+        events.retain(|e| e.kind == kind);
+        if events.len() > limit {
+            events.truncate(limit);
+            last = events.last().map_or(after, |e| e.cursor);
+            more = true;
+        }
+    }
     Ok(page(events, if more { last } else { last.max(head) }, more))
 }
 
@@ -83,7 +105,7 @@ async fn follow(
     api: &Api,
     empty: EventsPage,
     mut head: Cursor,
-    host: Option<HostId>,
+    which: Which,
     limit: usize,
     wait: Duration,
 ) -> Result<EventsPage, Problem> {
@@ -99,8 +121,8 @@ async fn follow(
             if seen == head {
                 continue;
             }
-            latest = read(api, head, seen, host, limit).await?;
-            if !latest.events.is_empty() {
+            latest = read(api, head, seen, which, limit).await?;
+            if !latest.events.is_empty() || latest.more {
                 return Ok::<(), Problem>(());
             }
             head = seen;
@@ -114,10 +136,11 @@ async fn follow(
 }
 
 /// The newest events, oldest first, and the cursor behind them.
-async fn newest(api: &Api, host: Option<HostId>, count: u64) -> Result<EventsPage, Problem> {
+async fn newest(api: &Api, which: Which, count: u64) -> Result<EventsPage, Problem> {
     let head = api.store.head().await?;
     let count_len = usize::try_from(count).unwrap_or(READ_LEN_MAX);
-    let events = match host {
+    let events = match which.host {
+        _ if which.kind.is_some() => newest_of(api, which, head, count_len).await?,
         Some(host) => {
             let mut events = api.store.events_of(host, count_len).await?;
             events.reverse();
@@ -131,4 +154,26 @@ async fn newest(api: &Api, host: Option<HostId>, count: u64) -> Result<EventsPag
     };
     let cursor = events.last().map_or(head, |e| e.cursor.max(head));
     Ok(page(events, cursor, false))
+}
+
+/// The newest events of a kind, oldest first, among the newest [`SCAN_MAX`].
+async fn newest_of(
+    api: &Api,
+    which: Which,
+    head: Cursor,
+    count: usize,
+) -> Result<Vec<EventRow>, Problem> {
+    let (mut found, mut end) = (VecDeque::new(), head);
+    let least = head.0.saturating_sub(SCAN_MAX);
+    while end.0 > least && found.len() < count {
+        let begin = Cursor(end.0.saturating_sub(READ_LEN_MAX as u64).max(least));
+        let rows = api.store.events(begin, which.host, READ_LEN_MAX).await?;
+        let of_kind = rows.into_iter().filter(|e| e.cursor <= end && Some(e.kind) == which.kind);
+        for event in of_kind.collect::<Vec<_>>().into_iter().rev() {
+            found.push_front(event);
+        }
+        end = begin;
+    }
+    found.drain(..found.len().saturating_sub(count));
+    Ok(found.into())
 }

@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 
+use super::access::{Scope, Who};
 use super::problem::Problem;
 use super::{Api, PAGE_LEN_DEFAULT};
 use crate::store::READ_LEN_MAX;
@@ -20,36 +21,37 @@ const PARAMS_LEN_MAX: usize = 64;
 /// Longest host name, id or delivery number in a path, bytes.
 const NAME_LEN_MAX: usize = 256;
 
-/// The bearer of the API token: routes that change something take this first, so that nothing of a
-/// stranger's body is read.
+/// Somebody whom the guard let through to change something. Routes that do take this first: should the guard
+/// ever not stand before one, nothing of a stranger's body is read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operator(());
 
 impl FromRequestParts<Api> for Operator {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &Api) -> Result<Self, Problem> {
-        let refuse = |detail: &str| {
-            let title = "a bearer token is needed";
-            Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", title, detail))
-        };
-        let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
-        let (Some(value), None) = (given.next(), given.next()) else {
-            return refuse(
-                "this route changes something: send `Authorization: Bearer TOKEN` with the token of \
-                 the controller's api_token_file",
-            );
-        };
-        let Some((scheme, token)) = value.to_str().ok().and_then(|v| v.split_once(' ')) else {
-            return refuse("the Authorization header is not of the form `Bearer TOKEN`");
-        };
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return refuse("the Authorization header is not of the form `Bearer TOKEN`");
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let who = parts.extensions.get::<Who>();
+        if who.is_some_and(|who| who.scope >= Scope::Operate) {
+            return Ok(Self(()));
         }
-        if !state.token.matches(token.trim()) {
-            return refuse("the token is not this controller's");
+        let (title, detail) = ("a bearer token is needed", "this route changes something");
+        Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", title, detail))
+    }
+}
+
+/// Somebody whom the guard let through to do what needs the scope `admin`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trusted(());
+
+impl FromRequestParts<Api> for Trusted {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        if parts.extensions.get::<Who>().is_some_and(|who| who.scope == Scope::Admin) {
+            return Ok(Self(()));
         }
-        Ok(Self(()))
+        let (title, detail) = ("the token may not do this", "this route needs the scope `admin`");
+        Err(Problem::new(StatusCode::FORBIDDEN, "scope", title, detail))
     }
 }
 

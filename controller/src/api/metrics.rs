@@ -23,7 +23,6 @@ use crate::event::State as HostState;
 use crate::intervals::ClassStatus;
 use crate::metrics::{DETECTION_BUCKETS, Reject, ShardMetrics, get};
 use crate::store::Backlog;
-use crate::tls::Tls;
 
 /// One receiver's counters, as the delivery keeps them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,7 +60,6 @@ struct Snapshot<'a> {
     hosts: [u64; HostState::ALL.len()],
     shards: &'a [std::sync::Arc<ShardMetrics>],
     delivery: Vec<DeliveryMetricRow>,
-    tls: Option<&'a Tls>,
 }
 
 /// `GET /metrics`
@@ -80,9 +78,10 @@ pub(super) async fn scrape(State(api): State<Api>, params: Params) -> Result<Res
         hosts: api.view.counts(),
         shards: &api.shards,
         delivery: (api.delivery)(),
-        tls: api.tls.as_deref(),
     };
-    let text = TextEncoder::new().encode_to_string(&families(&snapshot)).map_err(|e| {
+    let mut all = Families(families(&snapshot));
+    super::access::families(&mut all, &api);
+    let text = TextEncoder::new().encode_to_string(&all.0).map_err(|e| {
         let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
         Problem::of_status(status, &format!("the metrics cannot be written: {e}"))
     })?;
@@ -180,9 +179,6 @@ fn families(s: &Snapshot<'_>) -> Vec<MetricFamily> {
     shard_gauges(&mut f, s.shards);
     detection(&mut f, s.shards);
     deliveries(&mut f, s);
-    if let Some(tls) = s.tls {
-        super::access::tls_families(&mut f, tls, s.now_ms);
-    }
     f.0
 }
 

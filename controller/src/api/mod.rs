@@ -6,7 +6,7 @@
 //! | `GET /v1/hosts?state=&label=k=v&name=&limit=&page=` | a page of the registry, and the cursor from which `/v1/events` continues it |
 //! | `GET /v1/hosts/{id or name}` | one host |
 //! | `GET /v1/hosts/{id or name}/why` | everything known about why it stands where it stands |
-//! | `GET /v1/events?after=&host=&limit=&wait=` | the journal, oldest first; `wait=30s` waits for news; `tail=N` the newest N |
+//! | `GET /v1/events?after=&host=&kind=&limit=&wait=` | the journal, oldest first; `wait=30s` waits for news; `tail=N` the newest N; with `kind` a page may be empty and still say `more` |
 //! | `GET /v1/deliveries?state=&receiver=&host=&incident=&after=&limit=` | the outbox |
 //! | `GET /v1/deliveries/{id}` | one delivery with its attempts |
 //! | `GET /v1/holds?domain=&after=&limit=` | held orders with age and reason, the oldest first; `domain=zone=a,rack=7` or `fleet` |
@@ -28,10 +28,15 @@
 //! | `DELETE /v1/maintenance/{window}?by=&reason=` | ▲ ends it now: who is still down is judged now |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
-//! | `/v1/enrol…`, `/v1/join-tokens…`, `/v1/enrolments`, `/v1/hosts/{host}/revoke`, `/v1/secrets…` | how hosts get keys: see [`enrol`] |
+//! | `/v1/enrol…`, `/v1/join-tokens…`, `/v1/identities`, `/v1/hosts/{host}/revoke`, `/v1/secrets…` | how hosts get keys: see [`enrol`] |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
+//! | `GET /v1/tokens` | ▲ tokens that were given out, without themselves |
+//! | `POST /v1/tokens` | ▲ `{"name", "scope": "operate", "ttl": "90d"}`: a new one, shown once |
+//! | `DELETE /v1/tokens/{name}` | ▲ it is refused from now on |
 //!
-//! ▲ = changes something (or hands out everything): needs `Authorization: Bearer TOKEN`.
+//! ▲ = changes something (or hands out everything): needs `Authorization: Bearer TOKEN`. The rest needs one
+//! too, but for plain HTTP from this machine itself. Which scope each needs, and what anybody may ask, stands
+//! in `access/routes.rs`.
 //!
 //! **Keeping a copy.** Read every page of `/v1/hosts`, remember the `cursor`, then follow
 //! `/v1/events?after=cursor`. The cursor is read before the first page is, and all pages of one listing
@@ -83,6 +88,7 @@ mod receivers;
 mod rules;
 mod shield;
 mod token;
+mod tokens;
 pub mod types;
 
 #[cfg(test)]
@@ -90,6 +96,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use access::{Scope, TOKENS_MAX, TokenBook, TokenRow};
 pub use metrics::{DeliveryMetricRow, DeliveryMetricsFn};
 pub use peer::Peer;
 pub use token::{ApiToken, ApiTokenError};
@@ -127,8 +134,12 @@ pub struct ApiState {
     pub clock: Arc<dyn Clock>,
     /// How hosts get keys.
     pub enrol: Arc<Enrolling>,
-    /// Who may change something.
+    /// The token of the config, which may do everything.
     pub token: ApiToken,
+    /// Those that were given out.
+    pub tokens: Arc<TokenBook>,
+    /// Whether this machine itself may read without one.
+    pub loopback_reads: bool,
     /// The API's certificate; `None` serves plain HTTP only.
     pub tls: Option<Arc<Tls>>,
     /// What everybody may know of the settings.
@@ -144,6 +155,7 @@ struct Inner {
     requests: Semaphore,
     followers: Semaphore,
     backups: Semaphore,
+    guard: access::Guard,
 }
 
 impl Deref for Inner {
@@ -174,11 +186,15 @@ pub fn router(state: ApiState) -> Router {
         requests: Semaphore::new(REQUESTS_MAX),
         followers: Semaphore::new(FOLLOWERS_MAX),
         backups: Semaphore::new(1),
+        guard: access::Guard::default(),
     }));
-    let import = post(hosts::import).layer(DefaultBodyLimit::max(IMPORT_BODY_LEN_MAX));
+    // Which scope each route needs stands in `access::routes`.
     Router::new()
         .route("/v1/hosts", get(hosts::list))
-        .route("/v1/hosts/import", import)
+        .route(
+            "/v1/hosts/import",
+            post(hosts::import).layer(DefaultBodyLimit::max(IMPORT_BODY_LEN_MAX)),
+        )
         .route("/v1/hosts/{host}", get(hosts::one).delete(hosts::forget))
         .route("/v1/hosts/{host}/why", get(hosts::why))
         .route("/v1/hosts/{host}/freeze", put(hosts::freeze).delete(hosts::unfreeze))
@@ -204,6 +220,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/candidates", get(candidates::list))
         .route("/v1/receivers", get(receivers::list))
         .route("/v1/receivers/{name}/test", post(receivers::test))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{name}", delete(tokens::revoke))
         .route("/v1/status", get(controller::status))
         .route("/v1/pause", post(controller::pause).delete(controller::resume))
         .route("/v1/backup", post(controller::backup))
@@ -216,6 +234,7 @@ pub fn router(state: ApiState) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(CatchPanicLayer::custom(shield::panicked))
+        .layer(middleware::from_fn_with_state(api.clone(), access::guard))
         .layer(middleware::from_fn_with_state(api.clone(), shield::shield))
         .with_state(api)
 }

@@ -3,14 +3,12 @@
 use std::any::Any;
 use std::time::Duration;
 
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Api;
-use super::access;
-use super::peer::Peer;
 use super::problem::Problem;
 
 /// Time for a request that only looks something up.
@@ -34,11 +32,6 @@ fn timeout(path: &str) -> Duration {
 pub(super) async fn shield(State(api): State<Api>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let limit = timeout(&path);
-    let peer =
-        request.extensions().get::<ConnectInfo<Peer>>().map_or(Peer::STRANGER, |info| info.0);
-    if let Err(problem) = access::check_certificate(api.tls.as_deref(), &peer, &path) {
-        return finish(problem.into_response(), &path).await;
-    }
     let response = match api.requests.try_acquire() {
         Err(_) => {
             let detail = "too many requests are under way: try again";
@@ -48,11 +41,7 @@ pub(super) async fn shield(State(api): State<Api>, request: Request, next: Next)
             .await
             .unwrap_or_else(|_| timed_out(limit)),
     };
-    finish(response, &path).await
-}
-
-async fn finish(response: Response, path: &str) -> Response {
-    let mut response = unify(response, path).await;
+    let mut response = unify(response, &path).await;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let nosniff = HeaderName::from_static("x-content-type-options");
@@ -91,11 +80,13 @@ async fn unify(response: Response, path: &str) -> Response {
             Problem::of_status(parts.status, String::from_utf8_lossy(&text).trim())
         }
     };
-    let allow = parts.headers.remove(header::ALLOW);
+    let kept = [header::ALLOW, header::RETRY_AFTER].map(|name| (parts.headers.remove(&name), name));
     let mut response =
         Problem { instance: Some(super::extract::shorten(path).into()), ..problem }.into_response();
-    if let Some(allow) = allow {
-        response.headers_mut().insert(header::ALLOW, allow);
+    for (value, name) in kept {
+        if let Some(value) = value {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }

@@ -7,20 +7,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::{Extension, Router};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId, Seq};
 use heartwatch_common::time::{Instant, ManualClock, Wall};
 use serde_json::{Map, Value, json};
 
 use super::types::{ConfigSummary, ReceiverSummary};
-use super::{ApiState, ApiToken, DeliveryMetricRow, router};
+use super::{ApiState, ApiToken, DeliveryMetricRow, Peer, TokenBook, router};
 use crate::canary::{Canary, CanaryStatus};
 use crate::control::{
     CandidatesAsk, CandidatesReport, Completion, Control, ControlError, Doubt, Foresight, Freeze,
     GuardStatus, Health, HoldKind, HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost,
-    ImportReport, KnobsWhy, Maintenance, MaintenanceStatus, Pause, ReceiverReport, Redrive,
-    RedriveReport, RuleStatus, RulesReport, Status, StormStatus, Target, TestBegun, WaitStatus,
-    Window, WindowAdded, WindowId, Word,
+    ImportReport, Journaled, KnobsWhy, Maintenance, MaintenanceStatus, Pause, ReceiverReport,
+    Redrive, RedriveReport, RuleStatus, RulesReport, Status, StormStatus, Target, TestBegun,
+    WaitStatus, Window, WindowAdded, WindowId, Word,
 };
 use crate::detector::doubt::DoubtReason;
 use crate::event::{EventId, EventKind, IncidentId, State};
@@ -156,6 +157,9 @@ pub(crate) struct TestControl {
     pub(crate) words: Mutex<Vec<(&'static str, Target, Word)>>,
     pub(crate) completed: Mutex<Vec<(IncidentId, Completion)>>,
     pub(crate) windows: Mutex<Arc<Maintenance>>,
+    pub(crate) audited: Mutex<Vec<Map<String, Value>>>,
+    /// Pauses are never answered.
+    pub(crate) stuck: std::sync::atomic::AtomicBool,
     pub(crate) busy: std::sync::atomic::AtomicBool,
     pub(crate) panics: std::sync::atomic::AtomicBool,
 }
@@ -257,6 +261,9 @@ impl Control for TestControl {
     }
 
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {
+        if self.stuck.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let until_ms = Wall(i64::try_from(span.as_millis()).unwrap());
         let pause = (!span.is_zero()).then_some(Pause { until_ms, reason });
         lock(&self.pause).clone_from(&pause);
@@ -416,6 +423,11 @@ impl Control for TestControl {
         Ok(vec![report("orchestrator", Health::Failing), report("old", Health::NotConfigured)])
     }
 
+    async fn audit(&self, data: Map<String, Value>, _: Journaled) -> Result<(), ControlError> {
+        lock(&self.audited).push(data);
+        Ok(())
+    }
+
     async fn test_receiver(&self, receiver: &str) -> Result<TestBegun, ControlError> {
         if receiver == "mute" {
             return Err(ControlError::Invalid(
@@ -456,6 +468,7 @@ pub(crate) fn hold() -> HoldStatus {
 pub(crate) struct TestStore {
     pub(crate) events: Mutex<Vec<EventRow>>,
     pub(crate) deliveries: Mutex<Vec<DeliveryRow>>,
+    pub(crate) values: Mutex<BTreeMap<String, String>>,
     pub(crate) broken: std::sync::atomic::AtomicBool,
     pub(crate) heads_read: AtomicU64,
 }
@@ -594,14 +607,22 @@ impl Store for TestStore {
     async fn prune(&self, _: Retention, _: Wall) -> Result<u64, StoreError> {
         unused()
     }
-    async fn get(&self, _: &str) -> Result<Option<String>, StoreError> {
-        unused()
+    async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
+        Ok(lock(&self.values).get(key).cloned())
     }
-    async fn list(&self, _: &str) -> Result<Vec<(String, String)>, StoreError> {
-        unused()
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let values = lock(&self.values);
+        let found = values.iter().filter(|(key, _)| key.starts_with(prefix));
+        Ok(found.map(|(key, value)| (key.clone(), value.clone())).collect())
     }
-    async fn put(&self, _: &str, _: Option<String>) -> Result<(), StoreError> {
-        unused()
+    async fn put(&self, key: &str, value: Option<String>) -> Result<(), StoreError> {
+        self.works()?;
+        let mut values = lock(&self.values);
+        match value {
+            Some(value) => drop(values.insert(key.to_owned(), value)),
+            None => drop(values.remove(key)),
+        }
+        Ok(())
     }
 
     async fn backup(&self, to: &Path) -> Result<(), StoreError> {
@@ -621,17 +642,30 @@ pub(crate) struct World {
     pub(crate) view: Arc<View>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) state_dir: tempfile::TempDir,
+    /// As this machine itself sees it.
     pub(crate) router: Router,
+    /// The same, without anybody at the other end.
+    pub(crate) bare: Router,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::changed(|_| {})
+    }
+
+    /// The router as a peer sees it.
+    pub(crate) fn seen_by(&self, peer: Peer) -> Router {
+        self.bare.clone().layer(Extension(ConnectInfo(peer)))
+    }
+
+    /// An API with other settings.
+    pub(crate) fn changed(change: impl FnOnce(&mut ApiState)) -> Self {
         let (control, store, view) =
             (Arc::<TestControl>::default(), Arc::<TestStore>::default(), Arc::<View>::default());
         let clock = Arc::new(ManualClock::new(Instant(5_000_000_000), Wall(1_000_000)));
         let state_dir = tempfile::tempdir().unwrap();
         let enrol = crate::enrol::testing::enrolling(state_dir.path(), &view, clock.clone());
-        let router = router(ApiState {
+        let mut state = ApiState {
             enrol,
             control: control.clone(),
             store: store.clone(),
@@ -642,6 +676,8 @@ impl World {
             }),
             clock: clock.clone(),
             token: ApiToken::new(TOKEN).unwrap(),
+            tokens: Arc::new(TokenBook::empty()),
+            loopback_reads: true,
             tls: None,
             config: ConfigSummary {
                 receivers: ["orchestrator", "mute"]
@@ -654,8 +690,11 @@ impl World {
                 rules: Vec::new(),
             },
             state_dir: state_dir.path().to_owned(),
-        });
-        Self { control, store, view, clock, state_dir, router }
+        };
+        change(&mut state);
+        let bare = router(state);
+        let router = bare.clone().layer(Extension(ConnectInfo(Peer::LOCAL)));
+        Self { control, store, view, clock, state_dir, router, bare }
     }
 }
 

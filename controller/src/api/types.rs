@@ -13,6 +13,7 @@ use heartwatch_common::time::{Instant, Wall};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::access::{Scope, TokenRow};
 use crate::config::Config;
 use crate::control::{
     Doubt, HoldStatus, HostWhy, Maintenance, Pause, ReceiverReport, Status, WaitStatus, Window,
@@ -476,6 +477,44 @@ pub struct StatusJson {
     /// The API's certificate.
     #[serde(default)]
     pub certificate: Option<CertificateJson>,
+}
+
+/// The body of `POST /v1/tokens`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBody {
+    /// 1 to 63 letters, digits, `.`, `_` or `-`; none that exists.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// For how long, 1m to 3650d; without: until it is revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Span>,
+}
+
+/// Its answer: the only place where the token itself ever stands.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TokenMade {
+    /// Secret.
+    pub token: String,
+    /// What is kept of it.
+    #[serde(flatten)]
+    pub row: TokenRow,
+}
+
+impl std::fmt::Debug for TokenMade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TokenMade({:?}, secret)", self.row)
+    }
+}
+
+/// The answer of `GET /v1/tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokensJson {
+    /// By name, ended ones too.
+    pub tokens: Vec<TokenRow>,
+    /// The controller's wall clock.
+    pub now_ms: Wall,
 }
 
 /// The certificate that the API shows.

@@ -28,7 +28,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 
-use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow};
+use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow, TokenBook};
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::crash;
@@ -378,7 +378,7 @@ impl App {
         };
         let api = serve_api(
             &config,
-            (token, Arc::clone(&tls), enrolling),
+            (token, TokenBook::load(&*store).await?, Arc::clone(&tls), enrolling),
             running,
             &shards,
             delivery_metrics,
@@ -702,7 +702,7 @@ fn spawn_shard(
 
 fn serve_api(
     config: &Config,
-    (token, tls, enrol): (ApiToken, Arc<Tls>, Arc<Enrolling>),
+    (token, tokens, tls, enrol): (ApiToken, TokenBook, Arc<Tls>, Arc<Enrolling>),
     running: Running,
     shards: &[ShardHandle],
     delivery: Arc<DeliveryMetrics>,
@@ -718,6 +718,8 @@ fn serve_api(
         delivery: Box::new(move || delivery_rows(&delivery)),
         enrol,
         token,
+        tokens: Arc::new(tokens),
+        loopback_reads: config.api.loopback_reads,
         tls: Some(Arc::clone(&tls)),
         config: config.into(),
         state_dir: config.state_dir.clone(),

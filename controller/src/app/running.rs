@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use heartwatch_common::id::{Epoch, HostId};
 use heartwatch_common::time::{Clock, Instant, Wall};
 use rand::rngs::StdRng;
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 
 use super::pacing::Shown;
@@ -17,7 +18,7 @@ use crate::config::Rule;
 use crate::control::{
     CandidatesAsk, CandidatesReport, Completion, Control, ControlError, Doubt, DoubtReason, FREEZE,
     Foresight, Freeze, HoldReport, HoldStatus, HoldsPage, HostWhy, ImportHost, ImportReport,
-    Maintenance, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport, RulesReport,
+    Journaled, Maintenance, PAUSE_MAX, Pause, ReceiverReport, Redrive, RedriveReport, RulesReport,
     ShardStatus, Status, Target, TestBegun, WaitStatus, Window, WindowAdded, WindowId, Word,
 };
 use crate::delivery::DeliveryHandle;
@@ -389,6 +390,16 @@ impl Control for Running {
 
     async fn receivers(&self) -> Result<Vec<ReceiverReport>, ControlError> {
         self.receiver_reports().await
+    }
+
+    async fn audit(&self, data: Map<String, Value>, until: Journaled) -> Result<(), ControlError> {
+        match until {
+            Journaled::Written => self.ask(|answer| Command::Audit(data, Some(answer))).await,
+            Journaled::Queued => self.commands.try_send(Command::Audit(data, None)).map_err(|_| {
+                let message = "more waits to be journaled than there is room for";
+                ControlError::Invalid(message.to_owned())
+            }),
+        }
     }
 
     async fn test_receiver(&self, receiver: &str) -> Result<TestBegun, ControlError> {

@@ -9,7 +9,7 @@ use heartwatch_common::id::HostId;
 
 use super::plan::Share;
 use super::receivers::Receivers;
-use crate::event::State;
+use crate::event::{EventKind, State};
 use crate::store::DeliveryState;
 
 /// Asks and steers a Heartwatch controller.
@@ -27,7 +27,7 @@ pub(super) struct Global {
     /// Where the controller's API answers.
     #[arg(long, global = true, env = "HEARTWATCH_URL", default_value = "http://127.0.0.1:2328")]
     pub(super) url: String,
-    /// The API token's file; read only by commands that change something.
+    /// The API token's file. Commands that only read need none on the controller's own machine.
     #[arg(
         long,
         global = true,
@@ -144,6 +144,11 @@ pub(super) enum Command {
     Secret {
         #[command(subcommand)]
         command: Secret,
+    },
+    /// Makes, lists and revokes tokens of the API.
+    ApiToken {
+        #[command(subcommand)]
+        command: super::api_token::ApiToken,
     },
     /// Makes manual pages or shell completions.
     #[command(hide = true)]
@@ -263,6 +268,9 @@ pub(super) struct Events {
     /// Only of this host, by id or name.
     #[arg(long)]
     pub(super) host: Option<String>,
+    /// Only of this kind, such as host.down or controller.audit.
+    #[arg(long)]
+    pub(super) kind: Option<EventKind>,
     /// At most this many at first.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub(super) limit: u64,

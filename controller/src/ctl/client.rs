@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::problem::PROBLEM_JSON;
-use crate::api::types::{CompleteBody, DrillBegun, SupposeBody, WindowBody, WordBody};
+use crate::api::types::{
+    CompleteBody, DrillBegun, SupposeBody, TokenBody, TokenMade, WindowBody, WordBody,
+};
 use crate::control::{
     HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun, Window, WindowAdded,
     WindowId,
@@ -74,7 +76,8 @@ pub(super) fn is_loopback(base: &Url) -> bool {
 }
 
 impl Client {
-    /// A client of the API at `url`. Without a token it can only read.
+    /// A client of the API at `url`. Without a token it can only read, and that on the controller's own
+    /// machine alone.
     pub fn new(url: &str, token: Option<Zeroizing<String>>) -> Result<Self, ClientError> {
         Self::trusting(url, token, &Trust::default())
     }
@@ -92,6 +95,10 @@ impl Client {
         }
         if base.query().is_some() || base.fragment().is_some() {
             return Err(wrong("it has a query or fragment".to_owned()));
+        }
+        if token.is_some() && base.scheme() == "http" && !is_loopback(&base) {
+            let message = "plain http would show the token to everybody on the way";
+            return Err(wrong(message.to_owned()));
         }
         // An error means that a provider is installed already, which is as good.
         drop(rustls::crypto::ring::default_provider().install_default());
@@ -126,7 +133,11 @@ impl Client {
         if !pairs.is_empty() {
             url.query_pairs_mut().extend_pairs(pairs);
         }
-        self.http.request(method, url).timeout(TIMEOUT)
+        let request = self.http.request(method, url).timeout(TIMEOUT);
+        match &self.token {
+            Some(token) => request.bearer_auth(token.trim()),
+            None => request,
+        }
     }
 
     fn broken(&self, source: reqwest::Error) -> ClientError {
@@ -197,8 +208,12 @@ impl Client {
         path: &[&str],
         pairs: &Pairs,
     ) -> Result<RequestBuilder, ClientError> {
-        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
-        Ok(self.request(method, path, pairs).bearer_auth(token.trim()))
+        self.has_token()?;
+        Ok(self.request(method, path, pairs))
+    }
+
+    fn has_token(&self) -> Result<(), ClientError> {
+        if self.token.is_some() { Ok(()) } else { Err(ClientError::NoToken) }
     }
 
     async fn post<T: DeserializeOwned>(
@@ -240,6 +255,7 @@ impl Client {
         let mut pairs = Pairs::new();
         given(&mut pairs, "after", query.after.as_ref());
         given(&mut pairs, "host", query.host.as_ref());
+        given(&mut pairs, "kind", query.kind);
         given(&mut pairs, "limit", query.limit);
         given(&mut pairs, "wait", query.wait.map(Span));
         given(&mut pairs, "tail", query.tail);
@@ -331,7 +347,7 @@ impl Client {
 
     /// `GET /v1/join-tokens`
     pub async fn join_tokens(&self) -> Result<Value, ClientError> {
-        self.answer(self.act(Method::GET, &["v1", "join-tokens"])?).await
+        self.get(&["v1", "join-tokens"], &Vec::new()).await
     }
 
     /// `POST /v1/join-tokens`: the token's text is told this once.
@@ -344,11 +360,11 @@ impl Client {
         self.send(self.act(Method::DELETE, &["v1", "join-tokens", name])?).await.map(drop)
     }
 
-    /// `GET /v1/enrolments`: a page of them, after a host.
-    pub async fn enrolments(&self, after: Option<HostId>) -> Result<Value, ClientError> {
+    /// `GET /v1/identities`: a page of them, after a host.
+    pub async fn identities(&self, after: Option<HostId>) -> Result<Value, ClientError> {
         let mut pairs = Pairs::new();
         given(&mut pairs, "after", after);
-        self.answer(self.act_with(Method::GET, &["v1", "enrolments"], &pairs)?).await
+        self.get(&["v1", "identities"], &pairs).await
     }
 
     /// `POST /v1/hosts/{host}/revoke`
@@ -364,7 +380,7 @@ impl Client {
 
     /// `GET /v1/secrets`
     pub async fn secrets(&self) -> Result<Value, ClientError> {
-        self.answer(self.act(Method::GET, &["v1", "secrets"])?).await
+        self.get(&["v1", "secrets"], &Vec::new()).await
     }
 
     /// `POST /v1/secrets/rotate`, `…/reload`, `…/{key id}/retire`
@@ -407,11 +423,11 @@ impl Client {
         domain: Option<&str>,
         body: &WordBody,
     ) -> Result<HoldReport, ClientError> {
-        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
+        self.has_token()?;
         let mut pairs = Pairs::new();
         given(&mut pairs, "domain", domain);
         let path: Vec<&str> = ["v1", "holds"].into_iter().chain(host).chain([verb]).collect();
-        let request = self.request(Method::POST, &path, &pairs).bearer_auth(token.trim());
+        let request = self.request(Method::POST, &path, &pairs);
         self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
     }
 
@@ -462,12 +478,12 @@ impl Client {
         by: &str,
         reason: Option<&str>,
     ) -> Result<Window, ClientError> {
-        let token = self.token.as_ref().ok_or(ClientError::NoToken)?;
+        self.has_token()?;
         let mut pairs = Pairs::new();
         given(&mut pairs, "by", Some(by));
         given(&mut pairs, "reason", reason);
         let path = ["v1", "maintenance", &window.to_string()];
-        let request = self.request(Method::DELETE, &path, &pairs).bearer_auth(token.trim());
+        let request = self.request(Method::DELETE, &path, &pairs);
         self.answer(request.timeout(TIMEOUT_LONG)).await
     }
 
@@ -479,6 +495,21 @@ impl Client {
     /// `POST /v1/receivers/{name}/test`
     pub async fn test_receiver(&self, name: &str) -> Result<TestBegun, ClientError> {
         self.post(&["v1", "receivers", name, "test"], &json!({})).await
+    }
+
+    /// `GET /v1/tokens`: a [`crate::api::types::TokensJson`].
+    pub async fn tokens(&self) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::GET, &["v1", "tokens"])?).await
+    }
+
+    /// `POST /v1/tokens`
+    pub async fn create_token(&self, body: &TokenBody) -> Result<TokenMade, ClientError> {
+        self.post(&["v1", "tokens"], body).await
+    }
+
+    /// `DELETE /v1/tokens/{name}`
+    pub async fn revoke_token(&self, name: &str) -> Result<(), ClientError> {
+        self.send(self.act(Method::DELETE, &["v1", "tokens", name])?).await.map(drop)
     }
 
     /// `POST /v1/backup`, into a new file that only its owner can read. It appears under its name only

@@ -223,7 +223,7 @@ impl Run<'_> {
     async fn enrolled(&mut self) -> Result<(), CtlError> {
         let mut all: Vec<Enrolment> = Vec::new();
         loop {
-            let answer = self.client.enrolments(all.last().map(|e| e.host)).await?;
+            let answer = self.client.identities(all.last().map(|e| e.host)).await?;
             let page: Vec<Enrolment> = super::client::typed(answer["enrolments"].clone())?;
             if page.is_empty() {
                 break;

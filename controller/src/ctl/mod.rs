@@ -12,6 +12,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 
+mod api_token;
 mod args;
 mod candidates;
 pub mod client;

@@ -277,6 +277,7 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         }
         (EventKind::ControllerCanaryFailed, _) => "the controller's own drill failed",
         (EventKind::ControllerCanaryPassed, _) => "the controller's own drill passed again",
+        (EventKind::ControllerAudit, _) => "somebody used the controller's API",
         (EventKind::Test, _) => "an operator tried a receiver",
     };
     writeln!(out, "  {}  {}: {text}", event.at_ms, event.kind)?;

@@ -150,6 +150,13 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
                 }),
             );
         }
+        EventKind::ControllerAudit => {
+            put("who", json!({ "name": "ann", "scope": "operate", "address": "192.0.2.8" }));
+            let parameters = json!({ "for": "10m", "reason": "switch work" });
+            let path = "/v1/pause";
+            put("what", json!({ "method": "POST", "path": path, "parameters": parameters }));
+            put("status", json!(200));
+        }
         EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
         EventKind::HostUnfrozen => put("frozen_ms", Value::Null),
         kind if is_action(kind) => {

@@ -99,6 +99,8 @@ pub enum Command {
     Maintenance(WindowAsk),
     /// Tell of the controller itself.
     Tell(EventKind, String),
+    /// Journal who had the API change what; whoever waits is told when it is written.
+    Audit(Map<String, Value>, Option<oneshot::Sender<Result<(), ControlError>>>),
     /// Who could take over.
     Candidates(CandidatesAsk, oneshot::Sender<Result<CandidatesReport, ControlError>>),
 }
@@ -553,6 +555,14 @@ impl Running {
                 let event = self.d.policy.own_event(kind, &reason, wall, &mut self.rng);
                 log::warn!("{kind}: {reason}");
                 self.work.push(Work::Event(Box::new(event)));
+            }
+            Command::Audit(data, answer) => {
+                let wall = self.d.clock.wall();
+                let event = self.d.policy.audit_event(data, wall, &mut self.rng);
+                self.work.push(Work::Event(Box::new(event)));
+                if let Some(answer) = answer {
+                    self.answer_when_written(answer, Ok(()));
+                }
             }
             Command::Candidates(ask, answer) => drop(answer.send(Ok(self.candidates(&ask)))),
         }

@@ -14,6 +14,7 @@
 //! The caller hands in every change of a row, turns by [`Policy::take`] and others by [`Policy::changed`],
 //! lets time pass by [`Policy::step`], and does what [`Policy::orders`] says.
 
+mod audit;
 pub mod courses;
 mod domains;
 pub mod driver;

@@ -22,7 +22,6 @@ fn text(shards: &[Arc<ShardMetrics>], delivery: Vec<DeliveryMetricRow>) -> Strin
         hosts: [1, 2, 3, 4, 5, 6],
         shards,
         delivery,
-        tls: None,
     };
     TextEncoder::new().encode_to_string(&families(&snapshot)).unwrap()
 }

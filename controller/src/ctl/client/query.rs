@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::event::EventKind;
+
 /// Which hosts to list.
 #[derive(Clone, Debug, Default)]
 pub struct HostsQuery {
@@ -28,6 +30,8 @@ pub struct EventsQuery {
     pub limit: Option<u64>,
     /// Wait this long for news, at most 60 s.
     pub wait: Option<Duration>,
+    /// Of this kind.
+    pub kind: Option<EventKind>,
     /// The newest ones instead; excludes `after`, `limit` and `wait`.
     pub tail: Option<u64>,
 }

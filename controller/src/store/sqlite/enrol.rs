@@ -1,4 +1,4 @@
-//! What version 6 of the schema knows of enrolments: join tokens, and who came in by which.
+//! What version 5 of the schema knows of enrolments: join tokens, and who came in by which.
 //!
 //! | table | one row per | notes |
 //! | --- | --- | --- |

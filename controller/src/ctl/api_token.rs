@@ -1,0 +1,117 @@
+//! `heartwatchctl api-token`: tokens for people and programs.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use heartwatch_common::auth::create_secret_file;
+use heartwatch_common::config::Span;
+use serde_json::json;
+
+use super::CtlError;
+use super::remote::Run;
+use super::text::{Table, between, clean};
+use crate::api::Scope;
+use crate::api::types::{TokenBody, TokensJson};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ApiToken {
+    /// Makes a token and shows it, this once.
+    Create {
+        /// For whom it is, such as grafana: up to 63 letters, digits, `.`, `_` or `-`.
+        #[arg(long)]
+        name: String,
+        /// What it may do: read, operate (that too, and steer), admin (everything).
+        #[arg(long)]
+        scope: Scope,
+        /// For how long, 1m to 3650d [default: until it is revoked].
+        #[arg(long)]
+        ttl: Option<Span>,
+        /// Writes it into this new file of mode 0600, and not to the terminal.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Lists tokens by name, without themselves.
+    List,
+    /// Revokes a token: it is refused from now on.
+    Revoke {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Run<'_> {
+    pub(super) async fn api_token(&mut self, command: &ApiToken) -> Result<(), CtlError> {
+        match command {
+            ApiToken::Create { name, scope, ttl, out } => {
+                self.create_token(name, *scope, *ttl, out.as_ref()).await
+            }
+            ApiToken::List => {
+                let answer = self.client.tokens().await?;
+                self.print(answer, table)
+            }
+            ApiToken::Revoke { name } => {
+                self.client.revoke_token(name).await?;
+                if self.global.json {
+                    return self.json(&json!({"revoked": name}));
+                }
+                Ok(writeln!(self.out, "{} is refused from now on", clean(name))?)
+            }
+        }
+    }
+
+    async fn create_token(
+        &mut self,
+        name: &str,
+        scope: Scope,
+        ttl: Option<Span>,
+        out: Option<&PathBuf>,
+    ) -> Result<(), CtlError> {
+        let body = TokenBody { name: name.to_owned(), scope, ttl };
+        let made = self.client.create_token(&body).await?;
+        if let Some(path) = out {
+            create_secret_file(path, &made.token).map_err(|e| {
+                CtlError::Failed(format!(
+                    "cannot write {}: {e}; the token is made and lost: revoke it with `heartwatchctl \
+                     api-token revoke {}`",
+                    path.display(),
+                    clean(name)
+                ))
+            })?;
+            if self.global.json {
+                return self.json(&made.row);
+            }
+            return Ok(writeln!(
+                self.out,
+                "the token of {} is in {}",
+                clean(name),
+                path.display()
+            )?);
+        }
+        if self.global.json {
+            return self.json(&made);
+        }
+        Ok(writeln!(self.out, "{}", clean(&made.token))?)
+    }
+}
+
+fn table(out: &mut dyn std::io::Write, page: TokensJson) -> std::io::Result<()> {
+    let mut table = Table::new(&["NAME", "SCOPE", "MADE", "ENDS", "LAST USED"], &[]);
+    for row in &page.tokens {
+        let ends = match row.expires_ms {
+            None => "when revoked".to_owned(),
+            Some(end) if end.0 <= page.now_ms.0 => "has ended".to_owned(),
+            Some(end) => format!("in {}", between(page.now_ms, end)),
+        };
+        let used = row
+            .last_used_ms
+            .map_or_else(|| "never".to_owned(), |at| format!("{} ago", between(at, page.now_ms)));
+        table.row([
+            row.name.clone(),
+            row.scope.to_string(),
+            format!("{} ago", between(row.created_ms, page.now_ms)),
+            ends,
+            used,
+        ]);
+    }
+    table.write(out)
+}
