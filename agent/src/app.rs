@@ -28,6 +28,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::config::{self, AgentConfig, Overrides};
 use crate::control;
 use crate::core::{Core, Outgoing, To};
+use crate::enrol;
 use crate::identity::{self, IdentityError};
 use crate::resist;
 use crate::sampler::Sampler;
@@ -37,10 +38,14 @@ pub use error::{AppError, chain};
 pub use goodbye::LEAVE_REASON_VAR;
 pub use goodbye::expected_absence;
 use goodbye::leave_reason;
+pub use join::Joined;
+use renewal::{Fetched, Renewal};
 use told::{Planned, Told};
 
 mod error;
 mod goodbye;
+mod join;
+mod renewal;
 mod told;
 
 /// Time between the two goodbyes: longer than a short burst of losses.
@@ -52,37 +57,35 @@ const DEAF_TIME: Duration = Duration::from_secs(10);
 pub fn host_id(config: &AgentConfig) -> Result<HostId, IdentityError> {
     match config.host_id {
         Some(id) => Ok(id),
-        None => identity::host_id(Path::new(identity::MACHINE_ID_PATH)),
+        None => identity::host_id(&config.machine_id_file),
     }
 }
 
 /// Where this host's key is.
 pub fn key_path(config: &AgentConfig) -> std::path::PathBuf {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+    // A host that enrolled, or renewed, has its newest key in the state folder.
+    let own = config.state_dir.join(enrol::file::FILE_NAME).exists()
+        && config.state_dir.join("key").exists();
+    let credentials = credentials.filter(|_| !own);
     identity::key_path(config.key_file.as_deref(), credentials.as_deref(), &config.state_dir)
 }
 
 /// Whether the agent has been set up: it has a controller to beat to and a key. Anything else that may be
 /// wrong is for [`run`] to tell, which fails where this one is only skipped.
 pub fn configured(overrides: &Overrides) -> Result<(), AppError> {
-    let Ok(config) = config::read(overrides, &identity::hostname()) else { return Ok(()) };
+    let Ok(joined) = Joined::read(overrides) else { return Ok(()) };
     let file = overrides.config.as_deref().unwrap_or(Path::new(config::CONFIG_PATH)).display();
-    let key = key_path(&config);
-    let missing = if config.controllers.is_empty() {
-        format!("{file} names no controller")
-    } else if key.try_exists().is_ok_and(|exists| !exists) {
-        format!("there is no key in {}", key.display())
-    } else {
-        return Ok(());
-    };
-    Err(AppError::NotSetUp { missing })
+    joined.can_run(&file.to_string())
 }
 
 /// Runs the agent until a signal ends it. Blocks.
 pub fn run(overrides: Overrides, clock: Arc<dyn Clock>) -> Result<(), AppError> {
-    let config = config::read(&overrides, &identity::hostname())?;
-    config.check_controllers()?;
-    daemon::init_log(config.log_level.into());
+    let joined = Joined::read(&overrides)?;
+    daemon::init_log(joined.config.log_level.into());
+    daemon::keep_no_core();
+    let joined = joined.settle(&overrides, &*clock)?;
+    joined.config.check_controllers()?;
     let system = |what| move |source| AppError::System { what, source };
     log::info!("{}", resist::prepare());
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -90,7 +93,7 @@ pub fn run(overrides: Overrides, clock: Arc<dyn Clock>) -> Result<(), AppError> 
         .build()
         .map_err(system("start the event loop"))?;
     let result = runtime.block_on(async {
-        let mut app = App::new(overrides, config, clock)?;
+        let mut app = App::new(overrides, joined, clock)?;
         app.resume_maintenance(app.clock.boottime());
         app.run().await;
         Ok(())
@@ -109,7 +112,8 @@ enum Event {
     Speaks(std::io::Result<UnixStream>),
     Told(Told),
     Reload,
-    Reloaded(Box<Result<AgentConfig, ConfigError>>),
+    Reloaded(Box<Result<AgentConfig, AppError>>),
+    Fetched(Fetched),
     Stop,
 }
 
@@ -143,7 +147,9 @@ struct App {
     /// How the next stop is meant.
     planned: Option<Planned>,
     found: Channel<Found>,
-    reloaded: Channel<Result<AgentConfig, ConfigError>>,
+    reloaded: Channel<Result<AgentConfig, AppError>>,
+    renewal: Renewal,
+    fetched: Channel<Fetched>,
     os: String,
     started: Instant,
     watchdog: Option<Duration>,
@@ -158,11 +164,10 @@ struct App {
 
 impl App {
     /// Everything that may fail, before the first beat. Needs a Tokio runtime around it.
-    fn new(
-        overrides: Overrides,
-        config: AgentConfig,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, AppError> {
+    fn new(overrides: Overrides, joined: Joined, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        let url = joined.own().and_then(|e| e.url.as_deref()).and_then(|url| url.parse().ok());
+        let key_home = joined.key_home();
+        let config = joined.config;
         let system = |what| move |source| AppError::System { what, source };
         let host = host_id(&config)?;
         let key = identity::host_key(&key_path(&config))?;
@@ -192,8 +197,12 @@ impl App {
         });
         let sampler = Sampler::start(Path::new("/"), Arc::clone(&clock));
         let now = clock.boottime();
-        let core = Core::new(config.settings(host, key, boot, os.clone()), now, &mut rng)
+        let mut core = Core::new(config.settings(host, key, boot, os.clone()), now, &mut rng)
             .map_err(|e| ConfigError::value("labels", e.to_string()))?;
+        if let Some(previous) = enrol::previous(&config.state_dir) {
+            core.may_go_back_to(previous, now);
+        }
+        let renewal = Renewal::new(url, config.state_dir.clone(), key_home, now);
         Ok(Self {
             transport: Transport::new(&config.controllers, now),
             heard: vec![false; config.controllers.len()],
@@ -214,6 +223,8 @@ impl App {
             planned: None,
             found: unbounded_channel(),
             reloaded: unbounded_channel(),
+            renewal,
+            fetched: unbounded_channel(),
             os,
             started: now,
             watchdog: daemon::watchdog_period(),
@@ -245,6 +256,7 @@ impl App {
                 Event::Told(told) => self.obey(told, now),
                 Event::Reload => self.read_config(),
                 Event::Reloaded(result) => self.reload(*result, now),
+                Event::Fetched(fetched) => self.fetched(fetched, now),
                 Event::Stop => break,
             }
             self.beat(now);
@@ -279,6 +291,7 @@ impl App {
             Some(found) = self.found.1.recv() => Event::Found(found),
             Some(told) = self.told.1.recv() => Event::Told(told),
             Some(result) = self.reloaded.1.recv() => Event::Reloaded(Box::new(result)),
+            Some(fetched) = self.fetched.1.recv() => Event::Fetched(fetched),
             family = self.transport.readable() => Event::Datagrams(family),
             stream = asked => Event::Asked(stream),
             stream = spoken_to => Event::Speaks(stream),
@@ -356,6 +369,7 @@ impl App {
             log::info!("the interval is {} from now on", Span(self.interval));
         }
         self.transport.look_up(now, &self.found.0);
+        self.look_after_keys(now);
     }
 
     fn answer(&mut self, stream: std::io::Result<UnixStream>, now: Instant) {
@@ -417,14 +431,15 @@ impl App {
     fn read_config(&self) {
         let (overrides, reloaded) = (self.overrides.clone(), self.reloaded.0.clone());
         tokio::task::spawn_blocking(move || {
-            let result = config::read(&overrides, &identity::hostname())
-                .and_then(|config| config.check_controllers().map(|()| config));
+            let result = Joined::read(&overrides).and_then(|joined| {
+                Ok(joined.config.check_controllers().map(|()| joined.config)?)
+            });
             // An error means that the agent ends.
             drop(reloaded.send(result));
         });
     }
 
-    fn reload(&mut self, result: Result<AgentConfig, ConfigError>, now: Instant) {
+    fn reload(&mut self, result: Result<AgentConfig, AppError>, now: Instant) {
         let config = match result {
             Ok(config) => config,
             Err(e) => {

@@ -79,6 +79,9 @@ impl From<LogLevel> for log::LevelFilter {
 pub struct RawConfig {
     controllers: Option<Vec<String>>,
     key_file: Option<PathBuf>,
+    join_token_file: Option<PathBuf>,
+    enroll_url: Option<String>,
+    machine_id_file: Option<PathBuf>,
     host_id: Option<HostId>,
     name: Option<String>,
     labels: Option<BTreeMap<String, String>>,
@@ -107,7 +110,8 @@ pub struct Overrides {
     #[arg(long, global = true, value_name = "FILE", env = "HEARTWATCH_AGENT_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Controllers to beat to, as HOST or HOST:PORT, IPv6 in brackets; port 2328 if not given
+    /// Controllers to beat to, as HOST or HOST:PORT, IPv6 in brackets; port 2328 if not given. For
+    /// `enroll` one URL, https://HOST:PORT [default: those of the enrolment]
     #[arg(
         long = "controller",
         global = true,
@@ -121,7 +125,7 @@ pub struct Overrides {
     #[arg(long, global = true, value_name = "FILE", env = "HEARTWATCH_AGENT_KEY_FILE")]
     pub key_file: Option<PathBuf>,
 
-    /// This host's id, 32 hexadecimal digits [default: derived from /etc/machine-id]
+    /// This host's id, 32 hexadecimal digits [default: of its enrolment, else derived from /etc/machine-id]
     #[arg(long, global = true, value_name = "ID", env = "HEARTWATCH_AGENT_HOST_ID")]
     pub host_id: Option<HostId>,
 
@@ -184,7 +188,16 @@ pub struct AgentConfig {
     /// The file with this host's key; `None` = where [`crate::identity::key_path`] finds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// This host's id; `None` = derived from the machine id.
+    /// A join token that was left for this host, for its first start and for clones of it; `None` = systemd's
+    /// credential of the name `join-token`, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_token_file: Option<PathBuf>,
+    /// Where to bring it: `https://HOST[:PORT]`; `None` = where this host enrolled before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enroll_url: Option<String>,
+    /// Where this machine's id is, default `/etc/machine-id`.
+    pub machine_id_file: PathBuf,
+    /// This host's id; `None` = that of its enrolment, else derived from the machine id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<HostId>,
     /// This host's name, at most [`NAME_LEN_MAX`] bytes; default: the system's host name.
@@ -318,9 +331,18 @@ impl AgentConfig {
         labels.extend(o.labels.iter().flatten().cloned());
         check_labels(&labels)?;
         let controllers = o.controllers.clone().or(raw.controllers).unwrap_or_default();
+        if let Some(url) = &raw.enroll_url {
+            let parsed: Result<crate::enrol::Url, String> = url.parse();
+            parsed.map_err(|e| ConfigError::value("enroll_url", e))?;
+        }
         let config = Self {
             controllers: check_controllers(&controllers)?,
             key_file: o.key_file.clone().or(raw.key_file),
+            join_token_file: raw.join_token_file,
+            enroll_url: raw.enroll_url,
+            machine_id_file: raw
+                .machine_id_file
+                .unwrap_or_else(|| crate::identity::MACHINE_ID_PATH.into()),
             host_id: o.host_id.or(raw.host_id),
             name,
             interval,
@@ -350,10 +372,27 @@ impl AgentConfig {
             .map_err(|e| ConfigError::value("labels", e.to_string()))
     }
 
+    /// Adds what this host's enrolment says, where the config says nothing; labels that it was given win, as
+    /// they do at the controller.
+    pub fn complete(&mut self, own: &crate::enrol::Enrolment) -> Result<(), ConfigError> {
+        self.host_id = self.host_id.or(Some(own.host));
+        if self.controllers.is_empty() {
+            self.controllers = check_controllers(&own.controllers)?;
+        }
+        let before = self.labels.clone();
+        self.labels.extend(own.labels.iter().map(|(k, v)| (k.clone(), v.clone())));
+        if let Err(e) = self.check_hello() {
+            // The controller knows them anyway.
+            log::warn!("labels of the enrolment are not told by this host itself: {e}");
+            self.labels = before;
+        }
+        Ok(())
+    }
+
     /// There must be a controller before the agent can run.
     pub fn check_controllers(&self) -> Result<(), ConfigError> {
         if self.controllers.is_empty() {
-            let what = "none is given: write `controllers = [\"HOST:2328\"]` into the config file, \
+            let what = "none is given: enrol this host, write `controllers = [\"HOST:2328\"]` into the config file, \
                         or give --controller HOST:2328";
             return Err(ConfigError::value("controllers", what));
         }

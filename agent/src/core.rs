@@ -27,12 +27,13 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, HelloTooLong, Leave,
-    LeaveReason, Message, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
+    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, HelloTooLong,
+    Leave, LeaveReason, Message, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
 };
 use rand::{Rng, RngExt};
 
 use crate::schedule::Schedule;
+pub use keys::{KeyNews, PROBATION};
 use limit::Bucket;
 pub use relay::{RELAY_BURST, RELAY_LIFE, RELAYS_MAX, RELAYS_PER_SECOND};
 use relay::{Relays, may_reach};
@@ -44,6 +45,7 @@ pub use session::{
 pub use status::{ControllerStatus, CoreStatus};
 pub use types::{Announced, Outgoing, Packet, Reject, Settings, To};
 
+mod keys;
 mod limit;
 mod relay;
 mod session;
@@ -67,6 +69,7 @@ pub struct Core {
     /// Numbers that a session closed by a reload has used: a later one continues after them.
     seq_floor: u32,
     announced: Option<Announced>,
+    keys: keys::Keys,
     has_left: bool,
 }
 
@@ -97,6 +100,7 @@ impl Core {
             rejects,
             seq_floor: 0,
             announced: None,
+            keys: keys::Keys::default(),
             has_left: false,
         })
     }
@@ -171,6 +175,7 @@ impl Core {
         if self.has_left {
             return;
         }
+        self.judge_key(now);
         let fired = self.schedule.fire(now, rng);
         let late_ms = fired.map_or(0, |f| f.late_ms);
         // After `fire`, so that a hello just before a beat announces the beat after it: if that
@@ -336,9 +341,7 @@ impl Core {
                 _ => Err(Reject::WrongHost),
             };
         }
-        if !self.settings.key.verify(&datagram) {
-            return Err(Reject::WrongTag);
-        }
+        let by_present = self.opens(&datagram).ok_or(Reject::WrongTag)?;
         if self.has_left {
             return Err(Reject::Left);
         }
@@ -349,7 +352,14 @@ impl Core {
                     say_hello: flags & FLAG_SAY_HELLO != 0,
                     challenge: flags & FLAG_CHALLENGE != 0,
                 };
-                self.take_ack(controller, &ack, verdict, now, out)
+                self.take_ack(controller, &ack, verdict, now, out)?;
+                if by_present {
+                    self.keys.proved();
+                    if flags & FLAG_RENEW != 0 {
+                        self.keys.want();
+                    }
+                }
+                Ok(())
             }
             Message::Probe(probe) => self.answer(from, controller, &probe, now, out),
             Message::ProbeVia(via) => self.pass_on(from, &via, now, out),

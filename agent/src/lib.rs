@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`schedule`] (when the next beat is due), [`core`] (the whole protocol as a
 //! value), then the shells around it: [`sampler`] (load), [`identity`] (who this host is),
-//! [`config`], [`transport`] (sockets and names), [`status`] (what a person asks),
+//! [`config`], [`enrol`] (how it gets its key), [`transport`] (sockets and names), [`status`] (what a person asks),
 //! [`control`] (what a person says), [`app`] (the loop).
 //!
 //! `schedule` and `core` are values: they open nothing, read no clock and draw no ambient
@@ -12,6 +12,7 @@ pub mod app;
 pub mod config;
 pub mod control;
 pub mod core;
+pub mod enrol;
 pub mod identity;
 pub mod resist;
 pub mod sampler;

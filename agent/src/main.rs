@@ -1,10 +1,11 @@
 //! `heartwatch-agent`: flags → settings → run → exit code.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use heartwatch_agent::app::{self, AppError, chain};
+use heartwatch_agent::app::{self, AppError, Joined, chain};
 use heartwatch_agent::config::{self, AgentConfig, Overrides};
 use heartwatch_agent::control::{self, Request};
 use heartwatch_agent::{identity, status};
@@ -14,15 +15,18 @@ use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 use heartwatch_common::time::SystemClock;
 use heartwatch_common::wire::LeaveReason;
 
+mod enroll;
+
 /// Tells the Heartwatch controllers that this host lives, and how busy it is.
 #[derive(Parser)]
 #[command(
     name = "heartwatch-agent",
     version,
-    after_help = "Setting a host up: name the controllers in /etc/heartwatch/agent.toml; put the line \
-                  that `heartwatchctl key ID` prints into /var/lib/heartwatch-agent/key, which only \
-                  the agent's user may read (`id` prints the ID); then `systemctl start \
-                  heartwatch-agent`.\n\n\
+    after_help = "Setting a host up: `heartwatch-agent enroll --controller https://CONTROLLER:2328 \
+                  --token-file FILE`. Or by hand: name the controllers in \
+                  /etc/heartwatch/agent.toml; put the line that `heartwatchctl key ID` prints into \
+                  /var/lib/heartwatch-agent/key, which only the agent's user may read (`id` prints \
+                  the ID); then `systemctl start heartwatch-agent`.\n\n\
                   Exit codes: 0 stopped as asked, 64 wrong usage, 78 unusable configuration, 1 all \
                   else."
 )]
@@ -41,6 +45,23 @@ enum Command {
     /// $HEARTWATCH_LEAVE_REASON: shutdown, restart, reboot or upgrade; shutdown if not set), SIGHUP
     /// reads the config file anew.
     Run,
+    /// Get this host's key from a controller by a join token, and start the agent
+    ///
+    /// Needs `--controller https://HOST:2328`. The token says which certificate the controller has; or give
+    /// --ca. Run it again if it fails: a repetition takes no second use of the token. On a host that has a
+    /// key already it enrols it anew, as the same host.
+    Enroll {
+        /// File with the join token, mode 600; `-` reads the standard input [default: join_token_file,
+        /// else systemd's credential `join-token`]
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// Certificate of the authority that signed the controller's, PEM [default: the token's pin]
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+        /// Leave the agent as it is, do not (re)start it
+        #[arg(long)]
+        no_start: bool,
+    },
     /// Show what the running agent knows: acks, round trips, losses, load
     Status {
         /// Print JSON
@@ -130,14 +151,15 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 fn check_config(overrides: &Overrides) -> anyhow::Result<()> {
-    let config = config::read(overrides, &identity::hostname()).map_err(AppError::from)?;
+    let joined = Joined::read(overrides)?;
+    let config = &joined.config;
     config.check_controllers().map_err(AppError::from)?;
     print(&config.to_toml().map_err(AppError::from)?)?;
     // Not errors: a package checks its configuration before the host is enrolled.
-    if let Err(e) = app::host_id(&config) {
+    if let Err(e) = app::host_id(config) {
         eprintln!("warning: {}", chain(&e));
     }
-    if let Err(e) = identity::host_key(&app::key_path(&config)) {
+    if let Err(e) = identity::host_key(&joined.key_path()) {
         eprintln!("warning: {}", chain(&e));
     }
     Ok(())
@@ -147,6 +169,9 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let read = || config::read(&cli.overrides, &identity::hostname()).map_err(AppError::from);
     match cli.command {
         Command::Run => app::run(cli.overrides, Arc::new(SystemClock))?,
+        Command::Enroll { token_file, ca, no_start } => {
+            enroll::enroll(cli.overrides, token_file, ca, no_start)?;
+        }
         Command::Status { json } => {
             let text = status::ask(&read()?.runtime_dir)?;
             let shown = status::parse(&text)?;
@@ -169,7 +194,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         }
         Command::CheckConfig => check_config(&cli.overrides)?,
         Command::Id => {
-            let id = app::host_id(&read()?).map_err(AppError::from)?;
+            let id = app::host_id(&Joined::read(&cli.overrides)?.config).map_err(AppError::from)?;
             print(&format!("{id}\n"))?;
         }
         Command::Configured => app::configured(&cli.overrides)?,

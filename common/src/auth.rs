@@ -88,6 +88,31 @@ impl HostKey {
         tag
     }
 
+    /// A MAC for one purpose that is no datagram; see [`crate::enrol`]. `context` begins with a letter.
+    pub(crate) fn mac(&self, context: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+        let own = Zeroizing::new(*blake3::keyed_hash(&self.bytes, context).as_bytes());
+        let mut hasher = blake3::Hasher::new_keyed(&own);
+        for part in parts {
+            hasher.update(part);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Its bytes under a stream of as many.
+    pub(crate) fn xored(&self, stream: &[u8; 32]) -> [u8; 32] {
+        std::array::from_fn(|i| self.bytes[i] ^ stream[i])
+    }
+
+    /// The key whose [`xored`](Self::xored) bytes these are.
+    pub(crate) fn sealed(
+        key_id: KeyId,
+        generation: Generation,
+        sealed: &[u8; 32],
+        stream: &[u8; 32],
+    ) -> Self {
+        Self { key_id, generation, bytes: std::array::from_fn(|i| sealed[i] ^ stream[i]) }
+    }
+
     /// The text form, for provisioning: secret.
     pub fn to_text(&self) -> Zeroizing<String> {
         let digits = Zeroizing::new(hex::encode(self.bytes));
@@ -135,6 +160,11 @@ impl FleetSecret {
         Self { key_id, bytes }
     }
 
+    /// Its number.
+    pub fn key_id(&self) -> KeyId {
+        self.key_id
+    }
+
     /// Derives one host's key.
     pub fn host_key(&self, host: HostId, generation: Generation) -> HostKey {
         let mut input = [0; 40];
@@ -175,40 +205,117 @@ impl FromStr for FleetSecret {
     }
 }
 
-/// All fleet secrets that are still good; the first is the one for new keys.
+/// All fleet secrets; the first is the one for new keys.
+///
+/// A secret is *live* (its keys beat) or *renew-only*: its keys prove nothing but that a host may have its
+/// next one, so that a host that was off for a year is not locked out.
 #[derive(Clone, Debug)]
-pub struct Keyring(Vec<FleetSecret>);
+pub struct Keyring {
+    live: Vec<FleetSecret>,
+    renew_only: Vec<FleetSecret>,
+}
+
+/// What stands behind a secret whose keys may renew but not beat.
+const RENEW_ONLY: &str = "renew-only";
 
 impl Keyring {
-    /// A ring of at least one secret with distinct key ids.
+    /// A ring of at least one secret with distinct key ids, all live.
     pub fn new(secrets: Vec<FleetSecret>) -> Result<Self, KeyTextError> {
-        let mut ids: Vec<KeyId> = secrets.iter().map(|s| s.key_id).collect();
+        Self::with(secrets, Vec::new())
+    }
+
+    fn with(live: Vec<FleetSecret>, renew_only: Vec<FleetSecret>) -> Result<Self, KeyTextError> {
+        let mut ids: Vec<KeyId> = live.iter().chain(&renew_only).map(|s| s.key_id).collect();
+        let len = ids.len();
         ids.sort_unstable();
         ids.dedup();
-        if ids.is_empty() || ids.len() != secrets.len() {
+        if live.is_empty() || ids.len() != len {
             return Err(KeyTextError::Keyring);
         }
-        Ok(Self(secrets))
+        Ok(Self { live, renew_only })
     }
 
     /// The secret from which new keys are derived.
     pub fn current(&self) -> &FleetSecret {
-        &self.0[0]
+        &self.live[0]
     }
 
-    /// The key of a host under the secret with that id, if there is one.
+    /// The key of a host under the live secret with that id, if there is one.
     pub fn host_key(&self, key_id: KeyId, host: HostId, generation: Generation) -> Option<HostKey> {
-        self.0.iter().find(|s| s.key_id == key_id).map(|s| s.host_key(host, generation))
+        self.live.iter().find(|s| s.key_id == key_id).map(|s| s.host_key(host, generation))
+    }
+
+    /// The same under any secret: good for a renewal, not for a beat.
+    pub fn renewable_key(
+        &self,
+        key_id: KeyId,
+        host: HostId,
+        generation: Generation,
+    ) -> Option<HostKey> {
+        let mut all = self.live.iter().chain(&self.renew_only);
+        all.find(|s| s.key_id == key_id).map(|s| s.host_key(host, generation))
+    }
+
+    /// All key ids, live ones first, the current one first of all; and whether they are live.
+    pub fn key_ids(&self) -> impl Iterator<Item = (KeyId, bool)> {
+        let live = self.live.iter().map(|s| (s.key_id, true));
+        live.chain(self.renew_only.iter().map(|s| (s.key_id, false)))
+    }
+
+    /// The ring with a new current secret, under the lowest key id that is free; the one that was current
+    /// stays live.
+    ///
+    /// # Errors
+    /// If all 256 key ids are taken.
+    pub fn rotated(&self, bytes: [u8; 32]) -> Result<Self, KeyTextError> {
+        let taken = |id: &u8| self.key_ids().any(|(known, _)| known == KeyId(*id));
+        let free = (1..=255).chain([0]).find(|id| !taken(id)).ok_or(KeyTextError::Keyring)?;
+        let mut live = vec![FleetSecret::new(KeyId(free), bytes)];
+        live.extend_from_slice(&self.live);
+        Self::with(live, self.renew_only.clone())
+    }
+
+    /// The ring in which that secret's keys only renew. `None`: it is the current one, or not live.
+    pub fn retired(&self, key_id: KeyId) -> Option<Self> {
+        let at = self.live.iter().position(|s| s.key_id == key_id).filter(|at| *at > 0)?;
+        let mut ring = self.clone();
+        let old = ring.live.remove(at);
+        ring.renew_only.insert(0, old);
+        Some(ring)
+    }
+
+    /// The text form, a fleet secret file: secret.
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::new());
+        for secret in &self.live {
+            text.push_str(&secret.to_text());
+            text.push('\n');
+        }
+        for secret in &self.renew_only {
+            text.push_str(&secret.to_text());
+            text.push(' ');
+            text.push_str(RENEW_ONLY);
+            text.push('\n');
+        }
+        text
     }
 }
 
 impl FromStr for Keyring {
     type Err = KeyTextError;
 
-    /// One secret a line; blank lines and lines that start with `#` are skipped.
+    /// One secret a line, with `renew-only` behind it if its keys may no longer beat; blank lines and lines
+    /// that start with `#` are skipped.
     fn from_str(text: &str) -> Result<Self, KeyTextError> {
         let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
-        Self::new(lines.map(FleetSecret::from_str).collect::<Result<_, _>>()?)
+        let (mut live, mut renew_only) = (Vec::new(), Vec::new());
+        for line in lines {
+            match line.strip_suffix(RENEW_ONLY) {
+                Some(secret) => renew_only.push(secret.parse()?),
+                None => live.push(line.parse()?),
+            }
+        }
+        Self::with(live, renew_only)
     }
 }
 
@@ -278,6 +385,30 @@ pub fn load_secret<T: FromStr<Err = KeyTextError>>(path: &Path) -> Result<T, Sec
     text.parse().map_err(|source| SecretFileError::Content { path: path.to_owned(), source })
 }
 
+/// Writes a secret file that only its owner can read, in place of what was there: a crash leaves the old
+/// one or the new one, never half of one. It belongs to `owner` (user, group), if one is given.
+pub fn replace_secret_file(
+    path: &Path,
+    text: &str,
+    owner: Option<(u32, u32)>,
+) -> std::io::Result<()> {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let staged = dir.join(name);
+    match std::fs::remove_file(&staged) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    create_secret_file(&staged, text.trim_end_matches('\n'))?;
+    if let Some((user, group)) = owner {
+        std::os::unix::fs::chown(&staged, Some(user), Some(group))?;
+    }
+    std::fs::rename(&staged, path)?;
+    // The rename itself must survive a power cut too.
+    std::fs::File::open(dir)?.sync_all()
+}
+
 /// Creates a secret file that only its owner can read; fails if it exists.
 pub fn create_secret_file(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
@@ -325,6 +456,35 @@ mod tests {
         assert_eq!(ring.current().key_id, KeyId(2));
         assert!(ring.host_key(KeyId(1), HostId([0; 16]), Generation(0)).is_some());
         assert!(ring.host_key(KeyId(9), HostId([0; 16]), Generation(0)).is_none());
+    }
+
+    #[test]
+    fn a_ring_rotates_and_retires_and_survives_its_text_form() {
+        let ring = Keyring::new(vec![secret(1)]).unwrap();
+        let ids = |ring: &Keyring| ring.key_ids().collect::<Vec<_>>();
+        assert!(ring.retired(KeyId(1)).is_none(), "the current one cannot be retired");
+        let two = ring.rotated([9; 32]).unwrap();
+        assert_eq!(ids(&two), [(KeyId(2), true), (KeyId(1), true)]);
+        let retired = two.retired(KeyId(1)).unwrap();
+        let back: Keyring = retired.to_text().parse().unwrap();
+        assert_eq!(ids(&back), [(KeyId(2), true), (KeyId(1), false)]);
+        let (host, generation) = (HostId([7; 16]), Generation(0));
+        assert!(back.host_key(KeyId(1), host, generation).is_none());
+        let old = back.renewable_key(KeyId(1), host, generation).unwrap();
+        assert_eq!(old.bytes, secret(1).host_key(host, generation).bytes);
+        assert!(format!("{} renew-only", *secret(1).to_text()).parse::<Keyring>().is_err());
+        assert_eq!(ids(&back.rotated([8; 32]).unwrap())[0], (KeyId(3), true));
+    }
+
+    #[test]
+    fn a_secret_file_is_replaced_whole_and_stays_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        for n in [1, 2] {
+            replace_secret_file(&path, &secret(n).to_text(), None).unwrap();
+            assert_eq!(load_secret::<Keyring>(&path).unwrap().current().key_id, KeyId(n));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

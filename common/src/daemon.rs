@@ -64,6 +64,15 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
+/// Has no core file written of this process: it would hold secrets. The service units say the same; this is
+/// for who runs it without them.
+pub fn keep_no_core() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(e) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        log::warn!("a crash may write a core file, with secrets in it: {e}");
+    }
+}
+
 /// Tells the service manager that the work has begun.
 pub fn ready(status: &str) {
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);

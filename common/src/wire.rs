@@ -90,7 +90,8 @@
 //! | 60 | 4 | lease, ms (0 for now) |
 //! | 64 | 16 | tag |
 //!
-//! Ack flags: bit 0 = say hello again; bit 1 = what you sent proved nothing (wrong epoch): send again.
+//! Ack flags: bit 0 = say hello again; bit 1 = what you sent proved nothing (wrong epoch): send again;
+//! bit 2 = your key is of an older fleet secret: fetch your next one ([`crate::enrol`]), with no hurry.
 //!
 //! Probe: answered at once by a probe-reply to the address it came from, never by more than its size.
 //!
@@ -174,6 +175,9 @@ pub const FLAG_ACK_WANTED: u8 = 1;
 pub const FLAG_SAY_HELLO: u8 = 1;
 /// Flag of acks: what you sent proved nothing, its epoch was not mine.
 pub const FLAG_CHALLENGE: u8 = 2;
+
+/// Flag of acks: fetch your next key.
+pub const FLAG_RENEW: u8 = 4;
 
 /// One sealed or unsealed fixed-size datagram.
 pub type Fixed = [u8; DATAGRAM_LEN];

@@ -443,6 +443,9 @@ pub trait Control: Send + Sync {
     /// Removes a host from the registry; it comes back if it says hello again.
     async fn forget(&self, host: HostId) -> Result<(), ControlError>;
 
+    /// The same for a host whose keys were revoked, which therefore does not come back; with the reason.
+    async fn revoke(&self, host: HostId, reason: String) -> Result<(), ControlError>;
+
     /// Keeps a host's margin where an operator wants it, or lets it learn again. Answers where it is kept.
     async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError>;
 

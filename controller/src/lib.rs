@@ -48,6 +48,7 @@ pub mod crash;
 pub mod ctl;
 pub mod delivery;
 pub mod detector;
+pub mod enrol;
 pub mod event;
 pub mod ingest;
 pub mod intervals;

@@ -22,8 +22,10 @@ pub enum Reject {
     Kind,
     /// Malformed fields or an impossible gap.
     Malformed,
-    /// Its tag is wrong, or its key unknown or revoked.
+    /// Its tag is wrong, or its key unknown.
     Unauthentic,
+    /// It names a generation of its host's key that is revoked.
+    Revoked,
     /// Its host is not registered and it is no hello.
     UnknownHost,
     /// Its number did not rise: a replay, a duplicate, or reordered on the way.
@@ -53,6 +55,7 @@ impl Reject {
         Self::Kind,
         Self::Malformed,
         Self::Unauthentic,
+        Self::Revoked,
         Self::UnknownHost,
         Self::NotRising,
         Self::EarlierBoot,
@@ -73,6 +76,7 @@ impl Reject {
             Self::Kind => "kind",
             Self::Malformed => "malformed",
             Self::Unauthentic => "unauthentic",
+            Self::Revoked => "revoked",
             Self::UnknownHost => "unknown_host",
             Self::NotRising => "not_rising",
             Self::EarlierBoot => "earlier_boot",

@@ -113,6 +113,7 @@ impl BeatPath {
             controller: ControllerId(1),
             epoch: EPOCH,
             keyring: Keyring::new(vec![secret.clone()])?,
+            enrolled: Arc::default(),
             assigned: Arc::new(assigned.watching(config.watch)),
             knobs: Arc::new(config.knobs),
             domains: config.domain_labels,

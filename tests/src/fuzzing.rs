@@ -1,6 +1,7 @@
 //! What bad bytes are thrown at, and what must hold whatever they are.
 //!
-//! [`datagram`], [`config`], [`expression`] and [`asked`] are called with any bytes at all, by `heartwatch-fuzz`
+//! [`datagram`], [`config`], [`expression`], [`asked`](fn@asked) and [`enrolment`](fn@enrolment) are called
+//! with any bytes at all, by `heartwatch-fuzz`
 //! (mutations of the corpus, on every machine) and by libFuzzer in `tests/fuzz` (guided by coverage). They
 //! panic if a promise is broken.
 
@@ -21,8 +22,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 mod asked;
+mod enrolment;
 
 pub use asked::asked;
+pub use enrolment::enrolment;
 
 const HOST: HostId = HostId([0x8a; 16]);
 const EPOCH: Epoch = Epoch(0xdead_beef);
@@ -269,6 +272,7 @@ mod tests {
         expression(&[]);
         asked(&[]);
         (0..=255).for_each(|b| asked(&[b]));
+        enrolment(&[]);
         (0..=255).for_each(|b| datagram(&[b]));
         (0..=255).for_each(|b| expression(&[b]));
         (0..1_300).for_each(|len| datagram(&vec![0; len]));

@@ -208,7 +208,7 @@ pub fn generate() -> Result<Value> {
             "reason": 3, "expected_s": 90 }), 99) }),
         json!({ "kind": "probe-reply", "fields": from_agent(json!({ "nonce": nonce }), 100) }),
         json!({ "kind": "ack", "fields": {
-            "host": host, "key_id": 3, "generation": 258, "flags": 3, "boot": 7, "seq": 16_909_060,
+            "host": host, "key_id": 3, "generation": 258, "flags": 7, "boot": 7, "seq": 16_909_060,
             "echoed_sent_us": 18_838_586_676_582_u64, "interval_us": 250_000,
             "epoch": 3_735_928_559_u32, "controller": controller, "cadence": 10, "lease_ms": 0 } }),
         json!({ "kind": "probe", "fields": {

@@ -196,7 +196,7 @@ async fn a_key_revoked_by_a_newer_one_stays_revoked_after_a_restart() {
         let said = host.pump(Duration::from_secs(1))?;
         ensure!(said.is_empty(), "the old key was answered: {said:?}");
         let refused =
-            api.metric("heartwatch_datagrams_rejected_total", &["reason=\"unauthentic\""]).await?;
+            api.metric("heartwatch_datagrams_rejected_total", &["reason=\"revoked\""]).await?;
         ensure!(refused >= 2.0, "expected the old key to be refused, {refused} were");
         host.rekey(world, 2);
         host.join()

@@ -3,6 +3,8 @@
 use heartwatch_common::config::ConfigError;
 use heartwatch_common::daemon;
 
+use crate::enrol::EnrolError;
+use crate::enrol::file::BadFile;
 use crate::identity::IdentityError;
 
 /// The agent cannot start.
@@ -14,10 +16,25 @@ pub enum AppError {
     /// Who this host is is not known, or cannot be kept.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// This host cannot enrol.
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    /// The enrolment file is damaged.
+    #[error(transparent)]
+    Enrolment(#[from] BadFile),
+    /// The identity that lies here is another machine's: this one is a copy of it.
+    #[error(
+        "the identity kept here (host {host}) belongs to another machine, of which this one is a copy: run \
+         `heartwatch-agent enroll`, or leave a join token (join_token_file), to get one of its own"
+    )]
+    Foreign {
+        /// Whose.
+        host: heartwatch_common::id::HostId,
+    },
     /// Nobody has told the agent yet whom it should beat to, or as whom.
     #[error(
-        "this host is not set up yet: {missing}; see heartwatch-agent(1), then run `systemctl start \
-         heartwatch-agent`"
+        "this host is not set up yet: {missing}; run `heartwatch-agent enroll`, or see heartwatch-agent(1), then \
+         `systemctl start heartwatch-agent`"
     )]
     NotSetUp {
         /// What there must be.
@@ -37,7 +54,13 @@ impl AppError {
     /// The exit code for it: 78 where only somebody who changes the configuration can help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Identity(_) | Self::NotSetUp { .. } => daemon::EXIT_CONFIG,
+            Self::Config(_)
+            | Self::Identity(_)
+            | Self::Enrolment(_)
+            | Self::Foreign { .. }
+            | Self::NotSetUp { .. } => daemon::EXIT_CONFIG,
+            Self::Enrol(e) if !e.may_pass() => daemon::EXIT_CONFIG,
+            Self::Enrol(_) => daemon::EXIT_FAILURE,
             Self::System { .. } => daemon::EXIT_FAILURE,
         }
     }

@@ -28,7 +28,10 @@ fn the_example_shows_the_defaults() {
     let defaults = parse("controllers = [\"controller.example\"]").unwrap();
     assert_eq!(example, defaults);
     // Every key is there, those without a fixed default as comments.
-    for key in ["key_file", "host_id", "name", "[labels]", "runtime_dir", "log_level"] {
+    for key in ["key_file", "join_token_file", "enroll_url", "machine_id_file", "host_id", "name"] {
+        assert!(EXAMPLE.contains(key), "{key}");
+    }
+    for key in ["[labels]", "runtime_dir", "log_level"] {
         assert!(EXAMPLE.contains(key), "{key}");
     }
     let uncommented: String =

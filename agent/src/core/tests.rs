@@ -7,6 +7,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 
+mod keys;
 mod relay;
 
 const HOST: HostId = HostId([7; 16]);

@@ -28,6 +28,7 @@
 //! | `DELETE /v1/maintenance/{window}?by=&reason=` | ▲ ends it now: who is still down is judged now |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
+//! | `/v1/enrol…`, `/v1/join-tokens…`, `/v1/identities`, `/v1/hosts/{host}/revoke`, `/v1/secrets…` | how hosts get keys: see [`enrol`] |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
 //! | `GET /v1/tokens` | ▲ tokens that were given out, without themselves |
 //! | `POST /v1/tokens` | ▲ `{"name", "scope": "operate", "ttl": "90d"}`: a new one, shown once |
@@ -61,6 +62,7 @@ use tokio::sync::{Semaphore, watch};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::control::Control;
+use crate::enrol::Enrolling;
 use crate::metrics::ShardMetrics;
 use crate::store::Store;
 use crate::tls::Tls;
@@ -72,6 +74,7 @@ mod candidates;
 mod controller;
 mod deliveries;
 mod drill;
+mod enrol;
 mod events;
 mod extract;
 mod holds;
@@ -99,6 +102,7 @@ pub use metrics::{DeliveryMetricRow, DeliveryMetricsFn};
 pub use peer::Peer;
 pub use token::{ApiToken, ApiTokenError};
 
+pub(crate) use enrol::{SecretsJson, TokensJson};
 pub(crate) use hosts::check_import;
 use problem::Problem;
 
@@ -129,6 +133,8 @@ pub struct ApiState {
     pub delivery: DeliveryMetricsFn,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
+    /// How hosts get keys.
+    pub enrol: Arc<Enrolling>,
     /// The token of the config, which may do everything.
     pub token: ApiToken,
     /// Those that were given out.
@@ -193,6 +199,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/hosts/{host}", get(hosts::one).delete(hosts::forget))
         .route("/v1/hosts/{host}/why", get(hosts::why))
         .route("/v1/hosts/{host}/freeze", put(hosts::freeze).delete(hosts::unfreeze))
+        .merge(enrol::routes())
         .route("/v1/events", get(events::list))
         .route("/v1/deliveries", get(deliveries::list))
         .route("/v1/deliveries/redrive", post(deliveries::redrive))

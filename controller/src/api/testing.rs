@@ -246,6 +246,11 @@ impl Control for TestControl {
         Ok(())
     }
 
+    async fn revoke(&self, host: HostId, _: String) -> Result<(), ControlError> {
+        lock(&self.forgotten).push(host);
+        Ok(())
+    }
+
     async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError> {
         lock(&self.frozen).push((host, what));
         Ok(match what {
@@ -659,7 +664,9 @@ impl World {
             (Arc::<TestControl>::default(), Arc::<TestStore>::default(), Arc::<View>::default());
         let clock = Arc::new(ManualClock::new(Instant(5_000_000_000), Wall(1_000_000)));
         let state_dir = tempfile::tempdir().unwrap();
+        let enrol = crate::enrol::testing::enrolling(state_dir.path(), &view, clock.clone());
         let mut state = ApiState {
+            enrol,
             control: control.clone(),
             store: store.clone(),
             view: view.clone(),

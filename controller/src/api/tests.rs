@@ -15,6 +15,7 @@ use super::types::{EventsPage, HostsPage, StatusJson, WhyJson};
 use crate::event::{EventKind, IncidentId, State};
 use crate::store::{DeliveryState, HostRow};
 
+mod enrol;
 mod refusals;
 
 struct Answer {

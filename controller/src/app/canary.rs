@@ -2,7 +2,7 @@
 //! that means stands in [`crate::canary`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use heartwatch_common::auth::{Keyring, create_secret_file};
@@ -81,7 +81,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 pub(super) struct Drills {
     pub(super) canary: Arc<Canary>,
     pub(super) config: CanaryConfig,
-    pub(super) keyring: Keyring,
+    pub(super) keyrings: Arc<RwLock<Arc<Keyring>>>,
     pub(super) epoch: Epoch,
     /// Where the controller hears beats.
     pub(super) listen: SocketAddr,
@@ -190,7 +190,8 @@ impl Drills {
 
     /// A hello and beats by turns until it is known, then beats.
     fn datagram(&self, boot: Boot, seq: u32, now: Instant, introduce: bool) -> Vec<u8> {
-        let key = self.keyring.current().host_key(CANARY, Generation(0));
+        let ring = Arc::clone(&self.keyrings.read().unwrap_or_else(PoisonError::into_inner));
+        let key = ring.current().host_key(CANARY, Generation(0));
         let header =
             Header { host: CANARY, key_id: key.key_id(), generation: key.generation(), flags: 0 };
         let stamp = Stamp { boot, seq: Seq(seq), sent: now, gap: GAP, epoch: self.epoch };

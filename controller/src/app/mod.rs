@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use heartwatch_common::auth::Keyring;
 use heartwatch_common::daemon;
+use heartwatch_common::enrol::Hex;
 use heartwatch_common::id::{ControllerId, Epoch};
 use heartwatch_common::time::Clock;
 use rand::rngs::StdRng;
@@ -40,10 +41,14 @@ use crate::detector::Settings;
 use crate::detector::host::Known;
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
+use crate::enrol::registry::Enrolled;
+use crate::enrol::{self, EnrolStore, Enrolling};
 use crate::ingest::socket::{BatchSocket, Role};
 use crate::intervals::Assigned;
 use crate::metrics::{DoubtMetrics, ShardMetrics};
-use crate::policy::driver::{self, Driver, DriverStatus, known_of, load_guard, load_windows};
+use crate::policy::driver::{
+    self, Command, Driver, DriverStatus, known_of, load_guard, load_windows,
+};
 use crate::policy::review::warnings;
 use crate::policy::{Author, Policy};
 use crate::replay::record;
@@ -197,6 +202,7 @@ impl App {
         canary::add_receiver(&mut config, &the_canary, api_addr, &mut rng)?;
         let view = Arc::new(View::default());
         let knobs = Arc::new(config.knobs.clone());
+        let enrolled = Arc::<Enrolled>::default();
         let assigned = Assigned::fixed(config.detector.interval, config.detector.ack_every);
         let assigned = Arc::new(assigned.watching(config.watch));
         let mut shards = Vec::new();
@@ -209,6 +215,7 @@ impl App {
                 controller: store.controller(),
                 epoch,
                 keyring: Keyring::clone(&keyring),
+                enrolled: Arc::clone(&enrolled),
                 assigned: Arc::clone(&assigned),
                 knobs: Arc::clone(&knobs),
                 domains: config.domain_labels.clone(),
@@ -222,6 +229,25 @@ impl App {
             shards.push(handle);
             mailboxes.push(mailbox);
         }
+        let enrolling = Arc::new(
+            Enrolling::load(enrol::Parts {
+                store: Arc::clone(&store) as Arc<dyn EnrolStore>,
+                enrolled,
+                keyring,
+                secret_file: config.fleet_secret_file.clone(),
+                view: Arc::clone(&view),
+                shards: shards.clone(),
+                controller: store.controller(),
+                port: listen[0].port(),
+                pin: {
+                    let tls = Arc::clone(&tls);
+                    Box::new(move || Some(Hex(tls.fingerprint().0)))
+                },
+                clock: Arc::clone(&clock),
+                rng: StdRng::from_rng(&mut rng),
+            })
+            .await?,
+        );
         let labels = (&config.domain_labels, &*knobs);
         let author = Author { id: store.controller(), name: config.name.clone() };
         let policy = Policy::guarded(author, config.rules.clone(), config.guard.clone());
@@ -313,7 +339,7 @@ impl App {
         let drills = canary::Drills {
             canary: Arc::clone(&the_canary),
             config: config.canary.clone(),
-            keyring: Keyring::clone(&keyring),
+            keyrings: enrolling.keyrings(),
             epoch,
             listen: listen[0],
             shards: shards.clone(),
@@ -324,6 +350,11 @@ impl App {
             clock: Arc::clone(&clock),
             rng: StdRng::seed_from_u64(rng.random()),
         };
+        for gone in enrolling.unfinished().await? {
+            let (answer, _) = tokio::sync::oneshot::channel();
+            // Room is there: the policy is at work. An error means that it has ended, which is told there.
+            drop(commands.send(Command::Revoked(gone.host, gone.reason, answer)).await);
+        }
         let intervals = pacing::Shown::default();
         let running = Running {
             name: config.name.clone(),
@@ -349,7 +380,7 @@ impl App {
         };
         let api = serve_api(
             &config,
-            (token, TokenBook::load(&*store).await?, Arc::clone(&tls)),
+            (token, TokenBook::load(&*store).await?, Arc::clone(&tls), enrolling),
             running,
             &shards,
             delivery_metrics,
@@ -643,7 +674,7 @@ fn spawn_shard(
 
 fn serve_api(
     config: &Config,
-    (token, tokens, tls): (ApiToken, TokenBook, Arc<Tls>),
+    (token, tokens, tls, enrol): (ApiToken, TokenBook, Arc<Tls>, Arc<Enrolling>),
     running: Running,
     shards: &[ShardHandle],
     delivery: Arc<DeliveryMetrics>,
@@ -657,6 +688,7 @@ fn serve_api(
         control: Arc::new(running),
         shards: shards.iter().map(|s| Arc::clone(&s.metrics)).collect(),
         delivery: Box::new(move || delivery_rows(&delivery)),
+        enrol,
         token,
         tokens: Arc::new(tokens),
         loopback_reads: config.api.loopback_reads,

@@ -280,6 +280,10 @@ impl Control for Running {
         self.ask(|answer| Command::Forget(host, answer)).await
     }
 
+    async fn revoke(&self, host: HostId, reason: String) -> Result<(), ControlError> {
+        self.ask(|answer| Command::Revoked(host, reason, answer)).await
+    }
+
     async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError> {
         let margin = match what {
             Freeze::Off => None,

@@ -188,6 +188,7 @@ const FILES: u64 = 65_536;
 fn run(config: Config, recording: Option<record::Plan>) -> u8 {
     daemon::init_log(config.log_level);
     daemon::raise_file_limit(FILES);
+    daemon::keep_no_core();
     for receiver in config.receivers.values().filter(|r| r.should_sign() && r.secret_file.is_none())
     {
         log::warn!(

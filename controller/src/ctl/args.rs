@@ -50,7 +50,7 @@ pub(super) struct Global {
 pub(super) enum Command {
     /// How the controller is: hosts by state, doubts, shards, deliveries.
     Status,
-    /// Lists hosts.
+    /// Lists hosts; `hosts revoke` ends one's keys.
     Hosts(Hosts),
     /// Shows one host.
     Host {
@@ -105,6 +105,12 @@ pub(super) enum Command {
         /// Its id or its name.
         host: String,
     },
+    /// Makes, lists and revokes join tokens, by which hosts enrol.
+    Token(super::enrol::Token),
+    /// Shows the fleet secrets and how many hosts beat under each; makes a new one, retires an old one.
+    Secrets(super::enrol::Secrets),
+    /// Makes keys and enrolment files for images, from the fleet secret on this machine.
+    Enroll(super::enrol::Enroll),
     /// Holds all actions for a time, or ends that.
     Pause(Pause),
     /// Fetches a consistent copy of the controller's store.
@@ -233,7 +239,10 @@ pub(super) struct Plan {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Hosts {
+    #[command(subcommand)]
+    pub(super) verb: Option<super::enrol::HostsVerb>,
     /// Only in this state; may be repeated.
     #[arg(long)]
     pub(super) state: Vec<State>,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use heartwatch_common::config::Span;
+use heartwatch_common::id::HostId;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +24,8 @@ use crate::control::{
     HoldReport, ImportHost, ImportReport, Redrive, RedriveReport, TestBegun, Window, WindowAdded,
     WindowId,
 };
+
+use crate::enrol::NewToken;
 
 mod error;
 mod query;
@@ -196,8 +199,17 @@ impl Client {
 
     /// A request that changes something.
     fn act(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, ClientError> {
+        self.act_with(method, path, &Vec::new())
+    }
+
+    fn act_with(
+        &self,
+        method: Method,
+        path: &[&str],
+        pairs: &Pairs,
+    ) -> Result<RequestBuilder, ClientError> {
         self.has_token()?;
-        Ok(self.request(method, path, &Vec::new()))
+        Ok(self.request(method, path, pairs))
     }
 
     fn has_token(&self) -> Result<(), ClientError> {
@@ -331,6 +343,52 @@ impl Client {
     /// `DELETE /v1/hosts/{host}/freeze`: a [`crate::api::types::FreezeJson`].
     pub async fn unfreeze(&self, host: &str) -> Result<Value, ClientError> {
         self.answer(self.act(Method::DELETE, &["v1", "hosts", host, "freeze"])?).await
+    }
+
+    /// `GET /v1/join-tokens`
+    pub async fn join_tokens(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "join-tokens"], &Vec::new()).await
+    }
+
+    /// `POST /v1/join-tokens`: the token's text is told this once.
+    pub async fn add_join_token(&self, wish: &NewToken) -> Result<Value, ClientError> {
+        self.post(&["v1", "join-tokens"], wish).await
+    }
+
+    /// `DELETE /v1/join-tokens/{name}`
+    pub async fn revoke_join_token(&self, name: &str) -> Result<(), ClientError> {
+        self.send(self.act(Method::DELETE, &["v1", "join-tokens", name])?).await.map(drop)
+    }
+
+    /// `GET /v1/identities`: a page of them, after a host.
+    pub async fn identities(&self, after: Option<HostId>) -> Result<Value, ClientError> {
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "after", after);
+        self.get(&["v1", "identities"], &pairs).await
+    }
+
+    /// `POST /v1/hosts/{host}/revoke`
+    pub async fn revoke(&self, host: &str, by: &str, reason: &str) -> Result<Value, ClientError> {
+        let body = json!({"by": by, "reason": reason});
+        self.post(&["v1", "hosts", host, "revoke"], &body).await
+    }
+
+    /// `DELETE /v1/hosts/{host}/revoke`: it may enrol again.
+    pub async fn lift_revocation(&self, host: &str) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::DELETE, &["v1", "hosts", host, "revoke"])?).await
+    }
+
+    /// `GET /v1/secrets`
+    pub async fn secrets(&self) -> Result<Value, ClientError> {
+        self.get(&["v1", "secrets"], &Vec::new()).await
+    }
+
+    /// `POST /v1/secrets/rotate`, `…/reload`, `…/{key id}/retire`
+    pub async fn change_secrets(&self, path: &[&str], force: bool) -> Result<Value, ClientError> {
+        let path: Vec<&str> = ["v1", "secrets"].iter().chain(path).copied().collect();
+        let mut pairs = Pairs::new();
+        given(&mut pairs, "force", force.then_some(true));
+        self.answer(self.act_with(Method::POST, &path, &pairs)?).await
     }
 
     /// `POST /v1/pause`: a [`crate::api::types::PauseJson`].

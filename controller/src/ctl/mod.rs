@@ -1,6 +1,6 @@
 //! `heartwatchctl`, the operator's command line, and the API client underneath it.
 //!
-//! Most commands ask the controller's API; `key`, `secret`, `restore`, `replay`, `plan` and `receivers
+//! Most commands ask the controller's API; `key`, `secret`, `enroll`, `restore`, `replay`, `plan` and `receivers
 //! preview` work on this machine's files alone. Tables are for people and may change; `--json` prints what
 //! the API says. Exit codes: 0 done, 64 usage, 78 a config or secret file cannot be used, 1 the rest ("no
 //! such host" among it).
@@ -17,6 +17,7 @@ mod args;
 mod candidates;
 pub mod client;
 mod drill;
+mod enrol;
 mod holds;
 mod import;
 mod incidents;
@@ -115,6 +116,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), CtlError> {
     match &cli.command {
+        Command::Enroll(args) => enrol::offline(&cli.global, args, out),
         Command::Key { host, generation } => local::key(&cli.global, *host, *generation, out),
         Command::Secret { command: Secret::New { key_id } } => {
             local::new_secret(&cli.global, *key_id, out)

@@ -34,6 +34,7 @@ pub(super) async fn execute(
     out: &mut dyn Write,
 ) -> Result<(), CtlError> {
     let token = match command {
+        Command::Hosts(args) if args.verb.is_some() => Some(token(&global.token_file)?),
         Command::Receivers(args) if args.needs_token() => Some(token(&global.token_file)?),
         Command::Redrive(_)
         | Command::Import { .. }
@@ -42,6 +43,8 @@ pub(super) async fn execute(
         | Command::Unfreeze { .. }
         | Command::Pause(_)
         | Command::Drill
+        | Command::Token(_)
+        | Command::Secrets(_)
         | Command::Backup { .. } => Some(token(&global.token_file)?),
         Command::Holds(holds) if holds.changes() => Some(token(&global.token_file)?),
         Command::Incidents(i) if i.changes() => Some(token(&global.token_file)?),
@@ -56,7 +59,10 @@ pub(super) async fn execute(
             let answer = run.client.status().await?;
             run.print(answer, |out, status| show::status(out, &status))
         }
-        Command::Hosts(args) => run.hosts(args).await,
+        Command::Hosts(args) => match &args.verb {
+            Some(verb) => run.hosts_verb(verb).await,
+            None => run.hosts(args).await,
+        },
         Command::Host { host } => {
             let answer = run.client.host(host).await?;
             run.print(answer, |out, host| show::host(out, &host))
@@ -74,6 +80,8 @@ pub(super) async fn execute(
         Command::Rules(args) => run.rules(args).await,
         Command::Maintenance(args) => run.maintenance(args).await,
         Command::Drill => run.drill().await,
+        Command::Token(args) => run.join_tokens(args).await,
+        Command::Secrets(args) => run.secrets(args).await,
         Command::Candidates(args) => run.candidates(args).await,
         Command::Import { file } => run.import(file).await,
         Command::Forget { host } => run.forget(host).await,
@@ -85,6 +93,7 @@ pub(super) async fn execute(
         // `ctl::execute` keeps these to itself.
         Command::Restore { .. }
         | Command::Key { .. }
+        | Command::Enroll(_)
         | Command::Secret { .. }
         | Command::Replay(_)
         | Command::Plan(_)

@@ -49,7 +49,7 @@ pub fn admit<'a>(
     let stamp = *datagram.message.stamp().ok_or(Reject::Kind)?;
     let header = &datagram.header;
     if header.generation < generation_min(header.host) {
-        return Err(Reject::Unauthentic);
+        return Err(Reject::Revoked);
     }
     let key = keyring
         .host_key(header.key_id, header.host, header.generation)
@@ -193,7 +193,7 @@ mod tests {
         assert!(admit(&sealed(1, 0), &ring(), none).is_ok());
         let reject = |bytes: &[u8], min| admit(bytes, &ring(), |_| Generation(min)).unwrap_err();
         assert_eq!(reject(&sealed(2, 0), 0), Reject::Unauthentic);
-        assert_eq!(reject(&sealed(1, 3), 4), Reject::Unauthentic);
+        assert_eq!(reject(&sealed(1, 3), 4), Reject::Revoked);
         let mut forged = sealed(1, 0);
         forged[30] ^= 1;
         assert_eq!(reject(&forged, 0), Reject::Unauthentic);

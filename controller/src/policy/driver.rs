@@ -81,6 +81,8 @@ pub enum Command {
     Import(Vec<ImportHost>, oneshot::Sender<Result<ImportReport, ControlError>>),
     /// Remove a host.
     Forget(HostId, oneshot::Sender<Result<(), ControlError>>),
+    /// Remove a host whose keys were revoked, for this reason.
+    Revoked(HostId, String, oneshot::Sender<Result<(), ControlError>>),
     /// Keep a host's margin there, or let it learn.
     Freeze(HostId, Option<Duration>, oneshot::Sender<Result<Option<Duration>, ControlError>>),
     /// Pause, or end a pause.
@@ -518,6 +520,13 @@ impl Running {
             Command::Forget(host, answer) => match self.d.view.get(host) {
                 Some(known) => {
                     self.forget(&known.row, "an operator said so");
+                    self.answer_when_written(answer, Ok(()));
+                }
+                None => drop(answer.send(Err(ControlError::UnknownHost(host)))),
+            },
+            Command::Revoked(host, reason, answer) => match self.d.view.get(host) {
+                Some(known) => {
+                    self.forget(&known.row, &format!("revoked: {reason}"));
                     self.answer_when_written(answer, Ok(()));
                 }
                 None => drop(answer.send(Err(ControlError::UnknownHost(host)))),

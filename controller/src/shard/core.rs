@@ -18,10 +18,11 @@ use heartwatch_common::auth::{HostKey, Keyring};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET,
-    Header, Hello, Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
+    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed,
+    HOST_ID_OFFSET, Header, Hello, Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
 };
 
+use crate::canary::CANARY;
 use crate::control::HostWhy;
 use crate::detector::confirm::{Bucket, NONCE_LIFE};
 use crate::detector::doubt::{DoubtReason, Waking};
@@ -29,6 +30,7 @@ use crate::detector::host::{HELLO_WANTED, KEYED, Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::detector::{Ahead, Detector, Judged, Proof, Settings};
+use crate::enrol::registry::Enrolled;
 use crate::event::State;
 use crate::ingest::admit::{Admitted, Challenge, admit, prove};
 use crate::ingest::sources::Sources;
@@ -57,6 +59,10 @@ const READ_PER_ACK: u32 = 64;
 /// a million hosts that each want one for every tenth beat would cost more in answers than in beats.
 const HOSTS_PER_BEAT_OF_CADENCE: usize = 10_000;
 const CADENCE_MAX: usize = 60;
+/// Acks per second of one shard that ask a host to fetch its next key, and at once: a rotation of a million
+/// hosts shall take hours, not the controller.
+const RENEW_RATE: u32 = 50;
+const RENEW_BURST: u32 = 50;
 /// Most labels that are taken of one host.
 const LABELS_MAX: usize = 64;
 
@@ -115,6 +121,8 @@ pub struct Identity {
     pub knobs: Arc<AllKnobs>,
     /// Which labels make a failure domain.
     pub domains: DomainLabels,
+    /// Least generations and labels that hosts were given.
+    pub enrolled: Arc<Enrolled>,
     /// Where live figures are published.
     pub live: Arc<LiveTable>,
     /// Seed for nonces and rounding; from the operating system in production.
@@ -134,6 +142,9 @@ pub struct ShardCore {
     sweep_at: Instant,
     pace: Bucket,
     acks: Bucket,
+    renewals: Bucket,
+    /// Hosts by the id of the key that they used last.
+    keyed: Box<[u32; 256]>,
     /// Datagrams read that have not paid for an ack yet.
     read: u32,
     notices: Notices,
@@ -167,6 +178,8 @@ impl ShardCore {
             sweep_at: now,
             pace: Bucket::new(CHALLENGE_RATE_MAX, CHALLENGE_RATE_MAX / 10, now),
             acks: Bucket::new(ACK_RATE, ACK_BURST, now),
+            renewals: Bucket::new(RENEW_RATE, RENEW_BURST, now),
+            keyed: Box::new([0; 256]),
             read: 0,
             notices: Notices::default(),
             metrics,
@@ -194,7 +207,8 @@ impl ShardCore {
     }
 
     /// Registers a known or expected host.
-    pub fn register(&mut self, known: Known, now: Instant) -> bool {
+    pub fn register(&mut self, mut known: Known, now: Instant) -> bool {
+        known.generation = known.generation.max(self.identity.enrolled.least(known.id));
         self.detector.register(known, now).is_some()
     }
 
@@ -208,6 +222,11 @@ impl ShardCore {
         if let Some(slot) = self.detector.slot(host) {
             self.nonces.remove(&slot);
             self.watched.forget(slot);
+            let h = self.detector.record(slot);
+            if h.is(KEYED) && h.id != CANARY {
+                let n = &mut self.keyed[usize::from(h.key_id.0)];
+                *n = n.saturating_sub(1);
+            }
         }
         self.notices.forget(host);
         self.detector.remove(host)
@@ -218,6 +237,24 @@ impl ShardCore {
         if let Some(slot) = self.detector.slot(host) {
             self.detector.freeze(slot, margin);
         }
+    }
+
+    /// From now on no key of a host below this generation is believed.
+    pub fn raise(&mut self, host: HostId, least: Generation) {
+        if let Some(slot) = self.detector.slot(host) {
+            let h = self.detector.record(slot);
+            h.generation = h.generation.max(least);
+        }
+    }
+
+    /// Takes other fleet secrets.
+    pub fn set_keyring(&mut self, keyring: Keyring) {
+        self.identity.keyring = keyring;
+    }
+
+    /// How many hosts used which key last, by key id.
+    pub fn keyed(&self) -> &[u32; 256] {
+        &self.keyed
     }
 
     /// What is known of a host right now, for people.
@@ -331,10 +368,18 @@ impl ShardCore {
             let h = self.detector.record(slot);
             let (class, hello) = (h.class, h.is(HELLO_WANTED));
             bump(&self.metrics.acks, 1);
-            let flags = if hello { FLAG_SAY_HELLO } else { 0 };
+            let renew = self.asks_to_renew(&admitted, now);
+            let flags = if hello { FLAG_SAY_HELLO } else { 0 } | renew;
             let watched = self.watched.is_watched(slot, now);
             out.push(self.ack(&admitted, (class, watched), flags, from, via));
         }
+    }
+
+    /// The flag that has a host fetch its next key, if its present one is not of the current secret; not of
+    /// too many hosts at once.
+    fn asks_to_renew(&mut self, admitted: &Admitted<'_>, now: Instant) -> u8 {
+        let is_current = admitted.key.key_id() == self.identity.keyring.current().key_id();
+        if is_current || !self.renewals.take(now) { 0 } else { FLAG_RENEW }
     }
 
     fn may_ack(&mut self, now: Instant) -> bool {
@@ -411,8 +456,19 @@ impl ShardCore {
         {
             h.round_trip = beat.round_trip;
         }
-        (h.key_id, h.key_generation) = (admitted.key.key_id(), admitted.key.generation());
-        h.flag(KEYED, true);
+        let key_id = admitted.key.key_id();
+        if !h.is(KEYED) || h.key_id != key_id {
+            // The canary is no host; its key is always made anew.
+            if h.id != CANARY {
+                if h.is(KEYED) {
+                    let n = &mut self.keyed[usize::from(h.key_id.0)];
+                    *n = n.saturating_sub(1);
+                }
+                self.keyed[usize::from(key_id.0)] += 1;
+            }
+            h.flag(KEYED, true);
+        }
+        (h.key_id, h.key_generation) = (key_id, admitted.key.generation());
         // A newer key was used: older ones are revoked from now on.
         h.generation = h.generation.max(admitted.key.generation());
         if let Via::Beats(listen) = via {
@@ -433,6 +489,9 @@ impl ShardCore {
     fn hello(&mut self, slot: u32, admitted: &Admitted<'_>, hello: &Hello<'_>, from: SocketAddr) {
         let mut hasher = std::hash::DefaultHasher::new();
         admitted.key.generation().hash(&mut hasher);
+        let enrolled = Arc::clone(&self.identity.enrolled);
+        let host = admitted.datagram.header.host;
+        enrolled.mark(host).hash(&mut hasher);
         for field in hello.fields() {
             match field {
                 Field::Name(t) => (1, t, "").hash(&mut hasher),
@@ -448,7 +507,8 @@ impl ShardCore {
         if h.facts_hash != hash {
             h.facts_hash = hash;
             let live = h.live;
-            let facts = facts(admitted, hello, from, false, live);
+            let mut facts = facts(admitted, hello, from, false, live);
+            enrolled.label(host, &mut facts.labels);
             h.domain = self.identity.domains.domain(&facts.labels);
             self.detector.set_profile(slot, self.identity.knobs.profile(&facts.labels));
             self.notices.push(Notice::Facts(Box::new(facts)));
@@ -465,6 +525,10 @@ impl ShardCore {
         now: Instant,
         out: &mut Vec<Send>,
     ) {
+        let host = admitted.datagram.header.host;
+        if admitted.key.generation() < self.identity.enrolled.least(host) {
+            return self.metrics.reject(Reject::Revoked);
+        }
         if !self.notices.takes_strangers() || !self.pace.take(now) {
             return self.metrics.reject(Reject::UnknownHost);
         }
@@ -482,12 +546,13 @@ impl ShardCore {
             return;
         };
         let live = self.identity.live.take(self.identity.shard);
-        let facts = facts(admitted, hello, from, true, live);
+        let mut facts = facts(admitted, hello, from, true, live);
+        self.identity.enrolled.label(host, &mut facts.labels);
         let known = Known {
-            id: admitted.datagram.header.host,
+            id: host,
             state: State::Pending,
             boot: Default::default(),
-            generation: Generation(0),
+            generation: self.identity.enrolled.least(host),
             address: None,
             in_state: Duration::ZERO,
             missing_reported: false,

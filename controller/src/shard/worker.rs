@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::Duration;
 
+use heartwatch_common::auth::Keyring;
 use heartwatch_common::daemon::Throttle;
-use heartwatch_common::id::HostId;
+use heartwatch_common::id::{Generation, HostId};
 use heartwatch_common::time::{Clock, Instant};
 use heartwatch_common::wire::HOST_ID_OFFSET;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -60,6 +61,12 @@ pub enum Command {
     Register(Vec<Known>),
     /// Forget this host.
     Remove(HostId),
+    /// Believe no key of a host below this generation.
+    Least(HostId, Generation),
+    /// These are the fleet secrets from now on.
+    Keyring(Arc<Keyring>),
+    /// Tell how many hosts used which key last, by key id.
+    Keys(oneshot::Sender<Box<[u32; 256]>>),
     /// Keep a host's margin there, or let it learn.
     Freeze(HostId, Option<Duration>),
     /// Tell what is known of a host.
@@ -248,6 +255,10 @@ impl Worker {
                     self.core.remove(host);
                 }
                 Command::Freeze(host, margin) => self.core.freeze(host, margin),
+                Command::Least(host, least) => self.core.raise(host, least),
+                Command::Keyring(ring) => self.core.set_keyring(Keyring::clone(&ring)),
+                // The asker may have given up; nothing is lost then.
+                Command::Keys(answer) => drop(answer.send(Box::new(*self.core.keyed()))),
                 Command::Why(host, answer) => {
                     let lag = Duration::from_micros(get(&self.metrics.lag_us));
                     // The asker may have given up; nothing is lost then.
@@ -518,6 +529,7 @@ mod tests {
             controller: ControllerId(1),
             epoch: Epoch(1),
             keyring: Keyring::new(vec![FleetSecret::new(KeyId(1), [9; 32])]).unwrap(),
+            enrolled: Arc::default(),
             assigned: Arc::new(Assigned::fixed(Duration::ZERO, 10)),
             knobs: Arc::new(config.knobs),
             domains: config.domain_labels,

@@ -24,6 +24,7 @@
 //! finished, because the controller died in it, counts as begun: the receiver may have got it.
 
 mod backup;
+mod enrol;
 mod files;
 mod journal;
 mod leaves;

@@ -22,20 +22,22 @@ struct Args {
     /// Where the mutations come from; the default is another one in every run.
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs this file alone, as a datagram, a config (.toml), a label expression (.txt) or a request (.json).
+    /// Runs this file alone, as a datagram, a config (.toml), a label expression (.txt), a request (.json) or
+    /// an enrolment (.enrol).
     #[arg(long)]
     replay: Option<PathBuf>,
 }
 
 type Target = (&'static str, fn(&[u8]));
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
     ("datagram", fuzzing::datagram),
     ("config", fuzzing::config),
     ("expression", fuzzing::expression),
     ("asked", fuzzing::asked),
+    ("enrolment", fuzzing::enrolment),
 ];
 /// How their files end.
-const ENDINGS: [&str; 4] = ["bin", "toml", "txt", "json"];
+const ENDINGS: [&str; 5] = ["bin", "toml", "txt", "json", "enrol"];
 /// Runs between two looks at the clock.
 const BURST: u32 = 64;
 
@@ -51,12 +53,18 @@ fn main() -> Result<ExitCode> {
     let seed = args.seed.unwrap_or(now().0);
     println!("fuzzing for {} s from seed {seed}", args.seconds);
     let mut rng = StdRng::seed_from_u64(seed);
-    let corpora = [corpus("datagram")?, corpus("config")?, corpus("expression")?, corpus("asked")?];
+    let corpora = [
+        corpus("datagram")?,
+        corpus("config")?,
+        corpus("expression")?,
+        corpus("asked")?,
+        corpus("enrolment")?,
+    ];
     let end = now() + Duration::from_secs(args.seconds);
-    let mut runs = [0_u64; 4];
+    let mut runs = [0_u64; 5];
     while now() < end {
         // Configs cost a hundred times as much.
-        let which = [1, 2, 2, 3, 3, 3].get(rng.random_range(0..10_usize)).copied().unwrap_or(0);
+        let which = [1, 2, 2, 3, 3, 3, 4].get(rng.random_range(0..11_usize)).copied().unwrap_or(0);
         let (name, target) = TARGETS[which];
         let corpus = &corpora[which];
         for _ in 0..BURST {
@@ -69,10 +77,10 @@ fn main() -> Result<ExitCode> {
             runs[which] += 1;
         }
     }
-    let [datagrams, configs, expressions, asked] = runs;
+    let [datagrams, configs, expressions, asked, enrolments] = runs;
     println!(
-        "{datagrams} datagrams, {configs} configs, {expressions} expressions and {asked} requests: every \
-         promise held"
+        "{datagrams} datagrams, {configs} configs, {expressions} expressions, {asked} requests and \
+         {enrolments} enrolments: every promise held"
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -190,6 +190,7 @@ impl SimController {
             controller: ControllerId(1),
             epoch: self.epoch,
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
+            enrolled: Arc::default(),
             assigned: Arc::new(Assigned::fixed(Duration::ZERO, 10)),
             knobs: Arc::new(knobs.clone()),
             domains: domains.clone(),

@@ -121,6 +121,7 @@ impl World {
             controller: ControllerId(1),
             epoch: Epoch(9),
             keyring: Keyring::new(vec![secret()]).expect("one secret makes a ring"),
+            enrolled: Arc::default(),
             assigned: Arc::clone(&assigned),
             knobs: Arc::new(config.knobs),
             domains: config.domain_labels,

@@ -83,6 +83,20 @@ pub(in crate::api) const ROUTES: &[Rule] = &[
     get("/v1/candidates"),
     get("/v1/receivers"),
     operate("POST", "/v1/receivers/{name}/test", &[]),
+    // A join token, or the proof of a key, is the pass here.
+    open("GET", "/v1/enrol/nonce"),
+    open("POST", "/v1/enrol"),
+    open("POST", "/v1/enrol/renew"),
+    get("/v1/join-tokens"),
+    admin("POST", "/v1/join-tokens", &["name", "ttl", "uses", "labels", "clones", "by"]),
+    admin("DELETE", "/v1/join-tokens/{name}", &[]),
+    get("/v1/identities"),
+    admin("POST", "/v1/hosts/{host}/revoke", &["by", "reason"]),
+    admin("DELETE", "/v1/hosts/{host}/revoke", &[]),
+    get("/v1/secrets"),
+    admin("POST", "/v1/secrets/rotate", &[]),
+    admin("POST", "/v1/secrets/reload", &[]),
+    admin("POST", "/v1/secrets/{key_id}/retire", &["force"]),
     // Who may do what is for those alone who say so.
     Rule { method: "GET", path: "/v1/tokens", need: Need::Scope(Scope::Admin), told: None },
     admin("POST", "/v1/tokens", &["name", "scope", "ttl"]),
@@ -129,11 +143,14 @@ mod tests {
 
     /// Methods and paths as the router's own text has them.
     fn in_router() -> BTreeSet<(String, String)> {
-        let text = include_str!("../mod.rs");
-        let begin = text.find("Router::new()").unwrap();
-        let end = text[begin..].find(".fallback(").unwrap();
+        let part = |text: &'static str, ends: &str| {
+            let begin = text.find("Router::new()").unwrap();
+            &text[begin..begin + text[begin..].find(ends).unwrap()]
+        };
+        let own = part(include_str!("../mod.rs"), ".fallback(");
+        let enrol = part(include_str!("../enrol.rs"), "\n}\n");
         let mut found = BTreeSet::new();
-        for route in text[begin..begin + end].split(".route(").skip(1) {
+        for route in own.split(".route(").skip(1).chain(enrol.split(".route(").skip(1)) {
             let path = route.split('"').nth(1).unwrap();
             let handlers = route.split_once('"').unwrap().1.split_once('"').unwrap().1;
             for (word, method) in [
@@ -167,8 +184,8 @@ mod tests {
     #[test]
     fn what_changes_something_needs_more_than_reading_and_is_audited() {
         for rule in ROUTES {
-            let reads =
-                rule.method == "GET" || rule.path == "/v1/rules/test" || rule.path == "/v1/canary";
+            let odd = ["/v1/rules/test", "/v1/canary", "/v1/enrol", "/v1/enrol/renew"];
+            let reads = rule.method == "GET" || odd.contains(&rule.path);
             assert_eq!(reads, rule.told.is_none(), "{} {}", rule.method, rule.path);
             let weak = matches!(rule.need, Need::Nothing | Need::Scope(Scope::Read));
             assert!(reads || !weak, "{} {}", rule.method, rule.path);

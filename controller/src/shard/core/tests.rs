@@ -52,6 +52,7 @@ impl World {
             controller: ControllerId(1),
             epoch: EPOCH,
             keyring: Keyring::new(vec![secret()]).unwrap(),
+            enrolled: Arc::default(),
             assigned: Arc::clone(&assigned),
             domains: DomainLabels::new(vec!["zone".to_owned()]),
             live: Arc::default(),

@@ -9,6 +9,7 @@
 //! | `events` | event | `cursor` rises and is never used again; `body` is what is sent, and holds `data`; `prev` is the cursor of the host's event before, whether or not that is still there |
 //! | `deliveries` | event and receiver | see below |
 //! | `placed` | delivery that says something in place of its event | see [`placed`](super::placed) |
+//! | `join_tokens`, `enrolments` | join token; host that enrolled | see [`enrol`](super::enrol) |
 //! | `attempts` | begun attempt | newest [`ATTEMPTS_LEN_MAX`](super::ATTEMPTS_LEN_MAX) of a delivery |
 //!
 //! A host's mark: the last `token` (in `tokens`: `last`) handed out or learnt of; `pruned`, the highest
@@ -31,7 +32,7 @@ use crate::store::StoreError;
 pub(super) const APPLICATION_ID: i64 = 0x4857_4442;
 
 /// What a database of each version lacks to become the next.
-const MIGRATIONS: [&[&str]; 4] = [&[V1], &[V2], &[V3], V4];
+const MIGRATIONS: [&[&str]; 5] = [&[V1], &[V2], &[V3], V4, &[super::enrol::STEP]];
 
 /// The newest version that this code knows.
 pub(super) const VERSION: usize = MIGRATIONS.len();

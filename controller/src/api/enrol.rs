@@ -1,0 +1,251 @@
+//! Routes by which hosts get keys, and by which operators let them.
+//!
+//! | Route | Who | Does |
+//! | --- | --- | --- |
+//! | `GET /v1/enrol/nonce` | anybody | a nonce for a proof |
+//! | `POST /v1/enrol` | who has a join token | a host's key |
+//! | `POST /v1/enrol/renew` | who proves a host's present key | its next key |
+//! | `GET`, `POST` ▲ `/v1/join-tokens`, `DELETE /v1/join-tokens/{name}` ▲ | who may read | join tokens; a secret is told once |
+//! | `GET /v1/identities?after=` | who may read | who came in by which, and who was revoked |
+//! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry; `DELETE` lets it enrol again |
+//! | `GET /v1/secrets`; `POST` ▲ `/v1/secrets/rotate`, `/reload`, `/{key id}/retire` | who may read | fleet secrets, never themselves |
+//!
+//! ▲: scope `admin`, and audited.
+//!
+//! The first three hand out keys and are therefore refused over plain HTTP from another machine (as is every
+//! route of the API).
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use heartwatch_common::enrol::{
+    EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NonceAnswer, RenewAnswer, RenewRequest,
+};
+use heartwatch_common::id::{HostId, KeyId};
+use serde::{Deserialize, Serialize};
+
+use super::extract::{Body, Name, Params, Trusted};
+use super::problem::Problem;
+use super::{Api, hosts};
+use crate::control::ControlError;
+use crate::enrol::decide::{Enrolment, Refusal, TokenRow};
+use crate::enrol::{EnrolError, NewToken, SecretStatus, TokenMade};
+
+/// All of these routes.
+pub(super) fn routes() -> Router<Api> {
+    let limit = || axum::extract::DefaultBodyLimit::max(MESSAGE_LEN_MAX);
+    Router::new()
+        .route("/v1/enrol/nonce", get(nonce))
+        .route("/v1/enrol", post(enrol).layer(limit()))
+        .route("/v1/enrol/renew", post(renew).layer(limit()))
+        .route("/v1/join-tokens", get(tokens).post(create))
+        .route("/v1/join-tokens/{name}", delete(revoke_token))
+        .route("/v1/identities", get(enrolments))
+        .route("/v1/hosts/{host}/revoke", post(revoke).delete(lift))
+        .route("/v1/secrets", get(secrets))
+        .route("/v1/secrets/rotate", post(rotate))
+        .route("/v1/secrets/reload", post(reload))
+        .route("/v1/secrets/{key_id}/retire", post(retire))
+}
+
+impl From<EnrolError> for Problem {
+    fn from(e: EnrolError) -> Self {
+        let detail = e.to_string();
+        let (status, slug, title) = match &e {
+            EnrolError::Refused(refusal) => {
+                let status = match refusal {
+                    Refusal::UnknownToken => StatusCode::UNAUTHORIZED,
+                    Refusal::TokenRevoked(_)
+                    | Refusal::TokenExpired(_)
+                    | Refusal::TokenUsedUp(_)
+                    | Refusal::HostRevoked(_) => StatusCode::FORBIDDEN,
+                    Refusal::Taken(_) | Refusal::Exhausted(_) => StatusCode::CONFLICT,
+                };
+                (status, refusal.slug(), "the host may not enrol")
+            }
+            EnrolError::Invalid(_) => return Self::bad_request(detail),
+            EnrolError::Unproved(_) => {
+                (StatusCode::FORBIDDEN, "unproved", "the host's key is not proved")
+            }
+            EnrolError::Conflict(_) => {
+                (StatusCode::CONFLICT, "conflict", "this does not fit how things stand")
+            }
+            EnrolError::NotFound(_) => (StatusCode::NOT_FOUND, "unknown", "there is no such thing"),
+            EnrolError::Busy | EnrolError::Secrets(_) => {
+                return Self::of_status(StatusCode::SERVICE_UNAVAILABLE, &detail);
+            }
+            EnrolError::Store(_) => {
+                let EnrolError::Store(e) = e else { unreachable!("matched just now") };
+                return e.into();
+            }
+        };
+        Self::new(status, slug, title, detail)
+    }
+}
+
+async fn nonce(State(api): State<Api>, params: Params) -> Result<Json<NonceAnswer>, Problem> {
+    params.only(&[])?;
+    Ok(Json(NonceAnswer { nonce: api.enrol.nonce() }))
+}
+
+async fn enrol(
+    State(api): State<Api>,
+    params: Params,
+    Body(ask): Body<EnrolRequest>,
+) -> Result<Json<EnrolAnswer>, Problem> {
+    params.only(&[])?;
+    let (answer, expected) = api.enrol.enrol(ask).await?;
+    // It is granted whatever becomes of this: its hello would register it too.
+    if let Err(e) = api.control.import(vec![expected]).await {
+        log::warn!("host {} enrolled, but is not shown as pending: {e}", answer.host);
+    }
+    Ok(Json(answer))
+}
+
+async fn renew(
+    State(api): State<Api>,
+    params: Params,
+    Body(ask): Body<RenewRequest>,
+) -> Result<Json<RenewAnswer>, Problem> {
+    params.only(&[])?;
+    Ok(Json(api.enrol.renew(&ask)?))
+}
+
+/// Answer of `GET /v1/join-tokens`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TokensJson {
+    /// The newest first.
+    pub(crate) tokens: Vec<TokenRow>,
+}
+
+async fn tokens(State(api): State<Api>, params: Params) -> Result<Json<TokensJson>, Problem> {
+    params.only(&[])?;
+    Ok(Json(TokensJson { tokens: api.enrol.tokens().await? }))
+}
+
+async fn create(
+    _: Trusted,
+    State(api): State<Api>,
+    params: Params,
+    Body(wish): Body<NewToken>,
+) -> Result<Json<TokenMade>, Problem> {
+    params.only(&[])?;
+    Ok(Json(api.enrol.create(wish).await?))
+}
+
+async fn revoke_token(
+    _: Trusted,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+) -> Result<StatusCode, Problem> {
+    params.only(&[])?;
+    api.enrol.revoke_token(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Answer of `GET /v1/identities`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct EnrolmentsJson {
+    /// By host.
+    pub(crate) enrolments: Vec<Enrolment>,
+}
+
+async fn enrolments(
+    State(api): State<Api>,
+    params: Params,
+) -> Result<Json<EnrolmentsJson>, Problem> {
+    let params = params.only(&["after"])?;
+    let after = params.parsed::<HostId>("after")?;
+    Ok(Json(EnrolmentsJson { enrolments: api.enrol.enrolments(after).await? }))
+}
+
+/// Body of `POST /v1/hosts/{host}/revoke`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RevokeBody {
+    /// Who says so.
+    #[serde(default)]
+    pub(crate) by: String,
+    /// Why; others will ask.
+    pub(crate) reason: String,
+}
+
+async fn revoke(
+    _: Trusted,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+    Body(body): Body<RevokeBody>,
+) -> Result<Json<Enrolment>, Problem> {
+    params.only(&[])?;
+    if body.reason.trim().is_empty() {
+        return Err(Problem::bad_request("`reason` must say why: others will ask"));
+    }
+    // A host that is not registered can be revoked too, by its id: its key may be in wrong hands.
+    let host = hosts::find_id(&api, &name)?;
+    let by = if body.by.is_empty() { "an operator" } else { &body.by };
+    let gone = api.enrol.revoke(host, &format!("{} ({by})", body.reason)).await?;
+    match api.control.revoke(host, gone.reason.clone()).await {
+        Ok(()) | Err(ControlError::UnknownHost(_)) => {}
+        Err(e) => return Err(e.into()),
+    }
+    Ok(Json(gone))
+}
+
+async fn lift(
+    _: Trusted,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+) -> Result<Json<Enrolment>, Problem> {
+    params.only(&[])?;
+    let host = hosts::find_id(&api, &name)?;
+    Ok(Json(api.enrol.lift(host).await?))
+}
+
+/// Answer of `GET /v1/secrets` and of what changes them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SecretsJson {
+    /// The current one first.
+    pub(crate) secrets: Vec<SecretStatus>,
+}
+
+async fn secrets(State(api): State<Api>, params: Params) -> Result<Json<SecretsJson>, Problem> {
+    params.only(&[])?;
+    Ok(Json(SecretsJson { secrets: api.enrol.secrets().await? }))
+}
+
+async fn rotate(
+    _: Trusted,
+    State(api): State<Api>,
+    params: Params,
+) -> Result<Json<SecretsJson>, Problem> {
+    params.only(&[])?;
+    Ok(Json(SecretsJson { secrets: api.enrol.rotate().await? }))
+}
+
+async fn reload(
+    _: Trusted,
+    State(api): State<Api>,
+    params: Params,
+) -> Result<Json<SecretsJson>, Problem> {
+    params.only(&[])?;
+    Ok(Json(SecretsJson { secrets: api.enrol.reload().await? }))
+}
+
+async fn retire(
+    _: Trusted,
+    State(api): State<Api>,
+    Name(key_id): Name,
+    params: Params,
+) -> Result<Json<SecretsJson>, Problem> {
+    let params = params.only(&["force"])?;
+    let key_id = key_id
+        .parse()
+        .map(KeyId)
+        .map_err(|_| Problem::bad_request("a key id is a number from 0 to 255"))?;
+    let force = params.parsed::<bool>("force")?.unwrap_or(false);
+    Ok(Json(SecretsJson { secrets: api.enrol.retire(key_id, force).await? }))
+}

@@ -1,0 +1,114 @@
+//! Routes by which hosts get keys.
+
+use heartwatch_common::auth::HostKey;
+
+use super::*;
+
+const HOST: &str = "8a4e3b1c5d6f70819203a4b5c6d7e8f9";
+
+async fn say(world: &World, path: &str, body: &Value) -> Answer {
+    let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+    send(world, request.body(Body::from(body.to_string())).unwrap()).await
+}
+
+fn ask(token: &Value) -> Value {
+    json!({
+        "token": token, "host": HOST, "attempt": "01".repeat(16), "name": "web-1",
+        "machine": "02".repeat(32), "of": "a newer version",
+    })
+}
+
+#[tokio::test]
+async fn a_token_is_made_once_shown_once_and_lets_a_host_in_without_another_word() {
+    let world = World::new();
+    let wish = json!({"name": "t", "ttl": "1h", "uses": 1, "labels": {"pool": "a"}, "by": "me"});
+    let made = act(&world, Method::POST, "/v1/join-tokens", &wish).await;
+    assert_eq!(made.status, StatusCode::OK, "{}", made.text());
+    let token = made.json()["token"].clone();
+    assert!(token.as_str().unwrap().ends_with(&"05".repeat(32)), "the certificate's SHA-256");
+    let twice = act(&world, Method::POST, "/v1/join-tokens", &wish).await;
+    assert_eq!(twice.status, StatusCode::CONFLICT);
+    let list = act(&world, Method::GET, "/v1/join-tokens", &Value::Null).await;
+    assert!(!list.text().contains(token.as_str().unwrap().get(5..37).unwrap()));
+    assert_eq!(list.json()["tokens"][0]["uses_left"], 1);
+
+    let welcome = say(&world, "/v1/enrol", &ask(&token)).await;
+    assert_eq!(welcome.status, StatusCode::OK, "{}", welcome.text());
+    let welcome = welcome.json();
+    assert!(welcome["key"].as_str().unwrap().parse::<HostKey>().is_ok());
+    assert_eq!((&welcome["host"], &welcome["labels"]), (&json!(HOST), &json!({"pool": "a"})));
+    let again = say(&world, "/v1/enrol", &ask(&token)).await.json();
+    assert_eq!(again["key"], welcome["key"]);
+
+    let path = format!("/v1/hosts/{HOST}/revoke");
+    let nameless = act(&world, Method::POST, &path, &json!({"reason": " "})).await;
+    assert_eq!(nameless.status, StatusCode::BAD_REQUEST);
+    let gone = act(&world, Method::POST, &path, &json!({"reason": "lost", "by": "me"})).await;
+    assert_eq!(gone.json()["reason"], "lost (me)");
+    let refused = say(&world, "/v1/enrol", &ask(&token)).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    assert!(refused.text().contains("host-revoked"), "{}", refused.text());
+    let lifted = act(&world, Method::DELETE, &path, &Value::Null).await;
+    assert_eq!(lifted.status, StatusCode::OK);
+    let twice = act(&world, Method::DELETE, &path, &Value::Null).await;
+    assert_eq!(twice.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_operators_may_is_refused_to_all_others_and_nonsense_to_everybody() {
+    let world = World::new();
+    for (method, path) in [
+        (Method::POST, "/v1/join-tokens"),
+        (Method::DELETE, "/v1/join-tokens/t"),
+        (Method::POST, "/v1/hosts/x/revoke"),
+        (Method::DELETE, "/v1/hosts/x/revoke"),
+        (Method::POST, "/v1/secrets/rotate"),
+        (Method::POST, "/v1/secrets/reload"),
+        (Method::POST, "/v1/secrets/1/retire"),
+    ] {
+        let request = Request::builder().method(method.clone()).uri(path);
+        let answer = send(&world, request.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
+    }
+    for (path, body) in [
+        ("/v1/enrol", json!({})),
+        ("/v1/enrol", ask(&json!("hwj1_x"))),
+        ("/v1/enrol", json!({"token": "x".repeat(20_000)})),
+        ("/v1/enrol/renew", json!({"host": HOST, "nonce": "00"})),
+    ] {
+        let answer = say(&world, path, &body).await;
+        assert!(answer.status.is_client_error(), "{path}: {}", answer.text());
+    }
+    let unknown = ask(&json!(format!("hwj1_{}", "0".repeat(32))));
+    let answer = say(&world, "/v1/enrol", &unknown).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    let wishes = [
+        json!({"ttl": "0s", "uses": 1}),
+        json!({"ttl": "400d", "uses": 1}),
+        json!({"ttl": "1h", "uses": 0}),
+        json!({"ttl": "1h", "uses": 1, "name": "a/b"}),
+        json!({"ttl": "1h", "uses": 1, "labels": {"": "x"}}),
+    ];
+    for wish in wishes {
+        let answer = act(&world, Method::POST, "/v1/join-tokens", &wish).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wish}");
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_counted_rotated_and_retired_and_never_shown() {
+    let world = World::new();
+    let rotated = act(&world, Method::POST, "/v1/secrets/rotate", &Value::Null).await;
+    let expected = json!({"secrets": [
+        {"key_id": 2, "state": "current", "hosts": 0}, {"key_id": 1, "state": "live", "hosts": 0},
+    ]});
+    assert_eq!(rotated.json(), expected);
+    let retired = act(&world, Method::POST, "/v1/secrets/1/retire", &Value::Null).await;
+    assert_eq!(retired.json()["secrets"][1]["state"], "renew-only");
+    let again = act(&world, Method::POST, "/v1/secrets/1/retire", &Value::Null).await;
+    assert_eq!(again.status, StatusCode::CONFLICT);
+    let none = act(&world, Method::POST, "/v1/secrets/9/retire", &Value::Null).await;
+    assert_eq!(none.status, StatusCode::NOT_FOUND);
+    let reloaded = act(&world, Method::POST, "/v1/secrets/reload", &Value::Null).await;
+    assert_eq!(reloaded.json(), retired.json());
+}

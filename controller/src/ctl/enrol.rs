@@ -1,0 +1,398 @@
+//! `heartwatchctl token`, `hosts revoke`, `secrets`, and `enroll --offline`.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Subcommand};
+use heartwatch_common::auth::{Keyring, create_secret_file, load_secret};
+use heartwatch_common::config::Span;
+use heartwatch_common::enrol::Hex;
+use heartwatch_common::id::{Generation, HostId};
+use heartwatch_common::time::{Clock, SystemClock};
+use rand::rngs::SysRng;
+use rand::{SeedableRng, rngs::StdRng};
+use serde_json::json;
+
+use super::args::Global;
+use super::remote::Run;
+use super::text::{Table, between, clean, shorten};
+use super::{CtlError, chain, local};
+use crate::api::{SecretsJson, TokensJson};
+use crate::control::ImportHost;
+use crate::enrol::decide::Enrolment;
+use crate::enrol::{NewToken, TokenMade};
+
+/// Most hosts that are made keys for at once.
+const OFFLINE_MAX: u32 = 100_000;
+
+#[derive(Debug, Args)]
+pub(super) struct Token {
+    #[command(subcommand)]
+    verb: TokenVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenVerb {
+    /// Makes a join token and prints it, this once.
+    Create(Create),
+    /// Lists join tokens; never themselves.
+    List,
+    /// Ends a join token. Hosts that it let in stay.
+    Revoke {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// How long it lives, at most 366d.
+    #[arg(long, default_value = "24h")]
+    ttl: Span,
+    /// How many hosts it lets in.
+    #[arg(long, default_value_t = 1)]
+    uses: u32,
+    /// Labels that they get, key=value; they win over what a host says itself.
+    #[arg(long, value_delimiter = ',', value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Gives a host whose id is taken one of its own: for machines that are clones, machine id included.
+    #[arg(long)]
+    clones: bool,
+    /// Its name [default: drawn].
+    #[arg(long)]
+    name: Option<String>,
+    /// Who says so.
+    #[arg(long, env = "USER", default_value = "an operator")]
+    by: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum HostsVerb {
+    /// Ends all keys that a host ever had: nothing of it is believed any more, and it leaves the registry.
+    ///
+    /// Nothing is failed over for it: it was taken out on purpose. It stays out until --lift, and then has to
+    /// enrol anew.
+    Revoke(Revoke),
+    /// Lists hosts that enrolled, or were revoked.
+    Enrolled,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["reason", "lift"])))]
+pub(super) struct Revoke {
+    /// Its id, or its name.
+    host: String,
+    /// Why; others will ask.
+    #[arg(long)]
+    reason: Option<String>,
+    /// Lets it enrol again.
+    #[arg(long)]
+    lift: bool,
+    /// Who says so.
+    #[arg(long, env = "USER", default_value = "an operator")]
+    by: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Secrets {
+    #[command(subcommand)]
+    verb: Option<SecretsVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretsVerb {
+    /// Lists key ids and how many hosts beat under each.
+    List,
+    /// Makes a new secret the current one; enrolled hosts fetch their keys under it by themselves.
+    Rotate,
+    /// Has the keys of an old secret renew only. Refused while hosts beat under it.
+    Retire {
+        /// Which.
+        key_id: u8,
+        /// Even so: those hosts fall silent.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Reads the secret file anew, after it was edited.
+    Reload,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("who").required(true).args(["host", "count"])))]
+pub(super) struct Enroll {
+    /// Without asking the controller: the only way that there is on this side.
+    #[arg(long, required = true)]
+    offline: bool,
+    /// For this host id; may be repeated.
+    #[arg(long)]
+    host: Vec<HostId>,
+    /// For so many hosts with ids that are drawn.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(OFFLINE_MAX)))]
+    count: Option<u32>,
+    /// Where they beat to, host or host:port; may be repeated.
+    #[arg(long = "controller", required = true)]
+    controllers: Vec<String>,
+    /// The controller's API, from which they renew their keys, such as https://controller.example:2328.
+    #[arg(long)]
+    renew_at: Option<String>,
+    /// Labels that they say, key=value.
+    #[arg(long, value_delimiter = ',', value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Raise it for a host whose older keys were revoked.
+    #[arg(long, default_value_t = 0)]
+    generation: u16,
+    /// The folder to make: one folder for each host, with `key` and `enrolment`, and hosts.json for `import`.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is no label: write KEY=VALUE")),
+    }
+}
+
+impl Run<'_> {
+    pub(super) async fn join_tokens(&mut self, args: &Token) -> Result<(), CtlError> {
+        match &args.verb {
+            TokenVerb::List => {
+                let answer = self.client.join_tokens().await?;
+                self.print(answer, |out, all: TokensJson| tokens(out, &all))
+            }
+            TokenVerb::Revoke { name } => {
+                self.client.revoke_join_token(name).await?;
+                Ok(writeln!(self.out, "{} lets nobody in any more", clean(name))?)
+            }
+            TokenVerb::Create(create) => {
+                let wish = NewToken {
+                    name: create.name.clone(),
+                    ttl: create.ttl,
+                    uses: create.uses,
+                    labels: create.labels.iter().cloned().collect(),
+                    clones: create.clones,
+                    by: create.by.clone(),
+                };
+                let answer = self.client.add_join_token(&wish).await?;
+                if self.global.json {
+                    return self.json(&answer);
+                }
+                let made: TokenMade = super::client::typed(answer)?;
+                // The token alone, so that it can go into a file; the rest is for people.
+                writeln!(self.out, "{}", *made.token)?;
+                let line = format!(
+                    "join token {}: {} hosts until {}; it is not shown again\n",
+                    clean(&made.row.name),
+                    made.row.uses,
+                    made.row.expires_ms
+                );
+                drop(io::stderr().write_all(line.as_bytes()));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn hosts_verb(&mut self, verb: &HostsVerb) -> Result<(), CtlError> {
+        match verb {
+            HostsVerb::Revoke(args) => self.revoke(args).await,
+            HostsVerb::Enrolled => self.enrolled().await,
+        }
+    }
+
+    async fn revoke(&mut self, args: &Revoke) -> Result<(), CtlError> {
+        let answer = match &args.reason {
+            Some(reason) => self.client.revoke(&args.host, &args.by, reason).await?,
+            None => self.client.lift_revocation(&args.host).await?,
+        };
+        self.print(answer, |out, e: Enrolment| match e.revoked_ms {
+            Some(_) => writeln!(
+                out,
+                "{} is revoked: keys below generation {} are dead, and it left the registry. Nothing is failed \
+                 over for it. `heartwatchctl hosts revoke {} --lift` lets it enrol again.",
+                e.host, e.least, e.host
+            ),
+            None => writeln!(
+                out,
+                "{} may enrol again; for a key by hand: heartwatchctl key {} --generation {}",
+                e.host, e.host, e.least
+            ),
+        })
+    }
+
+    async fn enrolled(&mut self) -> Result<(), CtlError> {
+        let mut all: Vec<Enrolment> = Vec::new();
+        loop {
+            let answer = self.client.identities(all.last().map(|e| e.host)).await?;
+            let page: Vec<Enrolment> = super::client::typed(answer["enrolments"].clone())?;
+            if page.is_empty() {
+                break;
+            }
+            all.extend(page);
+        }
+        if self.global.json {
+            return self.json(&json!({"enrolments": all}));
+        }
+        let mut table = Table::new(&["HOST", "TOKEN", "GENERATION", "AT", "REVOKED", "WHY"], &[]);
+        for e in &all {
+            table.row([
+                e.host.to_string(),
+                shorten(&e.token, 64),
+                e.generation.to_string(),
+                e.at_ms.to_string(),
+                e.revoked_ms.map_or(String::new(), |at| at.to_string()),
+                shorten(&e.reason, 80),
+            ]);
+        }
+        Ok(table.write(self.out)?)
+    }
+
+    pub(super) async fn secrets(&mut self, args: &Secrets) -> Result<(), CtlError> {
+        let answer = match &args.verb {
+            None | Some(SecretsVerb::List) => self.client.secrets().await?,
+            Some(SecretsVerb::Rotate) => self.client.change_secrets(&["rotate"], false).await?,
+            Some(SecretsVerb::Reload) => self.client.change_secrets(&["reload"], false).await?,
+            Some(SecretsVerb::Retire { key_id, force }) => {
+                let id = key_id.to_string();
+                self.client.change_secrets(&[&id, "retire"], *force).await?
+            }
+        };
+        self.print(answer, |out, all: SecretsJson| {
+            let mut table = Table::new(&["KEY ID", "STATE", "HOSTS"], &[2]);
+            for secret in &all.secrets {
+                table.row([
+                    secret.key_id.to_string(),
+                    secret.state.clone(),
+                    secret.hosts.to_string(),
+                ]);
+            }
+            table.write(out)
+        })
+    }
+}
+
+fn tokens(out: &mut dyn Write, all: &TokensJson) -> io::Result<()> {
+    if all.tokens.is_empty() {
+        return writeln!(out, "There is no join token: `heartwatchctl token create` makes one.");
+    }
+    let now = SystemClock.wall();
+    let mut table = Table::new(&["NAME", "LEFT", "OF", "ENDS", "LABELS", "CLONES", "BY"], &[1, 2]);
+    for token in &all.tokens {
+        let labels: Vec<String> = token.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let ends = if token.revoked_ms.is_some() {
+            "revoked".to_owned()
+        } else if token.expires_ms <= now {
+            "expired".to_owned()
+        } else {
+            format!("in {}", between(now, token.expires_ms))
+        };
+        table.row([
+            shorten(&token.name, 64),
+            token.uses_left.to_string(),
+            token.uses.to_string(),
+            ends,
+            shorten(&labels.join(","), 60),
+            if token.clones { "yes" } else { "" }.to_owned(),
+            shorten(&token.by, 40),
+        ]);
+    }
+    table.write(out)
+}
+
+/// `enroll --offline`
+pub(super) fn offline(global: &Global, args: &Enroll, out: &mut dyn Write) -> Result<(), CtlError> {
+    let file = local::config(global)?.fleet_secret_file;
+    let ring: Keyring = load_secret(&file).map_err(|e| CtlError::Config(chain(&e)))?;
+    let mut rng = StdRng::try_from_rng(&mut SysRng)
+        .map_err(|e| CtlError::Failed(format!("the system gives no randomness: {e}")))?;
+    let mut hosts = args.host.clone();
+    hosts.extend((0..args.count.unwrap_or(0)).map(|_| HostId(Hex::<16>::draw(&mut rng).0)));
+    let labels: BTreeMap<String, String> = args.labels.iter().cloned().collect();
+    let shown = args.out.display();
+    let cannot = |e: io::Error| CtlError::Failed(format!("{shown}: {e}"));
+    std::fs::create_dir(&args.out).map_err(cannot)?;
+    let mut expected = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        let known = ImportHost { id: host, name: String::new(), labels: labels.clone() };
+        crate::api::check_import(&known).map_err(|e| CtlError::Usage(format!("labels: {e}")))?;
+        let key = ring.current().host_key(host, Generation(args.generation));
+        let mut enrolment =
+            json!({"host": host, "controllers": args.controllers, "labels": labels});
+        if let Some(url) = &args.renew_at {
+            enrolment["url"] = json!(url);
+        }
+        let dir = args.out.join(host.to_string());
+        let make = || -> io::Result<()> {
+            std::fs::create_dir(&dir)?;
+            create_secret_file(&dir.join("key"), &key.to_text())?;
+            create_secret_file(&dir.join("enrolment"), &format!("{enrolment:#}"))
+        };
+        make().map_err(cannot)?;
+        expected.push(known);
+    }
+    let list = serde_json::to_string_pretty(&expected).unwrap_or_default();
+    std::fs::write(args.out.join("hosts.json"), list).map_err(cannot)?;
+    if global.json {
+        writeln!(out, "{}", json!({"hosts": expected.len(), "out": args.out}))?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{} hosts in {shown}: copy a host's `key` and `enrolment` into its",
+        expected.len()
+    )?;
+    writeln!(
+        out,
+        "/var/lib/heartwatch-agent (owner heartwatch-agent, mode 600), or hand them over as"
+    )?;
+    writeln!(out, "credentials of the same names; then `heartwatchctl import {shown}/hosts.json`")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offline_keys_are_those_that_the_controller_derives() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = "hwf1:3:0909090909090909090909090909090909090909090909090909090909090909";
+        let file = dir.path().join("fleet-secret");
+        create_secret_file(&file, secret).unwrap();
+        let config = dir.path().join("controller.toml");
+        std::fs::write(&config, format!("fleet_secret_file = {:?}\n", file.to_str().unwrap()))
+            .unwrap();
+        let out = dir.path().join("made");
+        let host = "8a4e3b1c5d6f70819203a4b5c6d7e8f9";
+        let code = super::super::run(
+            [
+                "heartwatchctl",
+                "--json",
+                "--config",
+                config.to_str().unwrap(),
+                "enroll",
+                "--offline",
+                "--host",
+                host,
+                "--controller",
+                "c.example",
+                "--labels",
+                "pool=a,rack=7",
+                "--out",
+                out.to_str().unwrap(),
+            ]
+            .map(Into::into),
+        );
+        assert_eq!(code, 0);
+        let ring: Keyring = secret.parse().unwrap();
+        let id: HostId = host.parse().unwrap();
+        let key = std::fs::read_to_string(out.join(host).join("key")).unwrap();
+        assert_eq!(key.trim(), *ring.current().host_key(id, Generation(0)).to_text());
+        let text = std::fs::read_to_string(out.join(host).join("enrolment")).unwrap();
+        let enrolment: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(enrolment["controllers"], json!(["c.example"]));
+        assert_eq!(enrolment["labels"], json!({"pool": "a", "rack": "7"}));
+        let list = super::super::import::read(&out.join("hosts.json")).unwrap();
+        assert_eq!((list[0].id, list[0].labels["rack"].as_str()), (id, "7"));
+    }
+}
