@@ -48,7 +48,7 @@ pub enum Reject {
 
 impl Reject {
     /// Every reason.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::TooShort,
         Self::TooLong,
         Self::Version,
