@@ -230,8 +230,8 @@ fn a_closed_port_that_somebody_makes_up_is_believed_of_nobody() {
     assert!(!turns.contains(&Turn::Down(crate::event::Cause::AgentLost)), "{turns:?}");
 }
 
-/// A site behind one address from which somebody floods: its hosts are heard all the time, also by a shard that
-/// is behind; and once nobody proves life from there, what comes is looked at by samples.
+/// A site behind one address from which somebody floods: its hosts are heard all the time, also by a shard
+/// that is behind; and once nobody proves life from there, what comes is looked at by samples.
 #[test]
 fn a_site_behind_one_address_is_never_throttled_for_what_somebody_floods_from_there() {
     let mut w = World::alive();
