@@ -1,9 +1,9 @@
 //! What the Heartwatch agent and controller must agree on.
 //!
 //! Read in this order: [`id`] (who), [`time`] (when), [`load`] (how busy), [`wire`] (the datagrams
-//! that carry them), [`auth`] (why to believe one), [`enrol`] (how a host gets its key), [`backoff`] (when to try again), [`config`] (how
-//! a file becomes settings), [`daemon`] (how a process lives under systemd or a shell), [`cli`] (manual
-//! pages and completions).
+//! that carry them), [`auth`] (why to believe one), [`enrol`] (how a host gets its key), [`backoff`] (when
+//! to try again), [`config`] (how a file becomes settings), [`daemon`] (how a process lives under systemd or
+//! a shell), [`cli`] (manual pages and completions).
 //!
 //! `id`, `load`, `wire` and `backoff` are values: they open nothing, read no clock and draw no ambient
 //! randomness. Only [`time::SystemClock`] reads the operating system's clocks.
