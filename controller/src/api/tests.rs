@@ -16,6 +16,7 @@ use crate::event::{EventKind, IncidentId, State};
 use crate::store::{DeliveryState, HostRow};
 
 mod refusals;
+mod tls;
 
 struct Answer {
     status: StatusCode,
