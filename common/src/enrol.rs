@@ -29,10 +29,11 @@
 //! nothing.
 //!
 //! ```text
-//! stream = BLAKE3-keyed(BLAKE3-keyed(host key, "heartwatch renew seal 1"), context of the proof's three parts)
+//! parts  = the three parts of the proof
+//! stream = BLAKE3-keyed(BLAKE3-keyed(host key, "heartwatch renew seal 1"), parts)
 //! sealed = new key XOR stream
 //! mac    = BLAKE3-keyed(BLAKE3-keyed(host key, "heartwatch renew answer 1"),
-//!                       those three parts ‖ key id (1) ‖ generation (2, BE) ‖ sealed (32) ‖ pin, if there is one (32))
+//!                       parts ‖ key id (1) ‖ generation (2, BE) ‖ sealed (32) ‖ pin (32), if there is one)
 //! ```
 
 use std::fmt;

@@ -293,13 +293,13 @@ async fn no_answer_holds_a_secret_whatever_went_wrong_with_it() {
         let signing = base64::engine::general_purpose::STANDARD.encode(mark(1).repeat(3));
         let signed = world.write_secret("webhook", &format!("whsec_{signing}"))?;
         let bearer = world.write_secret("bearer", &format!("{}bearer", mark(2)))?;
-        // Nobody listens there, and one name does not exist: errors tell of both.
+        // Nobody listens there: errors tell of it.
         let url = |host: &str| format!("http://user:{}@{host}/hook?key={}", mark(3), mark(4));
         let lines = format!("bearer_token_file = \"{}\"", bearer.display());
         let controller = world
             .controller()
             .receiver_with("closed", &url("127.0.0.1:9"), &signed, &lines)
-            .receiver_with("nowhere", &url("no-such-host.invalid"), &signed, "")
+            .receiver_with("nowhere", &url("127.0.0.2:9"), &signed, "")
             .rule("all", &["host.joined", "controller.audit"], &["closed", "nowhere"])
             .start()
             .await?;

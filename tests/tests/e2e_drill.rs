@@ -37,7 +37,8 @@ async fn a_drill_passes_and_nothing_takes_the_canary_for_a_host() {
         ensure!(hosts.len() == 1, "only the agent is a host: {hosts:#?}");
         let (events, _) = api.events("").await?;
         let kinds: Vec<&str> = events.iter().map(|e| text(e, "/type")).collect();
-        ensure!(kinds == ["host.joined", "heartwatch.test"], "seen {kinds:?}");
+        // Somebody asked for the drill.
+        ensure!(kinds == ["host.joined", "controller.audit", "heartwatch.test"], "seen {kinds:?}");
         let calls: Vec<_> = receiver.calls().iter().map(|c| c.kind().to_owned()).collect();
         ensure!(calls == ["host.joined"], "the rules' receiver was told {calls:?}");
         let (status, _) = api.get_text("/readyz").await?;

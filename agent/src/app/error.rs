@@ -33,8 +33,8 @@ pub enum AppError {
     },
     /// Nobody has told the agent yet whom it should beat to, or as whom.
     #[error(
-        "this host is not set up yet: {missing}; run `heartwatch-agent enroll`, or see heartwatch-agent(1), then \
-         `systemctl start heartwatch-agent`"
+        "this host is not set up yet: {missing}; run `heartwatch-agent enroll`, or see heartwatch-agent(1), \
+         then `systemctl start heartwatch-agent`"
     )]
     NotSetUp {
         /// What there must be.

@@ -5,12 +5,12 @@
 //! | `GET /v1/enrol/nonce` | anybody | a nonce for a proof |
 //! | `POST /v1/enrol` | who has a join token | a host's key |
 //! | `POST /v1/enrol/renew` | who proves a host's present key | its next key |
-//! | `GET`, `POST` ▲ `/v1/join-tokens`, `DELETE /v1/join-tokens/{name}` ▲ | who may read | join tokens; a secret is told once |
-//! | `GET /v1/identities?after=` | who may read | who came in by which, and who was revoked |
+//! | `GET`, `POST /v1/join-tokens`, `DELETE /v1/join-tokens/{name}` | ▲ | join tokens; a secret is told once |
+//! | `GET /v1/identities?after=` | ▲ | who came in by which, and who was revoked |
 //! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry; `DELETE` lets it enrol again |
-//! | `GET /v1/secrets`; `POST` ▲ `/v1/secrets/rotate`, `/reload`, `/{key id}/retire` | who may read | fleet secrets, never themselves |
+//! | `GET /v1/secrets`, `POST /v1/secrets/rotate`, `/reload`, `/{key id}/retire` | ▲ | fleet secrets, never themselves |
 //!
-//! ▲: scope `admin`, and audited.
+//! ▲: scope `admin`; changes are audited.
 //!
 //! The first three hand out keys and are therefore refused over plain HTTP from another machine (as is every
 //! route of the API).

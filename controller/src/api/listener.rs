@@ -52,6 +52,7 @@ pub(super) struct Bounded {
     connections: Arc<Semaphore>,
     /// `None` serves plain HTTP only.
     tls: Option<Arc<Tls>>,
+    handshake_max: Duration,
     /// Connections of which it is not known yet what they speak; as many as [`CONNECTIONS_MAX`] allows.
     greeted: JoinSet<Option<(Connection, SocketAddr)>>,
 }
@@ -59,7 +60,8 @@ pub(super) struct Bounded {
 impl Bounded {
     pub(super) fn new(inner: TcpListener, tls: Option<Arc<Tls>>) -> Self {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { inner, connections, tls, greeted: JoinSet::new() }
+        let (handshake_max, greeted) = (HANDSHAKE_MAX, JoinSet::new());
+        Self { inner, connections, tls, handshake_max, greeted }
     }
 }
 
@@ -91,7 +93,7 @@ impl Listener for Bounded {
                 }
                 (permit, (stream, peer)) = accepted => {
                     let tls = self.tls.clone();
-                    self.greeted.spawn(greet(stream, peer, tls, permit));
+                    self.greeted.spawn(greet(stream, peer, tls, self.handshake_max, permit));
                 }
             }
         }
@@ -107,6 +109,7 @@ async fn greet(
     stream: TcpStream,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
+    handshake_max: Duration,
     permit: OwnedSemaphorePermit,
 ) -> Option<(Connection, SocketAddr)> {
     let local = is_local(address, stream.local_addr().ok()?);
@@ -120,7 +123,7 @@ async fn greet(
     let stream = match tls {
         Some(tls) if first[0] == TLS_HANDSHAKE => {
             let acceptor = TlsAcceptor::from(Arc::clone(&tls.current().config));
-            let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await else {
+            let Ok(Ok(stream)) = timeout(handshake_max, acceptor.accept(stream)).await else {
                 tls.counts.handshakes_failed.fetch_add(1, Ordering::Relaxed);
                 return None;
             };
@@ -265,5 +268,32 @@ impl AsyncWrite for Connection {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{Files, make};
+    use heartwatch_common::time::Wall;
+
+    #[tokio::test]
+    async fn a_handshake_that_does_not_end_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (certificate, key) =
+            make::ensure(dir.path(), address, Wall(1_800_000_000_000)).unwrap();
+        let tls = Arc::new(Tls::open(Files { certificate, key, client_ca: None }).unwrap());
+        let mut bounded = Bounded::new(listener, Some(Arc::clone(&tls)));
+        bounded.handshake_max = Duration::from_millis(20);
+        tokio::spawn(async move { bounded.accept().await });
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&[TLS_HANDSHAKE, 3, 1]).await.unwrap();
+        let mut answer = Vec::new();
+        // The end may come as a reset: bytes of the client's were never read.
+        client.read_to_end(&mut answer).await.unwrap_or_default();
+        assert!(answer.is_empty());
+        assert_eq!(tls.counts.handshakes_failed.load(Ordering::Relaxed), 1);
     }
 }

@@ -17,6 +17,7 @@ use crate::store::{DeliveryState, HostRow};
 
 mod enrol;
 mod refusals;
+mod tls;
 
 struct Answer {
     status: StatusCode,

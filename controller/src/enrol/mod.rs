@@ -492,7 +492,9 @@ impl Enrolling {
         held(&self.rng).fill_bytes(&mut *bytes);
         self.change(|ring| {
             ring.rotated(*bytes).map_err(|_| {
-                EnrolError::Conflict("all 256 key ids are taken: retired secrets can be taken out of the file once no host needs them".to_owned())
+                let text = "all 256 key ids are taken: take retired secrets that no host needs out of \
+                            the file, then run `heartwatchctl secrets reload`";
+                EnrolError::Conflict(text.to_owned())
             })
         })
         .await?;

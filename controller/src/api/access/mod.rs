@@ -353,7 +353,9 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let Some(entry) = self.entry.take() else { return };
         let api = self.api.clone();
-        tokio::spawn(async move { write(&api, entry, BROKEN_OFF, Journaled::Queued).await });
+        // None: the controller is stopping, and nothing is journaled any more.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move { write(&api, entry, BROKEN_OFF, Journaled::Queued).await });
     }
 }
 
@@ -404,8 +406,8 @@ pub(super) fn families(f: &mut Families, api: &Api) {
 }
 
 fn tls_families(f: &mut Families, tls: &Tls, now: Wall) {
-    let help = "Days until the API's certificate ends; negative: since.";
-    f.gauge("api_certificate_days_left", help, tls.current().days_left(now));
+    let help = "Time until the API's certificate ends; negative: since. A day has 86400.";
+    f.gauge("api_certificate_left_seconds", help, tls.current().days_left(now) * 86_400.0);
     let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let c = &tls.counts;
     let by = |value: &str| vec![("outcome", value.to_owned())];

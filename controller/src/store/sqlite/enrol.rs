@@ -48,7 +48,8 @@ CREATE TABLE enrolments (
 
 const TOKEN: &str =
     "SELECT name, uses, uses_left, expires, clones, labels, created, by, revoked FROM join_tokens";
-const ENROLMENT: &str = "SELECT host, token, attempt, machine, generation, least, labels, at, revoked, reason FROM enrolments";
+const ENROLMENT: &str = "SELECT host, token, attempt, machine, generation, least, labels, at, revoked, reason \
+                         FROM enrolments";
 
 fn json(labels: &BTreeMap<String, String>) -> Result<String, StoreError> {
     serde_json::to_string(labels).map_err(|e| StoreError::Invalid(format!("labels: {e}")))
