@@ -207,7 +207,8 @@ async fn a_veto_ends_an_order_and_a_word_that_is_no_yes_does_not_pass_for_one() 
             .controller()
             .receiver_with("main", &main.url(), &file, "retry_base = \"100ms\"")
             .receiver("pager", &pager.url(), &file)
-            .rule_with("failover", &FAILOVER, &["main"], "accept_within = \"1m\"")
+            // Without any plan: a refusal is told all the same.
+            .rule("failover", &FAILOVER, &["main"])
             .rule("tell", &["incident.vetoed"], &["pager"])
             .start()
             .await?;
@@ -243,6 +244,54 @@ async fn a_veto_ends_an_order_and_a_word_that_is_no_yes_does_not_pass_for_one() 
             ensure!(tries == 3, "{tries} tries");
             Ok(())
         })
+    })
+    .await;
+}
+
+/// A receiver that was given up, and in whose place another was ordered, was ordered again by `redrive`: two
+/// acted upon one death.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_order_that_another_was_given_is_not_sent_again() {
+    story(async |world: &World| {
+        let secret = webhook_secret(6);
+        let file = world.write_secret("secret", &secret)?;
+        let (main, second) = (Receiver::start(&secret).await?, Receiver::start(&secret).await?);
+        main.plan(Plan::Always(Answer::Status(410)));
+        let controller = world
+            .controller()
+            .receiver("main", &main.url(), &file)
+            .receiver("second", &second.url(), &file)
+            .rule_with(
+                "failover",
+                &FAILOVER,
+                &["main"],
+                "escalate = [\"second\"]\nescalate_acts = true",
+            )
+            .start()
+            .await?;
+        let fleet = fleet(world, &controller, 8)?;
+        let api = controller.api()?;
+        all_alive(&api, 8).await?;
+        fleet.kill(4);
+        let host = fleet.ids()[4].to_string();
+        let first = ordered(&main, &host).await?;
+        let other = ordered(&second, &host).await?;
+        ensure!(other.token() > first.token());
+        main.wait(&host, "incident.escalated", PATIENCE).await?;
+        main.plan(Plan::Always(Answer::Status(200)));
+        let said = eventually(PATIENCE, "nothing is pending", || async {
+            let all = api.deliveries().await?;
+            let waits = all.iter().any(|d| text(d, "/state") == "pending");
+            if waits { Ok(None) } else { controller.ctl(&["redrive", "--dead"])?.ok().map(Some) }
+        })
+        .await?;
+        ensure!(said.contains("another was ordered to act in its place"), "{said}");
+        throughout(Duration::from_secs(1), || async {
+            let asked = main.calls().iter().filter(|c| ORDERS.contains(&c.kind())).count();
+            ensure!(asked == 1, "ordered {asked} times");
+            Ok(())
+        })
+        .await
     })
     .await;
 }

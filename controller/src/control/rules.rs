@@ -74,6 +74,19 @@ fn line(rule: &Rule) -> String {
     if let Some(rate) = rule.rate {
         add(format!("at most {} actions a minute", rate.per_minute));
     }
+    let plan = &rule.plan;
+    if !plan.first.is_empty() {
+        add(format!("once {} did it", plan.first.join(", then ")));
+    }
+    for (what, within) in [("accepted", plan.accept_within), ("completed", plan.complete_within)] {
+        if !within.is_zero() {
+            add(format!("to be {what} within {}", humantime::format_duration(within)));
+        }
+    }
+    if !plan.escalate.is_empty() {
+        let verb = if plan.escalate_acts { "is ordered to" } else { "is told" };
+        add(format!("else {} {verb}", plan.escalate.join(", then ")));
+    }
     if rule.always {
         add("never held by storms and pauses".to_owned());
     }

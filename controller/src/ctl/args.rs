@@ -281,7 +281,7 @@ pub(super) struct Events {
 
 #[derive(Debug, Args)]
 pub(super) struct Deliveries {
-    /// held, pending, delivered, cancelled, superseded or dead.
+    /// held, pending, delivered, cancelled, superseded, dead or vetoed.
     #[arg(long)]
     pub(super) state: Option<DeliveryState>,
     /// Only to this receiver.

@@ -1,6 +1,7 @@
 //! The beginning of `heartwatchctl why`: a host's newest outage in a few lines, one for each thing that
 //! happened, its failure domain's storm and operators' words among them, for somebody who has never seen one.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use heartwatch_common::time::Wall;
@@ -42,8 +43,10 @@ pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
             say(event.at_ms, text);
         }
         told.push(event.kind);
-        if let Some(reason) = held(event) {
+        if let Some(reason) = verdict(event, "hold") {
             say(event.at_ms, format!("Its failover was held back: {}", clean(&reason)));
+        } else if let Some(reason) = verdict(event, "suppress").filter(|_| nobody_acts(event)) {
+            say(event.at_ms, format!("Nobody was ordered to do anything: {}", clean(&reason)));
         }
     }
     for event in why.around.iter().rev() {
@@ -65,6 +68,9 @@ pub(super) fn write(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
         }
     }
     lines.sort_by_key(|(at, order, _)| (*at, *order));
+    // Two receivers, one sentence.
+    let mut said = BTreeSet::new();
+    lines.retain(|(at, _, text)| said.insert((*at, text.clone())));
     let over = why.incident.as_ref().is_none_or(|i| i.id != outage);
     writeln!(out, "\nIN SHORT: ITS {} OUTAGE", if over { "LAST" } else { "PRESENT" })?;
     if lines.len() > LINES_MAX {
@@ -153,11 +159,19 @@ fn turn(event: &EventJson) -> Option<String> {
     })
 }
 
-/// Why its failover was held back when it was ordered.
-fn held(event: &EventJson) -> Option<String> {
-    let verdicts = event.data.get("verdicts")?.as_array()?;
-    let held = verdicts.iter().find(|v| v["verdict"] == "hold")?;
-    held["reason"].as_str().map(str::to_owned)
+fn verdicts(event: &EventJson) -> &[Value] {
+    event.data.get("verdicts").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// Why its failover was held back, or not ordered, at a receiver.
+fn verdict(event: &EventJson, what: &str) -> Option<String> {
+    let found = verdicts(event).iter().find(|v| v["verdict"] == what)?;
+    found["reason"].as_str().map(str::to_owned)
+}
+
+/// Whether it is an order that was given to nobody, nor kept for anybody.
+fn nobody_acts(event: &EventJson) -> bool {
+    is_action(event.kind) && verdicts(event).iter().all(|v| v["verdict"] == "suppress")
 }
 
 /// What happened to its failure domain, or was said of it.
@@ -197,7 +211,10 @@ fn carried(d: &DeliveryJson) -> Vec<(Wall, String)> {
         DeliveryState::Held => return told,
         DeliveryState::Pending if row.attempts == 0 => return told,
         DeliveryState::Pending => {
-            format!("{receiver} has not taken its failover yet, after {tries}")
+            let last = row.last_outcome.as_ref();
+            let last =
+                last.map_or_else(String::new, |last| format!("; the last answer: {}", clean(last)));
+            format!("{receiver} has not taken its failover yet, after {tries}{last}")
         }
         DeliveryState::Delivered => {
             format!("Its failover was delivered: {receiver} took it, after {tries}")

@@ -68,14 +68,20 @@ impl Decision {
             "hold" => {
                 let (asked, unread) = match body.get("for") {
                     None => (None, None),
-                    Some(asked) => match hold_of(asked) {
-                        None => (None, Some(one_line(&asked.to_string()))),
+                    Some(given) => match hold_of(given) {
+                        None => {
+                            let given = one_line(&given.to_string());
+                            let why = "is no length of time such as \"2m\", nor seconds";
+                            (None, Some(format!("its `for`, {given}, {why}")))
+                        }
                         some => (some, None),
                     },
                 };
                 let wait = asked.unwrap_or(HOLD_DEFAULT).clamp(*HOLD.start(), *HOLD.end());
-                let unread = unread.map(|t| {
-                    format!("its `for`, {t}, is no length of time such as \"2m\", nor seconds")
+                let unread = unread.or_else(|| {
+                    let asked = asked.filter(|asked| *asked != wait)?;
+                    let asked = humantime::format_duration(asked);
+                    Some(format!("it asked for {asked}; 1s to 1h is granted"))
                 });
                 let parts = [Some(reason).filter(|r| !r.is_empty()), unread];
                 let reason = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");

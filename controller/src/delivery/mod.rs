@@ -83,25 +83,33 @@ pub struct ReceiverStatus {
     pub last_ms: Option<Wall>,
 }
 
-/// Tells somebody of which hosts an order was taken, refused or given up: what became of it stands in the
-/// store.
+/// Something happened to an order of a host: what, stands in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Of which host.
+    pub host: HostId,
+    /// It was refused or given up.
+    pub bad: bool,
+}
+
+/// Tells somebody of which hosts an order was taken, refused or given up.
 #[derive(Clone, Debug)]
 pub struct News {
-    hosts: mpsc::Sender<HostId>,
+    hosts: mpsc::Sender<Word>,
     missed: Arc<AtomicBool>,
 }
 
 impl News {
     /// A way for news, at most `len` of which wait, and who hears them. More than that are not told one by
     /// one: [`News::missed`].
-    pub fn new(len: usize) -> (Self, mpsc::Receiver<HostId>) {
+    pub fn new(len: usize) -> (Self, mpsc::Receiver<Word>) {
         let (hosts, heard) = mpsc::channel(len);
         (Self { hosts, missed: Arc::default() }, heard)
     }
 
     /// Tells of a host. Never waits.
-    pub fn tell(&self, host: HostId) {
-        if self.hosts.try_send(host).is_err() {
+    pub fn tell(&self, word: Word) {
+        if self.hosts.try_send(word).is_err() {
             self.missed.store(true, Ordering::Relaxed);
         }
     }

@@ -20,7 +20,7 @@ use super::outcome::{Outcome, OutcomeClass, clip};
 use super::resend::{self, Open};
 use super::schedule::{BreakerState, NOT_YET_WAIT, Policy, Read, Rescan, Schedule};
 use super::target::Target;
-use super::{DeliveryMetrics, News, POLL_EVERY, ReceiverStatus, SWEEP_EVERY};
+use super::{DeliveryMetrics, News, POLL_EVERY, ReceiverStatus, SWEEP_EVERY, Word};
 use crate::config::Receiver;
 use crate::crash;
 use crate::event::EventKind;
@@ -439,7 +439,11 @@ impl Worker {
                 if let (Some(news), Some(host)) = (&self.news, of_order)
                     && !matches!(verdict, FinishVerdict::Retry { .. })
                 {
-                    news.tell(host);
+                    let bad = matches!(
+                        verdict,
+                        FinishVerdict::Dead { .. } | FinishVerdict::Vetoed { .. }
+                    );
+                    news.tell(Word { host, bad });
                     crash::pass("told");
                 }
                 if let Some(receiver) = self.schedule.receiver_of(id) {

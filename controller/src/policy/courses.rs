@@ -6,9 +6,10 @@
 //!
 //! An order goes to the next step once the one before is *done*: accepted, or reported as completed if
 //! the rule sets `complete_within`. A step that fails (given up, reported as failed, late) never leads to the
-//! next; it is escalated: the next receiver of `escalate` is told of it, or, if the rule consents
+//! next; it is escalated, each step by itself: the next receiver of `escalate` is told of it, or, if the rule consents
 //! (`escalate_acts`), ordered to act in place of the one before, under a higher token. A veto is an answer:
-//! it ends the course, and is told.
+//! it ends the course, and is told, to those of `escalate` too. So is what became of a rule's orders that has
+//! no plan at all, if it is a veto or a failure.
 //!
 //! Nothing of a course is kept but how long it stands where it stands: [`look`] derives it from the journal
 //! each time. So a controller that dies between any two steps goes on with the right one, and no step
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use heartwatch_common::time::{Instant, Wall};
 
+use super::is_action;
 use crate::event::{EventId, EventKind, IncidentId};
 use crate::store::{DeliveryId, DeliveryRow, DeliveryState, EventRow, Token};
 
@@ -108,6 +110,8 @@ pub enum Step {
     },
     /// Tell this receiver of `escalate` that nobody did it.
     Tell {
+        /// At which stage nobody did it.
+        stage: Stage,
         /// Its place there.
         level: usize,
         /// Who.
@@ -126,6 +130,8 @@ pub enum Step {
     },
     /// Say that it failed, and that nobody is left.
     Fail {
+        /// At which stage.
+        stage: Stage,
         /// What happened.
         reason: String,
     },
@@ -150,9 +156,9 @@ impl Step {
     pub fn key(&self) -> (u8, String) {
         match self {
             Self::Order { stage, .. } => (0, format!("{stage:?}")),
-            Self::Tell { level, .. } => (1, level.to_string()),
+            Self::Tell { stage, level, .. } => (1, format!("{stage:?} {level}")),
             Self::Hand { level, .. } => (2, level.to_string()),
-            Self::Fail { .. } => (3, String::new()),
+            Self::Fail { stage, .. } => (3, format!("{stage:?}")),
             Self::Veto { receiver, event, .. } => (4, format!("{event} {receiver}")),
         }
     }
@@ -224,6 +230,8 @@ pub fn look(
     let mut again: Option<Instant> = None;
     let mut done = true;
     let mut failed = taken_back(route, facts, stage);
+    // What was said before this stage began was said of another.
+    let begun = rows.iter().filter_map(|row| row.token).min();
     for row in rows {
         let progress = progress(row, facts, plan);
         let ordered = progress == Progress::Ordered;
@@ -257,7 +265,7 @@ pub fn look(
         }
     }
     if let Some(why) = failed {
-        let step = escalate(route, facts, stage, why, ages, (now, wall));
+        let step = escalate(route, facts, (stage, begun), why, ages, (now, wall));
         return Look { again: step.again.or(again), ..step };
     }
     let step = done.then(|| next(route, stage)).flatten();
@@ -352,6 +360,17 @@ pub fn report_of(row: &DeliveryRow, events: &[EventRow]) -> Option<Reported> {
     })
 }
 
+/// Whether another was ordered to act in its place, by the events of the host.
+pub fn is_handed_on(row: &DeliveryRow, events: &[EventRow]) -> bool {
+    events.iter().any(|e| {
+        let instead_of = e.data.get("instead_of").and_then(|list| list.as_array());
+        is_action(e.kind)
+            && e.incident == row.incident
+            && e.token > row.token
+            && instead_of.is_some_and(|l| l.iter().any(|r| r.as_str() == Some(&row.receiver)))
+    })
+}
+
 fn vetoed(row: &DeliveryRow, reason: String, facts: Facts<'_>) -> Option<Step> {
     let said = facts.events.iter().any(|e| {
         e.kind == EventKind::IncidentVetoed
@@ -404,7 +423,7 @@ fn next(route: Route<'_>, stage: Stage) -> Option<Step> {
 fn escalate(
     route: Route<'_>,
     facts: Facts<'_>,
-    stage: Stage,
+    (stage, begun): (Stage, Option<Token>),
     why: String,
     ages: &mut Ages,
     time: (Instant, Wall),
@@ -418,14 +437,17 @@ fn escalate(
             Stage::Escalated(i) => i + 1,
             Stage::First(_) | Stage::Receivers => 0,
         };
-        let Some(receiver) = plan.escalate.get(level) else { return fail(route, facts, why) };
+        let Some(receiver) = plan.escalate.get(level) else {
+            return fail(route, facts, (stage, begun), why);
+        };
         let (stage, receivers) = (Stage::Escalated(level), vec![receiver.clone()]);
         let instead_of = before(route, stage);
         return now(Step::Order { stage, receivers, instead_of, reason: why });
     }
     for (level, receiver) in plan.escalate.iter().enumerate() {
-        let Some(row) = newest(facts, EventKind::IncidentEscalated, receiver) else {
-            return now(Step::Tell { level, receiver: receiver.clone(), reason: why });
+        let told = newest(facts, EventKind::IncidentEscalated, receiver);
+        let Some(row) = told.filter(|row| row.token > begun) else {
+            return now(Step::Tell { stage, level, receiver: receiver.clone(), reason: why });
         };
         // Who was told knows; who could not be told in time is passed over.
         match row.state {
@@ -439,11 +461,17 @@ fn escalate(
             _ => return Look::default(),
         }
     }
-    fail(route, facts, why)
+    fail(route, facts, (stage, begun), why)
 }
 
-fn fail(route: Route<'_>, facts: Facts<'_>, why: String) -> Look {
+fn fail(
+    route: Route<'_>,
+    facts: Facts<'_>,
+    (stage, begun): (Stage, Option<Token>),
+    why: String,
+) -> Look {
     let said = said(facts, EventKind::IncidentFailed)
+        .filter(|e| e.token > begun)
         .any(|e| e.data.get("rule").and_then(|r| r.as_str()) == Some(route.rule));
     let left = if route.plan.escalate.is_empty() {
         "the rule names nobody to turn to"
@@ -451,7 +479,7 @@ fn fail(route: Route<'_>, facts: Facts<'_>, why: String) -> Look {
         "nobody is left to turn to"
     };
     let reason = format!("{why}, and {left}");
-    Look { step: (!said).then_some(Step::Fail { reason }), again: None }
+    Look { step: (!said).then_some(Step::Fail { stage, reason }), again: None }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ use crate::control::{
     Redrive, RedriveReport,
 };
 use crate::crash;
-use crate::delivery::{DeliveryHandle, News};
+use crate::delivery::{DeliveryHandle, News, Word};
 use crate::detector::host::{Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
@@ -43,16 +43,14 @@ use crate::event::{EventKind, IncidentId, State};
 use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
-use crate::store::{
-    Appended, DeliveryFilter, DeliveryId, DeliveryState, HostRow, NewEvent, READ_LEN_MAX,
-    Receivers, Store, StoreError,
-};
+use crate::store::{Appended, HostRow, NewEvent, READ_LEN_MAX, Receivers, Store, StoreError};
 use crate::view::{LiveId, View};
 use windows::Scans;
 
 mod follow;
 mod holds;
 mod places;
+mod redrive;
 mod rules;
 mod windows;
 
@@ -185,7 +183,7 @@ pub struct Driver {
     /// Who waits how long, and who learns together.
     pub knobs: Arc<AllKnobs>,
     /// Tells of hosts whose orders something became of, and who hears it.
-    pub news: (News, mpsc::Receiver<HostId>),
+    pub news: (News, mpsc::Receiver<Word>),
     /// Longest maintenance that a host may announce for itself; zero: none is heeded.
     pub announced_max: Duration,
     /// What is seen of the canary goes there, and nowhere else.
@@ -276,7 +274,7 @@ impl Driver {
                     Some(notice) => running.hear(notice),
                     None => break,
                 },
-                Some(host) = running.d.news.1.recv() => running.courses.hear(host),
+                Some(word) = running.d.news.1.recv() => running.courses.hear(word),
                 () = std::future::ready(()), if running.has_courses_due() => {
                     running.look_at_courses().await;
                 }
@@ -626,57 +624,6 @@ impl Running {
         log::info!("{kind}: {reason}");
         self.work.push(Work::Event(Box::new(event)));
     }
-
-    async fn redrive(&mut self, what: Redrive) -> Result<RedriveReport, ControlError> {
-        let store = Arc::clone(&self.d.store);
-        let rows = match what {
-            Redrive::Dead { receiver } => {
-                let state = Some(DeliveryState::Dead);
-                let filter = DeliveryFilter { state, receiver, ..DeliveryFilter::default() };
-                store.deliveries(filter, READ_LEN_MAX).await?
-            }
-            Redrive::Ids(ids) => {
-                let mut rows = Vec::new();
-                for id in ids.into_iter().take(READ_LEN_MAX) {
-                    let after = id.0.checked_sub(1).map(DeliveryId);
-                    let filter = DeliveryFilter { after, ..DeliveryFilter::default() };
-                    let found = store.deliveries(filter, 1).await?;
-                    let row = found.into_iter().find(|r| r.id == id);
-                    rows.push(row.ok_or_else(|| {
-                        ControlError::Invalid(format!("there is no delivery {}", id.0))
-                    })?);
-                }
-                rows
-            }
-        };
-        let mut report = RedriveReport::default();
-        let at = self.d.clock.wall();
-        for row in rows {
-            if row.state != DeliveryState::Dead {
-                report.skipped.push(row.id);
-                continue;
-            }
-            let host = row.host.and_then(|h| self.d.view.get(h));
-            let still = match row.host {
-                None => Ok(()),
-                Some(_) => Policy::rejudge(host.as_ref().map(|h| &h.row), row.kind, row.incident),
-            };
-            match still {
-                Ok(()) => match store.redrive(row.id, at).await? {
-                    Some(due) => {
-                        self.d.delivery.redriven(due);
-                        report.redriven.push(row.id);
-                    }
-                    None => report.skipped.push(row.id),
-                },
-                Err(why) => {
-                    store.cancel(row.id, why.clone(), at).await?;
-                    report.cancelled.push((row.id, why));
-                }
-            }
-        }
-        Ok(report)
-    }
 }
 
 /// Writes one batch, however long it takes.
@@ -717,7 +664,7 @@ impl Writer {
         }
         crash::pass("woken");
         for event in events.iter().filter(|e| is_followed(e.kind) || e.kind.is_report()) {
-            event.host.into_iter().for_each(|host| self.news.tell(host));
+            event.host.into_iter().for_each(|host| self.news.tell(Word { host, bad: false }));
         }
         Ok(())
     }
@@ -797,7 +744,7 @@ impl Writer {
             }
         };
         self.delivery.wake(due.unwrap_or_default());
-        self.news.tell(host);
+        self.news.tell(Word { host, bad: false });
         Ok(())
     }
 

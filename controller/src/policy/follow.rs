@@ -27,11 +27,12 @@ pub struct Report {
 }
 
 impl Policy {
-    /// The courses that the orders of a host as it stands take, by rule.
-    pub fn routes<'a>(&'a self, row: &'a HostRow) -> impl Iterator<Item = Route<'a>> {
+    /// The courses that the orders of a host as it stands take, by rule. `all`: of rules without a plan, too,
+    /// of which nothing is to be said but that an order was refused or given up.
+    pub fn routes<'a>(&'a self, row: &'a HostRow, all: bool) -> impl Iterator<Item = Route<'a>> {
         let of = Subject { kind: order_of(Some(row)), labels: Some(&row.labels), from: None };
         rules::matching(&self.rules, of)
-            .filter(|(_, rule)| !rule.dry_run && !rule.plan.is_empty())
+            .filter(move |(_, rule)| !rule.dry_run && (all || !rule.plan.is_empty()))
             .map(|(_, rule)| Route {
                 rule: &rule.name,
                 receivers: &rule.receivers,
@@ -90,7 +91,7 @@ impl Policy {
                 }
                 event
             }
-            Step::Tell { level, receiver, reason } => {
+            Step::Tell { stage: _, level, receiver, reason } => {
                 extra.insert("level".to_owned(), json!(level));
                 let kind = EventKind::IncidentEscalated;
                 let mut event = self.beside(kind, row, reason.clone(), extra, at, rng);
@@ -110,7 +111,7 @@ impl Policy {
                 add(&mut event, rule, instead_of);
                 event
             }
-            Step::Fail { reason } => {
+            Step::Fail { stage: _, reason } => {
                 let kind = EventKind::IncidentFailed;
                 self.beside(kind, row, reason.clone(), extra, at, rng)
             }
@@ -119,7 +120,12 @@ impl Policy {
                 extra.insert("order".to_owned(), json!(event));
                 let why = if reason.is_empty() { "it does not say why" } else { reason };
                 let reason = format!("`{receiver}` vetoes the order: {why}");
-                self.beside(EventKind::IncidentVetoed, row, reason, extra, at, rng)
+                let kind = EventKind::IncidentVetoed;
+                let mut event = self.beside(kind, row, reason, extra, at, rng);
+                // Who is turned to when nobody does it hears that somebody won't.
+                let known = self.rules.iter().find(|r| r.name == rule);
+                add(&mut event, rule, known.map_or(&[], |r| &r.plan.escalate));
+                event
             }
         };
         event.incident = Some(incident);

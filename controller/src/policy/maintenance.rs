@@ -225,6 +225,16 @@ impl Maintenance {
         WindowId(self.last + 1)
     }
 
+    /// The number of the newest window ever.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Goes on counting above this: a name that was given once is never given again.
+    pub fn count_from(&mut self, last: u64) {
+        self.last = self.last.max(last);
+    }
+
     /// All of them, the coming ones too, in the order in which they were made.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Window>> {
         self.windows.values().map(|p| &p.window)

@@ -310,7 +310,7 @@ impl Policy {
             let event = self.beside(EventKind::HostDuplicate, &row, reason, Map::new(), at, rng);
             self.also.push(event);
         }
-        let Some(mut story) = story(&mut row, old_boot, transition) else {
+        let Some(mut story) = story(&mut row, old_boot, transition, at) else {
             let state = of_duplicate(row.state, row.duplicate);
             if row.state != state {
                 (row.state, row.since) = (state, at);
@@ -632,6 +632,9 @@ impl Policy {
                 State::Alive
             }
             EventKind::HostLeft => State::Left,
+            EventKind::IncidentEscalated if row.is_none_or(|row| row.incident != incident) => {
+                return Err("that outage ended".to_owned());
+            }
             _ => return Ok(()),
         };
         let ended = matches!(wanted, State::Alive | State::Left);
@@ -699,7 +702,7 @@ fn one(key: &str, value: Value) -> Map<String, Value> {
 }
 
 /// What a turn means for a host that was recorded as `row`; `None` if nothing new.
-fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
+fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<Story> {
     let recorded = row.state.heard();
     let (silence_s, overdue_s) =
         (t.evidence.silence_ms as f64 / 1e3, t.evidence.overdue_ms as f64 / 1e3);
@@ -709,7 +712,12 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition) -> Option<Story> {
                 Turn::Recovered { same_boot } => same_boot,
                 _ => old_boot == t.boot,
             };
-            alive(row, same_boot, old_boot, t.boot, silence_s)
+            // After a restart of the controller it began to listen anew: the row knows of the time before.
+            let known_s = match recorded {
+                State::Suspect | State::Down => at.0.saturating_sub(row.since.0) as f64 / 1e3,
+                _ => 0.0,
+            };
+            alive(row, same_boot, old_boot, t.boot, silence_s.max(known_s))
         }
         Turn::Suspect => (recorded == State::Alive).then(|| Story {
             kind: EventKind::HostSuspect,

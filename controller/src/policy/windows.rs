@@ -29,6 +29,11 @@ impl Policy {
         self.guard.sheltered_len()
     }
 
+    /// Windows are numbered above this, as those before a restart were.
+    pub fn count_windows_from(&mut self, last: u64) {
+        self.guard.maintenance.count_from(last);
+    }
+
     /// Adds a window, or replaces the one of its name, which is answered;
     /// [`Maintenance::has_room`] was asked before.
     /// It opens in [`Policy::windows_step`].

@@ -2,8 +2,7 @@
 
 use super::super::types::IncidentStage;
 use crate::event::EventKind;
-use crate::policy::courses::{Reported, report_of};
-use crate::policy::is_action;
+use crate::policy::courses::{Reported, is_handed_on, report_of};
 use crate::store::{DeliveryRow, DeliveryState, EventRow};
 
 /// How far they are. `rows`: the outage's orders; `events`: those of its host; both in any order.
@@ -61,17 +60,6 @@ fn of(row: &DeliveryRow, events: &[EventRow]) -> IncidentStage {
     } else {
         stage
     }
-}
-
-/// Whether another was ordered to act in its place.
-fn is_handed_on(row: &DeliveryRow, events: &[EventRow]) -> bool {
-    events.iter().any(|e| {
-        let instead_of = e.data.get("instead_of").and_then(|list| list.as_array());
-        is_action(e.kind)
-            && e.incident == row.incident
-            && e.token > row.token
-            && instead_of.is_some_and(|l| l.iter().any(|r| r.as_str() == Some(&row.receiver)))
-    })
 }
 
 #[cfg(test)]

@@ -216,7 +216,7 @@ fn a_step_comes_only_after_the_one_before_has_reported_that_it_is_done() {
 fn a_fence_that_fails_lets_nobody_act_and_people_are_told() {
     let mut w = World::new(plan(), &["main"]);
     w.set("fence", DeliveryState::Dead);
-    let Some(Step::Tell { level: 0, receiver, reason }) = w.step() else { panic!() };
+    let Some(Step::Tell { level: 0, receiver, reason, .. }) = w.step() else { panic!() };
     assert_eq!(receiver, "second");
     assert!(reason.contains("`fence` failed: given up (so it is)"), "{reason}");
     // Who was told knows.
@@ -245,8 +245,48 @@ fn who_does_not_take_it_in_time_is_replaced_once_and_told_so() {
     assert_eq!(reason, "`second` has not completed it within 10m");
     assert!(matches!(w.step(), Some(Step::Hand { level: 1, .. })));
     w.set("third", DeliveryState::Dead);
-    let Some(Step::Fail { reason }) = w.step() else { panic!() };
+    let Some(Step::Fail { reason, .. }) = w.step() else { panic!() };
     assert!(reason.ends_with("and nobody is left to turn to"), "{reason}");
+    assert_eq!(w.look(), Look::default());
+}
+
+/// People had been told that the fence was late. It came, and nobody was ever told that what came after it was
+/// late too.
+#[test]
+fn each_step_that_is_late_is_told_of_by_itself() {
+    let plan = Plan { escalate_acts: false, ..plan() };
+    let mut w = World::new(plan, &["main"]);
+    w.set("fence", DeliveryState::Delivered);
+    w.look();
+    w.pass(S(600));
+    assert!(matches!(w.step(), Some(Step::Tell { stage: Stage::First(0), level: 0, .. })));
+    w.set("second", DeliveryState::Delivered);
+    assert_eq!(w.look().step, None);
+    w.report("fence", EventKind::IncidentCompleted);
+    assert!(matches!(w.step(), Some(Step::Order { stage: Stage::Receivers, .. })));
+    w.set("main", DeliveryState::Delivered);
+    w.look();
+    w.pass(S(600));
+    let Some(Step::Tell { stage: Stage::Receivers, level: 0, reason, .. }) = w.step() else {
+        panic!()
+    };
+    assert_eq!(reason, "`main` has not completed it within 10m");
+    w.set("second", DeliveryState::Delivered);
+    assert_eq!(w.look(), Look::default());
+}
+
+/// Nobody heard of it, for the rule had no plan to follow.
+#[test]
+fn a_refusal_and_a_failure_are_told_without_any_plan() {
+    let mut w = World::new(Plan::default(), &["main"]);
+    assert_eq!(w.look(), Look::default());
+    w.set("main", DeliveryState::Dead);
+    let Some(Step::Fail { stage: Stage::Receivers, reason }) = w.step() else { panic!() };
+    assert_eq!(reason, "`main` failed: given up (so it is), and the rule names nobody to turn to");
+    assert_eq!(w.look(), Look::default());
+    let mut w = World::new(Plan::default(), &["main"]);
+    w.set("main", DeliveryState::Vetoed);
+    assert!(matches!(w.step(), Some(Step::Veto { .. })));
     assert_eq!(w.look(), Look::default());
 }
 

@@ -1,7 +1,7 @@
 //! What the shell does about the courses of orders: it looks where each stands whenever the journal may say
 //! something new of it, or its time has come, and journals the next step.
 //!
-//! Bounds: one entry a host in an outage whose orders a rule follows. A look costs two reads of the store a
+//! Bounds: one entry a host in an outage whose orders a rule follows, or of which one was refused or given up. A look costs two reads of the store a
 //! host. At most [`LOOKS_MAX`] are made between two other things.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,13 +14,15 @@ use tokio::sync::oneshot;
 use super::{Running, Work, line};
 use crate::control::{Completion, ControlError};
 use crate::crash;
+use crate::delivery::Word;
 use crate::event::{EventKind, IncidentId, State};
-use crate::policy::courses::{self, Ages, Facts, Reported, report_of};
+use crate::policy::courses::{self, Ages, Facts, Reported, is_handed_on, report_of};
 use crate::policy::follow::Report;
 use crate::policy::placement::{Depth, Wanted, find};
 use crate::policy::{is_action, order_of};
 use crate::store::{
-    DeliveryFilter, DeliveryRow, DeliveryState, EventRow, READ_LEN_MAX, Store, StoreError,
+    DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, EventRow, READ_LEN_MAX, Store,
+    StoreError,
 };
 use crate::view::Filter;
 
@@ -29,9 +31,11 @@ pub const NEWS_MAX: usize = 8_192;
 /// Looks at courses in one go.
 const LOOKS_MAX: usize = 64;
 /// Events of a host that are looked through for what was said of an incident.
-const EVENTS_MAX: usize = 256;
+pub(super) const EVENTS_MAX: usize = 256;
 /// How long a step waits that may not be made now, or for a store that can't be read.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How an order stands that was refused or given up.
+const BAD: [DeliveryState; 2] = [DeliveryState::Dead, DeliveryState::Vetoed];
 /// Hosts of one page of the registry.
 const PAGE: usize = 1_000;
 
@@ -42,6 +46,8 @@ struct Course {
     kind: EventKind,
     due: Option<Instant>,
     ages: Ages,
+    /// An order was refused or given up: rules without a plan count too.
+    bad: bool,
     /// Steps that were journaled, or are about to be.
     made: BTreeSet<(String, (u8, String))>,
 }
@@ -52,6 +58,10 @@ pub(super) struct Courses {
     timers: BTreeSet<(Instant, HostId)>,
     /// Hosts to be looked at: something may have happened.
     news: BTreeSet<HostId>,
+    /// Of these, those of which an order was refused or given up.
+    bad: BTreeSet<HostId>,
+    /// Where a search for such orders in the store stands: at this state, after this delivery.
+    bad_search: Option<(DeliveryState, Option<DeliveryId>)>,
     /// Where a search through the whole registry stands.
     search: Option<u64>,
     /// The store could not be read: nothing is looked at before this.
@@ -64,6 +74,8 @@ impl Default for Courses {
             open: BTreeMap::new(),
             timers: BTreeSet::new(),
             news: BTreeSet::new(),
+            bad: BTreeSet::new(),
+            bad_search: None,
             search: None,
             resumed_at: Instant(0),
         }
@@ -87,13 +99,17 @@ impl Courses {
     }
 
     /// A host has news.
-    pub(super) fn hear(&mut self, host: HostId) {
-        self.news.insert(host);
+    pub(super) fn hear(&mut self, word: Word) {
+        self.news.insert(word.host);
+        if word.bad {
+            self.bad.insert(word.host);
+        }
     }
 
     /// Any host may have.
     pub(super) fn search(&mut self) {
         self.search = Some(0);
+        self.bad_search = Some((BAD[0], None));
     }
 
     /// Whether there is something to look at now.
@@ -101,6 +117,7 @@ impl Courses {
         now >= self.resumed_at
             && (!self.news.is_empty()
                 || self.search.is_some()
+                || self.bad_search.is_some()
                 || self.timers.first().is_some_and(|(at, _)| *at <= now))
     }
 }
@@ -114,8 +131,13 @@ impl Running {
     /// Looks at some of the courses that may have moved.
     pub(super) async fn look_at_courses(&mut self) {
         if !self.d.policy.follows() {
-            self.courses.news.clear();
+            // Nothing follows an order then but the word that it was refused or given up.
+            let Courses { news, bad, .. } = &mut self.courses;
+            news.retain(|host| bad.contains(host));
             self.courses.search = None;
+        }
+        if let Err(e) = self.search_bad().await {
+            self.wait_for_store(&e);
             return;
         }
         if let Some(from) = self.courses.search {
@@ -134,41 +156,70 @@ impl Running {
             let Some(host) = due.or_else(|| self.courses.news.first().copied()) else { return };
             self.courses.news.remove(&host);
             self.courses.set_due(host, None);
-            if let Err(e) = self.look(host).await {
-                log::warn!("what follows orders waits, as the store cannot be read: {e}");
-                self.courses.news.insert(host);
-                self.courses.resumed_at = now + AGAIN;
+            let bad = self.courses.bad.remove(&host);
+            if let Err(e) = self.look(host, bad).await {
+                self.courses.hear(Word { host, bad });
+                self.wait_for_store(&e);
                 return;
             }
         }
     }
 
-    async fn look(&mut self, host: HostId) -> Result<(), StoreError> {
+    fn wait_for_store(&mut self, e: &StoreError) {
+        log::warn!("what follows orders waits, as the store cannot be read: {e}");
+        self.courses.resumed_at = self.d.clock.now() + AGAIN;
+    }
+
+    /// Looks for orders of outages that go on which were refused or given up, a page at a time: nobody may
+    /// have heard of it before a crash.
+    async fn search_bad(&mut self) -> Result<(), StoreError> {
+        let Some((state, after)) = self.courses.bad_search else { return Ok(()) };
+        let filter = DeliveryFilter { state: Some(state), after, ..DeliveryFilter::default() };
+        let page = self.d.store.deliveries(filter, READ_LEN_MAX).await?;
+        for row in page.iter().filter(|row| is_action(row.kind)) {
+            let known = row.host.and_then(|host| self.d.view.get(host));
+            if let Some(known) = known.filter(|k| k.row.incident.is_some())
+                && known.row.incident == row.incident
+            {
+                self.courses.hear(Word { host: known.row.id, bad: true });
+            }
+        }
+        let next = BAD.iter().position(|s| *s == state).and_then(|at| BAD.get(at + 1));
+        self.courses.bad_search = match page.last().filter(|_| page.len() >= READ_LEN_MAX) {
+            Some(last) => Some((state, Some(last.id))),
+            None => next.map(|state| (*state, None)),
+        };
+        Ok(())
+    }
+
+    async fn look(&mut self, host: HostId, bad: bool) -> Result<(), StoreError> {
         let known = self.d.view.get(host);
         let open = known.as_ref().and_then(|k| Some((&k.row, k.row.incident?)));
         let Some((row, incident)) = open else {
             self.courses.end(host);
             return Ok(());
         };
-        if self.d.policy.routes(row).next().is_none() {
-            self.courses.end(host);
-            return Ok(());
-        }
         let kind = order_of(Some(row));
         if self.courses.open.get(&host).is_some_and(|c| (c.incident, c.kind) != (incident, kind)) {
             self.courses.end(host);
+        }
+        let bad = bad || self.courses.open.get(&host).is_some_and(|c| c.bad);
+        if self.d.policy.routes(row, bad).next().is_none() {
+            self.courses.end(host);
+            return Ok(());
         }
         crash::pass("look");
         let (deliveries, events) = journaled(&*self.d.store, host, incident).await?;
         let (now, wall) = (self.d.clock.now(), self.d.clock.wall());
         let facts = Facts { incident, kind, deliveries: &deliveries, events: &events };
         let (ages, made) = (Ages::default(), BTreeSet::new());
-        let fresh = || Course { incident, kind, due: None, ages, made };
+        let fresh = || Course { incident, kind, due: None, ages, bad, made };
         let course = self.courses.open.entry(host).or_insert_with(fresh);
+        course.bad = bad;
         let may_act = self.d.policy.may_act_on(host);
         let mut due: Option<Instant> = None;
         let mut looks = Vec::new();
-        for route in self.d.policy.routes(row) {
+        for route in self.d.policy.routes(row, bad) {
             let look = courses::look(route, facts, &mut course.ages, (now, wall));
             looks.push((route.rule.to_owned(), look));
         }
@@ -291,14 +342,7 @@ impl Running {
 /// higher token. A later step of a rule does not.
 fn is_replaced(row: &DeliveryRow, orders: &[&DeliveryRow], events: &[EventRow]) -> bool {
     let again = |o: &&DeliveryRow| o.token > row.token && o.receiver == row.receiver;
-    let handed_on = |e: &EventRow| {
-        let list = e.data.get("instead_of").and_then(|l| l.as_array());
-        is_action(e.kind)
-            && e.incident == row.incident
-            && e.token > row.token
-            && list.is_some_and(|l| l.iter().any(|r| r.as_str() == Some(&row.receiver)))
-    };
-    orders.iter().any(again) || events.iter().any(handed_on)
+    orders.iter().any(again) || is_handed_on(row, events)
 }
 
 async fn journaled(

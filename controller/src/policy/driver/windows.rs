@@ -18,6 +18,8 @@ use crate::view::{Filter, PAGE_LEN_MAX, View};
 
 /// Under which names windows stand in the store: this, then the window's number.
 const PREFIX: &str = "maintenance/";
+/// Under which name the number of the newest window stands in the store.
+const LAST_KEY: &str = "maintenance-last";
 /// Hosts that are looked through in one tick as windows open and close.
 const LOOKED_MAX: usize = 50_000;
 
@@ -69,6 +71,12 @@ pub async fn load_windows(
     status: &DriverStatus,
     clock: &dyn Clock,
 ) -> Result<(), StoreError> {
+    if let Some(text) = store.get(LAST_KEY).await? {
+        match text.parse() {
+            Ok(last) => policy.count_windows_from(last),
+            Err(_) => log::error!("the stored {LAST_KEY} is damaged: windows are numbered anew"),
+        }
+    }
     for (key, text) in store.list(PREFIX).await? {
         match serde_json::from_str::<Window>(&text) {
             Ok(window) => drop(policy.add_window(window, clock.now(), clock.wall())),
@@ -225,6 +233,8 @@ impl Running {
         self.keep(&window, true);
         let id = window.id;
         self.d.policy.add_window(window.clone(), now, wall);
+        let last = self.d.policy.maintenance().last().to_string();
+        self.work.push(Work::Put(LAST_KEY, Some(last)));
         self.scans.changed = true;
         // One that begins now covers its hosts before anybody is told that it does.
         self.look_after_windows(now);
