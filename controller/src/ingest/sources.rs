@@ -89,6 +89,9 @@ impl Sources {
     }
 
     /// Something from there did not authenticate.
+    // Out of the way of true beats, as the two below.
+    #[cold]
+    #[inline(never)]
     pub fn failed(&mut self, from: IpAddr, now: Instant) {
         self.quiet_from = now + PROBATION * 2;
         let source = source_of(from);
@@ -115,6 +118,8 @@ impl Sources {
     }
 
     /// Something from there proved life: it is no flood, whatever else comes from there.
+    #[cold]
+    #[inline(never)]
     pub fn proved(&mut self, from: IpAddr, now: Instant) {
         let source = source_of(from);
         let set = &mut self.seats[set_of(source, self.salt)];
@@ -123,13 +128,19 @@ impl Sources {
         }
     }
 
-    /// Whether not to look at what comes from there.
+    /// Whether anything may be skipped at all now.
     #[inline]
-    pub fn skips(&mut self, from: IpAddr, now: Instant) -> bool {
-        self.pressed && self.is_watching(now) && self.is_over(from, now)
+    pub fn is_pressed(&self, now: Instant) -> bool {
+        self.pressed && self.is_watching(now)
     }
 
-    fn is_over(&mut self, from: IpAddr, now: Instant) -> bool {
+    /// Whether not to look at what comes from there.
+    #[cold]
+    #[inline(never)]
+    pub fn skips(&mut self, from: IpAddr, now: Instant) -> bool {
+        if !self.is_pressed(now) {
+            return false;
+        }
         let source = source_of(from);
         let set = &mut self.seats[set_of(source, self.salt)];
         let Some(seat) = set.iter_mut().find(|s| s.source == source && s.is_over(now)) else {

@@ -313,7 +313,7 @@ impl ShardCore {
         now: Instant,
         out: &mut Vec<Send>,
     ) {
-        if self.sources.skips(from.ip(), now) {
+        if self.sources.is_pressed(now) && self.sources.skips(from.ip(), now) {
             return self.metrics.reject(Reject::OverBudget);
         }
         let Self { detector, identity, ahead: looked, .. } = self;
