@@ -1,11 +1,13 @@
 //! The tokens that were given out: kept as hashes, found by them.
 //!
 //! A token is 256 random bits as text. Its BLAKE3 hash stands in the store, among the named values, as
-//! `api-token/NAME`; the token itself is shown once and kept nowhere. To look one up, what was shown is hashed
-//! and the hash is looked for in a map. That a map's comparisons take more or less time tells something about
-//! the hash of a guess only, and nobody can choose a guess by its hash: it says nothing about any token.
+//! `api-token/NAME`; the token itself is shown once and kept nowhere. To look one up, what was shown is
+//! hashed and the hash is looked for in a map. That a map's comparisons take more or less time tells
+//! something about the hash of a guess only, and nobody can choose a guess by its hash: it says nothing
+//! about any token.
 //!
-//! A backup holds the hashes, and restoring one brings back tokens that were revoked since: revoke them again.
+//! A backup holds the hashes, and restoring one brings back tokens that were revoked since: revoke them
+//! again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};

@@ -1,7 +1,7 @@
 //! Who may ask the API for what: the guard in front of every route.
 //!
-//! In this order: a client certificate, where one is asked for; the route's row in the table ([`routes`]); the
-//! token that was shown; whether its scope suffices. A right token is found before anything else is thought
+//! In this order: a client certificate, where one is asked for; the route's row in the table ([`routes`]);
+//! the token that was shown; whether its scope suffices. A right token is found before anything else is thought
 //! about, so that failures of others never keep it out; only who shows a wrong one is throttled
 //! ([`throttle`]). What gets through and may change something is journaled ([`audit`]).
 //!
@@ -155,7 +155,8 @@ pub(super) async fn guard(State(api): State<Api>, mut request: Request, next: Ne
     };
     let who = match admit(&api, &peer, rule, &request) {
         Ok(who) => who,
-        Err((refusal, problem, wait)) => {
+        Err(refused) => {
+            let (refusal, problem, wait) = *refused;
             api.guard.count(refusal);
             return refuse(problem, wait);
         }
@@ -188,7 +189,8 @@ fn refuse(problem: Problem, wait: Option<Duration>) -> Response {
     response
 }
 
-type Refused = (Refusal, Problem, Option<Duration>);
+/// Why a request is refused, in which words, and how long to wait.
+type Refused = Box<(Refusal, Problem, Option<Duration>)>;
 
 /// The token that a request shows. `Err`: a header that is none.
 fn shown(request: &Request) -> Result<Option<&str>, ()> {
@@ -236,7 +238,7 @@ fn admit(
         Refusal::Missing => {
             let detail = "send `Authorization: Bearer TOKEN`, with the token of the controller's \
                           api_token_file or one that `heartwatchctl api-token create` made";
-            return Err((refusal, unauthorized(detail), None));
+            return Err(Box::new((refusal, unauthorized(detail), None)));
         }
         Refusal::Ended => {
             "the token has ended: ask for a new one (`heartwatchctl api-token create`)"
@@ -248,14 +250,14 @@ fn admit(
     api.guard.log(peer, now);
     let mut throttle = api.guard.throttle.lock().unwrap_or_else(PoisonError::into_inner);
     match throttle.fail(peer.address, now) {
-        Ok(()) => Err((refusal, unauthorized(detail), None)),
+        Ok(()) => Err(Box::new((refusal, unauthorized(detail), None))),
         Err(wait) => {
             let detail =
                 "too many wrong tokens came from this address; a right one is taken at any time";
             let title = "too many failures";
             let status = StatusCode::TOO_MANY_REQUESTS;
             let problem = Problem::new(status, "too-many-failures", title, detail);
-            Err((Refusal::Throttled, problem, Some(wait)))
+            Err(Box::new((Refusal::Throttled, problem, Some(wait))))
         }
     }
 }
@@ -282,7 +284,7 @@ fn may(need: Need, who: Who) -> Result<Who, Refused> {
             );
             let title = "the token may not do this";
             let problem = Problem::new(StatusCode::FORBIDDEN, "scope", title, detail);
-            Err((Refusal::Scope, problem, None))
+            Err(Box::new((Refusal::Scope, problem, None)))
         }
         _ => Ok(who),
     }
