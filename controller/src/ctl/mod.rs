@@ -1,9 +1,9 @@
 //! `heartwatchctl`, the operator's command line, and the API client underneath it.
 //!
 //! Most commands ask the controller's API; `key`, `secret`, `enroll`, `restore`, `replay`, `plan` and
-//! `receivers preview` work on this machine's files alone. Tables are for people and may change; `--json` prints what
-//! the API says. Exit codes: 0 done, 64 usage, 78 a config or secret file cannot be used, 1 the rest ("no
-//! such host" among it).
+//! `receivers preview` work on this machine's files alone. Tables are for people and may change; `--json`
+//! prints what the API says. Exit codes: 0 done, 64 usage, 78 a config or secret file cannot be used, 1 the
+//! rest ("no such host" among it).
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
