@@ -51,7 +51,7 @@ pub mod detector;
 pub mod event;
 pub mod ingest;
 pub mod intervals;
-mod memory;
+pub mod memory;
 pub mod metrics;
 pub mod plan;
 pub mod policy;
