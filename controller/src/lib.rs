@@ -52,7 +52,7 @@ pub mod enrol;
 pub mod event;
 pub mod ingest;
 pub mod intervals;
-mod memory;
+pub mod memory;
 pub mod metrics;
 pub mod plan;
 pub mod policy;

@@ -16,7 +16,7 @@ const PAGE: usize = 4_096;
 
 /// Room for `len` values, of which huge pages are asked for if it is large enough. Where the kernel gives
 /// none (`/sys/kernel/mm/transparent_hugepage/enabled` says `never`), usual pages do as well, but slower.
-pub(crate) fn room<T>(len: usize) -> Vec<T> {
+pub fn room<T>(len: usize) -> Vec<T> {
     let mut room = Vec::<T>::with_capacity(len);
     let bytes = room.capacity() * size_of::<T>();
     let begin = room.as_mut_ptr().cast::<u8>();

@@ -11,6 +11,7 @@ impl Dice {
     }
 
     /// 32 random bits.
+    #[inline]
     pub fn roll(&mut self) -> u32 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -359,8 +359,10 @@ impl Doubt {
         }
         let silence = arrival.since(self.heard);
         // However long one silence was, it takes several to make it usual.
-        let usual = silence.min(self.usual_silence * 2 + Duration::from_millis(5));
-        self.usual_silence = self.usual_silence.max(usual);
+        if silence > self.usual_silence {
+            let usual = silence.min(self.usual_silence * 2 + Duration::from_millis(5));
+            self.usual_silence = self.usual_silence.max(usual);
+        }
         self.heard = arrival;
         if let Some(start) = self.cut.take() {
             self.deaf = Some(Deaf { start, end: arrival, why: DoubtReason::Cut });
@@ -465,6 +467,7 @@ impl Doubt {
 
     /// Whether our own pause, cut or drops may have made the gap from `last` to a beat that was expected
     /// at `expected` and came `lost` numbers later: it teaches nothing about the host.
+    #[inline]
     pub fn explains(&self, last: Instant, expected: Instant, lost: u32) -> bool {
         self.stood_until > last
             || self.deaf.is_some_and(|d| d.end > last && d.end > expected)

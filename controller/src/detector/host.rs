@@ -5,7 +5,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Generation, HostId, KeyId, Seq};
-use heartwatch_common::time::Instant;
+use heartwatch_common::time::{Instant, nanos};
 use heartwatch_common::wire::{LeaveReason, RoundTrip};
 use serde::Serialize;
 
@@ -90,6 +90,7 @@ impl Address {
 }
 
 impl From<SocketAddr> for Address {
+    #[inline]
     fn from(address: SocketAddr) -> Self {
         match address {
             SocketAddr::V4(v4) => {
@@ -254,10 +255,12 @@ impl Host {
         host
     }
 
+    #[inline]
     pub(crate) fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
 
+    #[inline]
     pub(crate) fn flag(&mut self, flag: u8, on: bool) {
         if on {
             self.flags |= flag;
@@ -267,6 +270,7 @@ impl Host {
     }
 
     /// When it was last heard, since the start.
+    #[inline]
     pub(crate) fn last_arrival(&self) -> Option<Instant> {
         Some(self.heard).filter(|at| at.0 > 0)
     }
@@ -281,8 +285,23 @@ impl Host {
     }
 
     /// Takes an announced gap, which is below 72 minutes.
+    #[inline]
     pub(crate) fn set_gap(&mut self, gap: Duration) {
-        self.gap_us = u32::try_from(gap.as_micros()).unwrap_or(u32::MAX);
+        self.gap_us = u32::try_from(nanos(gap) / 1_000).unwrap_or(u32::MAX);
+    }
+
+    /// Whether it must be filed anew to be looked at by `deadline`, or had better be: a look before the next
+    /// beat is due would find nothing but that, and would have to fetch the record for it. Now it is at hand.
+    #[inline]
+    pub(crate) fn is_filed_badly(&self, deadline: Instant) -> bool {
+        self.due > deadline || self.due < self.expected
+    }
+
+    /// Whether its next beat will most likely have it filed anew: the look that it stands filed for comes
+    /// before the beat after that one.
+    #[inline]
+    pub(crate) fn will_be_filed(&self) -> bool {
+        self.due.0 < self.expected.0.saturating_add(u64::from(self.gap_us) * 1_000)
     }
 
     /// Keeps its margin there (to the millisecond), or lets it learn.
@@ -332,8 +351,9 @@ impl Host {
     }
 
     /// Learns the plain inter-arrival time, for people.
-    pub(crate) fn inter_arrival(&mut self, since_last: Duration) {
-        let us = (since_last.as_nanos() as u64 / 1_000).min(u64::from(u32::MAX)) as i64;
+    #[inline]
+    pub(crate) fn inter_arrival(&mut self, since_last_ns: u64) {
+        let us = (since_last_ns / 1_000).min(u64::from(u32::MAX)) as i64;
         if self.mean_us == 0 {
             self.mean_us = us as u32;
             self.deviation_us = (us / 2) as u32;
@@ -352,7 +372,7 @@ impl Host {
     #[inline]
     pub(crate) fn margin_ns(&self, patience: &Patience) -> u64 {
         match self.frozen() {
-            Some(margin) => margin.as_nanos() as u64,
+            Some(margin) => nanos(margin),
             None => self.learned.margin_ns(patience),
         }
     }
@@ -365,6 +385,7 @@ impl Host {
         }
     }
 
+    #[inline]
     pub(crate) fn remember_overdue(&mut self, overdue_ns: i64, late_ms: u16) {
         let us = (overdue_ns / 1_000).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
         let at = usize::from(self.recent_len) % RECENT;
@@ -405,6 +426,7 @@ impl Host {
 ///
 /// Source: Ma, Muthukrishnan, Sandler, "Frugal Streaming for Estimating Quantiles" (2013), with the length
 /// of its steps in proportion to the quantile instead of their chance: no dice, four bytes, integers.
+#[inline]
 fn p99_step(p99_us: u32, sample_us: u32) -> u32 {
     let step = (p99_us >> 12).max(1);
     if sample_us > p99_us {

@@ -25,6 +25,7 @@ pub mod host;
 mod index;
 pub mod knobs;
 pub mod lru;
+mod observe;
 pub mod peers;
 mod records;
 mod slab;
@@ -37,7 +38,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::hash_map::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::LoadSample;
@@ -51,14 +51,13 @@ use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
 use host::{
-    AWAITED, Address, DUPLICATE, EXCUSED, Evidence, Excused, HELLO_WANTED, Host, MISSING_REPORTED,
-    Rare, Transition, Turn,
+    AWAITED, DUPLICATE, EXCUSED, Evidence, Excused, Host, MISSING_REPORTED, Rare, Transition, Turn,
 };
 use index::Index;
 use knobs::{AllKnobs, Turned};
 use lru::Rows;
 use slab::Slab;
-use timeout::{GroupId, LEARN_MAX, MarginSource, Siblings};
+use timeout::{GroupId, MarginSource, Siblings};
 
 /// Most hosts of one detector.
 pub const HOSTS_MAX: usize = 4_000_000;
@@ -390,158 +389,6 @@ impl Detector {
 
     fn margin(&self, h: &Host) -> (Duration, MarginSource) {
         h.margin(&self.knobs[usize::from(h.knobs)].patience)
-    }
-
-    /// Takes a proof of life: pushes the turns that it makes true (none for a beat like any other).
-    pub fn observe(
-        &mut self,
-        slot: u32,
-        proof: &Proof<'_>,
-        turns: &mut Vec<Transition>,
-    ) -> Observed {
-        let evidence = match self.host(slot).state {
-            // Nothing was expected of them, so there is nothing to tell.
-            State::Alive | State::Duplicate | State::Pending => Evidence::default(),
-            _ => self.evidence(slot, proof.arrival),
-        };
-        let h = self.host(slot);
-        let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
-        // A gap that our own pause, cut or drops made teaches nothing about the host.
-        let dropped =
-            h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));
-        let dice = self.roll();
-        let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
-        let Self { hosts, settings, siblings, knobs, live, rare, .. } = self;
-        let h = hosts.get_mut(slot).expect("slot is live: the index owns it");
-        let knobs = &mut knobs[usize::from(h.knobs)];
-        let patience = knobs.patience;
-        let mut observed = Observed::default();
-        let arrival = h.last_arrival().map_or(proof.arrival, |last| last.max(proof.arrival));
-        let same_boot = h.boot == proof.stamp.boot;
-        let old_boot = h.boot;
-        let continues = same_boot && !proof.rebase;
-
-        if continues {
-            observed.lost = lost;
-            if let Some(last) = h.last_arrival() {
-                h.inter_arrival(arrival.since(last));
-            }
-            if h.learned.baseline_ns().is_some() {
-                let overdue_ns = arrival.0.wrapping_sub(h.expected.0) as i64;
-                // Left alone, it would have been overdue until its next beat. Learning what our own probe
-                // cut short would keep the margin as short as it was wrong.
-                let cut_short = if proof.asked {
-                    proof.stamp.gap.min(settings.gap_max)
-                } else {
-                    Duration::ZERO
-                };
-                let overdue_ns = overdue_ns.saturating_add(cut_short.as_nanos() as i64);
-                h.remember_overdue(overdue_ns, proof.late_ms);
-                if !dropped && overdue_ns < LEARN_MAX.as_nanos() as i64 {
-                    h.learned.learn(overdue_ns, &patience, siblings, h.group, dice);
-                }
-            }
-        } else {
-            h.learned.rebase();
-            h.mean_us = 0;
-        }
-        h.boot = proof.stamp.boot;
-        if !same_boot {
-            h.boot_max = h.boot_max.max(h.boot);
-        }
-        h.seq = proof.stamp.seq;
-        h.sent = proof.stamp.sent;
-        let gap = proof.stamp.gap.min(settings.gap_max);
-        h.set_gap(gap);
-        h.late_ms = proof.late_ms;
-        h.expected = h.learned.expect(arrival, sent, gap);
-        if !continues || h.is_new() {
-            h.learned.choose(&patience, siblings.prior(h.group));
-        }
-        let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(&patience)));
-        h.hear(arrival);
-        if h.is(EXCUSED)
-            && let Entry::Occupied(mut of) = rare.entry(slot)
-        {
-            of.get_mut().excused = None;
-            // After a cut these are as many as there are hosts.
-            if of.get().other_until == Instant(0) {
-                of.remove();
-            }
-        }
-        h.flag(MISSING_REPORTED | EXCUSED | AWAITED, false);
-        let from = Address::from(proof.from);
-        let old_address = h.address;
-        observed.moved = old_address != from;
-        h.address = from;
-        live.beat(h.live, arrival, gap);
-        if let Some(load) = proof.load {
-            live.load(h.live, load);
-        }
-        let state = h.state;
-
-        // The other one has not answered for a long while.
-        let single = h.is(DUPLICATE) && rare.get(&slot).is_none_or(|r| arrival > r.other_until);
-        if single {
-            h.flag(DUPLICATE, false);
-        }
-        let new_life = !same_boot && old_boot != Boot(0);
-        // Of one boot two machines are told by where they are: the numbers and clocks of one prove nothing
-        // after the other's, so that a nonce must re-base them. Those of one host that moves go on.
-        let turns_address = same_boot && observed.moved && old_address != Address::default();
-        let watched = turns_address && (proof.rebase || rare.contains_key(&slot));
-        let mut two_alive = None;
-        if new_life || watched {
-            let other = rare.entry(slot).or_default();
-            let back = match new_life {
-                true => other.other_boot == h.boot,
-                false => proof.rebase && other.other_boot == h.boot && other.other_address == from,
-            };
-            let in_time = arrival <= other.other_until;
-            other.turns = if in_time { other.turns.saturating_add(u8::from(back)) } else { 0 };
-            if other.turns >= TWINS_TURNS && !h.is(DUPLICATE) {
-                two_alive = Some((old_boot, old_address.get()));
-                other.turns = 0;
-            }
-            other.other_boot = old_boot;
-            other.other_address = old_address;
-            other.other_until = arrival + DUPLICATE_WINDOW;
-            h.flag(HELLO_WANTED, true);
-        }
-        // Of an unreachable host we said that it lives.
-        let given_up = matches!(state, State::Suspect | State::Down);
-        if same_boot && given_up && !self.confirm.is_unreachable(slot) {
-            h.mistakes = h.mistakes.saturating_add(1);
-            knobs.mistake();
-            observed.mistake = Some(state);
-        }
-        if state == State::Alive {
-            // A look before the next beat is due would find nothing but that, and would have to fetch the
-            // record for it. Now the record is at hand.
-            if h.due > deadline || h.due < h.expected {
-                self.file(slot, deadline);
-            }
-        } else {
-            self.confirm.end(slot);
-            self.file(slot, deadline);
-            self.set_state(slot, State::Alive);
-        }
-        let turn = match state {
-            State::Pending => Some(Turn::Joined),
-            State::Alive | State::Duplicate if !same_boot => Some(Turn::Restarted),
-            State::Alive | State::Duplicate => None,
-            State::Left if !same_boot => Some(Turn::Restarted),
-            State::Suspect | State::Down | State::Left => Some(Turn::Recovered { same_boot }),
-        };
-        let single = single.then_some(Turn::Single);
-        turns.extend(single.into_iter().chain(turn).map(|t| self.turn(slot, t, arrival, evidence)));
-        if let Some((other, address)) = two_alive {
-            // Not before: that it is one is told by this turn, and not by the one on the way to it.
-            self.host_mut(slot).flag(DUPLICATE, true);
-            let turn = Turn::Duplicate { other, address };
-            turns.push(self.turn(slot, turn, arrival, evidence));
-        }
-        observed
     }
 
     /// Takes a goodbye that is also a proof of life.

@@ -3,6 +3,7 @@
 use std::hash::BuildHasher;
 use std::time::Duration;
 
+use hashbrown::DefaultHashBuilder;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::Instant;
 
@@ -26,6 +27,12 @@ pub struct Ahead {
     hashes: Vec<u64>,
     /// Guesses, as far as they were made.
     slots: Vec<u32>,
+}
+
+/// As one number: bytes are hashed with their length, and by a loop over them.
+#[inline]
+fn hash_of(hashes: &DefaultHashBuilder, id: HostId) -> u64 {
+    hashes.hash_one(u128::from_ne_bytes(id.0))
 }
 
 impl Detector {
@@ -87,8 +94,9 @@ impl Detector {
         guess.filter(|s| self.hosts.get(*s).is_some_and(|h| h.id == id)).or_else(|| self.slot(id))
     }
 
+    #[inline]
     fn hash(&self, id: HostId) -> u64 {
-        self.hashes.hash_one(id.0)
+        hash_of(&self.hashes, id)
     }
 
     /// Begins with a batch of datagrams of these hosts; `None` if one names no host.
@@ -113,6 +121,9 @@ impl Detector {
             && let Some(host) = self.hosts.get(*slot)
         {
             self.live.prefetch(host.live);
+            if host.will_be_filed() {
+                self.rows.prefetch(*slot);
+            }
         }
     }
 
@@ -121,20 +132,22 @@ impl Detector {
         if let Some(hash) = ahead.hashes.get(ahead.slots.len()) {
             let slot = self.index.candidate(*hash).unwrap_or(u32::MAX);
             self.hosts.prefetch(slot);
-            self.rows.prefetch(slot);
             ahead.slots.push(slot);
         }
     }
 
+    #[inline]
     pub(super) fn host(&self, slot: u32) -> &Host {
         self.hosts.get(slot).expect("slot is live: the index owns it")
     }
 
+    #[inline]
     pub(super) fn host_mut(&mut self, slot: u32) -> &mut Host {
         self.hosts.get_mut(slot).expect("slot is live: the index owns it")
     }
 
     /// A host's record; for the shard.
+    #[inline]
     pub(crate) fn record(&mut self, slot: u32) -> &mut Host {
         self.host_mut(slot)
     }
@@ -158,6 +171,7 @@ impl Detector {
     /// How far off the usual a datagram's time may be to prove life: `timeout_max`; but for a suspect or
     /// down host no more than a second. What somebody kept from us and sends now would
     /// otherwise revive the dead for a moment; a live host that is only slow answers the challenge.
+    #[inline]
     pub fn tolerance(&self, slot: u32) -> Duration {
         match self.host(slot).state {
             State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.patience(slot).max),
@@ -205,7 +219,7 @@ impl Detector {
         let hash = self.hash(known.id);
         let slot = self.hosts.add(Host::new(&known, due, now));
         let Self { index, hosts, hashes, .. } = self;
-        index.insert(hash, slot, |slot| hosts.get(slot).map_or(0, |h| hashes.hash_one(h.id.0)));
+        index.insert(hash, slot, |slot| hosts.get(slot).map_or(0, |h| hash_of(hashes, h.id)));
         if known.duplicate {
             let other_until = now + DUPLICATE_WINDOW;
             self.rare.insert(slot, Rare { other_until, ..Rare::default() });

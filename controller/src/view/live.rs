@@ -142,33 +142,31 @@ impl LiveTable {
         }
     }
 
-    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat.
-    pub fn beat(&self, id: LiveId, arrival: Instant, gap: Duration) {
+    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat, and the load that
+    /// it carries; without one, the load that was known stays.
+    #[inline]
+    pub fn beat(&self, id: LiveId, arrival: Instant, gap: Duration, load: Option<&LoadSample>) {
         let Some(cell) = self.cell(id) else { return };
         cell.0[0].store(arrival.0, Ordering::Relaxed);
-        let third = cell.0[2].load(Ordering::Relaxed);
-        let with_gap = third & !(u64::MAX << GAP_SHIFT) | gap_code(gap) << GAP_SHIFT;
-        cell.0[2].store(with_gap, Ordering::Relaxed);
-    }
-
-    /// Publishes a load sample.
-    pub fn load(&self, id: LiveId, l: &LoadSample) {
-        let Some(cell) = self.cell(id) else { return };
-        let shares = [
-            l.cpu_busy,
-            l.memory_used,
-            l.swap_used,
-            l.disk_used,
-            l.psi_cpu,
-            l.psi_memory,
-            l.psi_io,
-            Share::UNKNOWN,
-        ];
-        let second = u64::from_le_bytes(shares.map(Share::to_byte)) & (HAS_LOAD - 1) | HAS_LOAD;
-        cell.0[1].store(second, Ordering::Relaxed);
-        let gap = cell.0[2].load(Ordering::Relaxed) & u64::MAX << GAP_SHIFT;
-        let figures = u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16;
-        cell.0[2].store(gap | figures, Ordering::Relaxed);
+        let figures = match load {
+            Some(l) => {
+                // One by one: a map over them is a loop of calls.
+                let shares = [
+                    l.cpu_busy.to_byte(),
+                    l.memory_used.to_byte(),
+                    l.swap_used.to_byte(),
+                    l.disk_used.to_byte(),
+                    l.psi_cpu.to_byte(),
+                    l.psi_memory.to_byte(),
+                    l.psi_io.to_byte(),
+                    0,
+                ];
+                cell.0[1].store(u64::from_le_bytes(shares) | HAS_LOAD, Ordering::Relaxed);
+                u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16
+            }
+            None => cell.0[2].load(Ordering::Relaxed) & !(u64::MAX << GAP_SHIFT),
+        };
+        cell.0[2].store(figures | gap_code(gap) << GAP_SHIFT, Ordering::Relaxed);
     }
 
     /// Reads a cell; nothing is known of [`LiveId::NONE`].
@@ -191,6 +189,7 @@ impl LiveTable {
         Live { last_arrival, gap: gap_of(third >> GAP_SHIFT), load }
     }
 
+    #[inline]
     fn cell(&self, id: LiveId) -> Option<&Cell> {
         let at = id.0 as usize;
         self.chunks.get(at / CHUNK_LEN)?.get()?.get(at % CHUNK_LEN)
@@ -198,7 +197,7 @@ impl LiveTable {
 }
 
 fn gap_code(gap: Duration) -> u64 {
-    let ms = gap.as_millis() as u64;
+    let ms = gap.as_secs().saturating_mul(1_000).saturating_add(u64::from(gap.subsec_millis()));
     if ms < GAP_SECONDS { ms } else { GAP_SECONDS | gap.as_secs().min(GAP_SECONDS - 1) }
 }
 
@@ -226,8 +225,7 @@ mod tests {
             psi_io: Share::from_ratio(1.0),
             ..LoadSample::UNKNOWN
         };
-        table.load(id, &sample);
-        table.beat(id, Instant(9), Duration::from_millis(1_500));
+        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&sample));
         let live = Live {
             last_arrival: Some(Instant(9)),
             gap: Duration::from_millis(1_500),
@@ -235,9 +233,9 @@ mod tests {
         };
         assert_eq!((table.get(id), table.get(other)), (live, Live::default()));
         let idle = LoadSample { run_queue_centi: 0, network_kib_per_s: 0, ..sample };
-        table.load(id, &idle);
+        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&idle));
         assert_eq!(table.get(id), Live { load: Some(idle), ..live });
-        table.beat(id, Instant(10), Duration::from_secs(3_600));
+        table.beat(id, Instant(10), Duration::from_secs(3_600), None);
         let gap = Duration::from_secs(3_600);
         let later = Live { last_arrival: Some(Instant(10)), gap, load: Some(idle) };
         assert_eq!(table.get(id), later);
@@ -259,7 +257,7 @@ mod tests {
         let mine: Vec<LiveId> = (0..3).map(|_| table.take(0)).collect();
         let theirs = table.take(5);
         assert_ne!(mine[0].0 as usize / CHUNK_LEN, theirs.0 as usize / CHUNK_LEN);
-        table.beat(mine[1], Instant(7), Duration::from_secs(1));
+        table.beat(mine[1], Instant(7), Duration::from_secs(1), None);
         table.give_back(mine[1]);
         assert_eq!(table.get(mine[1]), Live::default());
         assert_eq!(table.take(0), mine[1]);
@@ -269,8 +267,7 @@ mod tests {
     #[test]
     fn no_cell_holds_nothing_and_breaks_nothing() {
         let table = LiveTable::default();
-        table.beat(LiveId::NONE, Instant(1), Duration::ZERO);
-        table.load(LiveId::NONE, &LoadSample::UNKNOWN);
+        table.beat(LiveId::NONE, Instant(1), Duration::ZERO, Some(&LoadSample::UNKNOWN));
         table.give_back(LiveId::NONE);
         assert_eq!(table.get(LiveId::NONE), Live::default());
     }

@@ -29,7 +29,7 @@
 
 use std::time::Duration;
 
-use heartwatch_common::time::Instant;
+use heartwatch_common::time::{Instant, nanos};
 
 mod counter;
 pub mod siblings;
@@ -103,16 +103,23 @@ impl Context {
 }
 
 /// Edge j in microseconds for beats that come once per `interval_us`.
+#[inline]
 fn edge_us(j: usize, interval_us: u32) -> u64 {
     let scale = if j < EDGES_IN_SECONDS { interval_us.min(1_000_000) } else { interval_us };
     u64::from(EDGE_MILLI[j]) * u64::from(scale) / 1_000
 }
 
 /// The bin of an overdue time; `None`: on time.
+#[inline]
 fn bin_of(overdue_us: u64, interval_us: u32) -> Option<usize> {
     if overdue_us < edge_us(0, interval_us) {
         return None;
     }
+    late_bin_of(overdue_us, interval_us)
+}
+
+#[cold]
+fn late_bin_of(overdue_us: u64, interval_us: u32) -> Option<usize> {
     (0..BINS).rev().find(|j| overdue_us >= edge_us(*j, interval_us))
 }
 
@@ -162,11 +169,13 @@ struct U24([u8; 3]);
 impl U24 {
     const MAX: u32 = 0xFF_FFFF;
 
+    #[inline]
     fn get(self) -> u32 {
         let [a, b, c] = self.0;
         u32::from_le_bytes([a, b, c, 0])
     }
 
+    #[inline]
     fn set(&mut self, value: u32) {
         let [a, b, c, _] = value.min(Self::MAX).to_le_bytes();
         self.0 = [a, b, c];
@@ -215,18 +224,21 @@ impl Default for Learned {
 }
 
 /// `arrival − sent` in nanoseconds: a clock offset plus a delay, of which only changes matter.
+#[inline]
 pub fn offset_ns(arrival: Instant, sent: Instant) -> i64 {
     arrival.0.wrapping_sub(sent.0) as i64
 }
 
 /// Whether a host with so many beats learns so much from one that its margin is chosen anew: each of the
 /// first sixteen, and every fourth until [`CHOOSE_MASK`].
+#[inline]
 fn is_early(beats: u32) -> bool {
     beats <= 16 || (beats <= CHOOSE_MASK && beats.is_multiple_of(4))
 }
 
 impl Learned {
     /// The offset that beats of this boot usually have; `None` before the first.
+    #[inline]
     pub fn baseline_ns(&self) -> Option<i64> {
         (self.flags & BASED != 0).then_some(self.slow_ns)
     }
@@ -242,11 +254,13 @@ impl Learned {
     }
 
     /// Whether its beats have lately come as usual.
+    #[inline]
     pub fn context(&self) -> Context {
         if self.flags & !BASED == 0 { Context::Calm } else { Context::Disturbed }
     }
 
     /// Takes the offset of a proof of life and says when the next beat is expected to arrive.
+    #[inline]
     pub fn expect(&mut self, arrival: Instant, sent: Instant, gap: Duration) -> Instant {
         let offset = offset_ns(arrival, sent);
         // If our own clock stood still for a while (a suspended machine), following slowly would make
@@ -258,17 +272,19 @@ impl Learned {
             self.slow_ns = offset;
             self.flags |= BASED;
         }
-        let gap_us = u32::try_from(gap.as_micros()).unwrap_or(u32::MAX);
+        let gap_ns = nanos(gap);
+        let gap_us = u32::try_from(gap_ns / 1_000).unwrap_or(u32::MAX);
         self.interval_us = match self.interval_us {
             0 => gap_us,
             old => (i64::from(old) + ((i64::from(gap_us) - i64::from(old)) >> 6)) as u32,
         };
         // sent + gap + max(offset, slow) = arrival + gap + max(0, slow − offset)
         let usual = self.slow_ns.saturating_sub(offset).max(0);
-        arrival + gap + Duration::from_nanos(usual.unsigned_abs())
+        Instant(arrival.0.saturating_add(gap_ns).saturating_add(usual.unsigned_abs()))
     }
 
     /// Learns that a beat was overdue by `overdue_ns` (negative: early). `dice` is uniformly random.
+    #[inline]
     pub fn learn(
         &mut self,
         overdue_ns: i64,
@@ -282,8 +298,8 @@ impl Learned {
         beats.set(beats.get() + 1);
         let overdue_us = u64::try_from(overdue_ns / 1_000).unwrap_or(0);
         let bin = bin_of(overdue_us, self.interval_us);
-        if let Some(counter) = bin.and_then(|j| self.counter(context, j)) {
-            *counter = counter::counting(counter::value(*counter) + 1.0, dice as u16);
+        if let Some(bin) = bin {
+            self.count(context, bin, dice as u16);
         }
         siblings.learn(group, context, bin);
         if dice >> 16 & DECAY_MASK == 0 {
@@ -299,10 +315,16 @@ impl Learned {
         self.flags = self.flags & BASED | disturbed_for;
     }
 
-    fn counter(&mut self, context: Context, bin: usize) -> Option<&mut u8> {
-        match context {
+    #[cold]
+    fn count(&mut self, context: Context, bin: usize, dice: u16) {
+        let counter = match context {
             Context::Calm => self.calm.get_mut(bin),
-            Context::Disturbed => self.disturbed.get_mut(bin.checked_sub(DISTURBED_FIRST)?),
+            Context::Disturbed => {
+                bin.checked_sub(DISTURBED_FIRST).and_then(|i| self.disturbed.get_mut(i))
+            }
+        };
+        if let Some(counter) = counter {
+            *counter = counter::counting(counter::value(*counter) + 1.0, dice);
         }
     }
 
@@ -313,6 +335,7 @@ impl Learned {
         }
     }
 
+    #[cold]
     fn decay(&mut self, dice: u32) {
         let keep = 1.0 - (DECAY_MASK + 1) as f32 / MEMORY_BEATS;
         for beats in &mut self.beats {
@@ -338,7 +361,9 @@ impl Learned {
         tails
     }
 
-    /// Chooses, in each context, the edge that costs least as the margin.
+    /// Chooses, in each context, the edge that costs least as the margin; of two that cost the same the
+    /// shorter one.
+    #[inline(never)]
     pub fn choose(&mut self, patience: &Patience, prior: &Prior) {
         let tails = [self.tails(Context::Calm), self.tails(Context::Disturbed)];
         let mut edges_s = [0.0; EDGES];
@@ -347,13 +372,15 @@ impl Learned {
         }
         for context in Context::ALL {
             let n = self.beats[context as usize].get() as f32;
+            // All costs first, with nothing to decide in between: the divisions then run side by side.
+            let mut costs = prior.chances(context, &tails[context as usize], n);
+            for (cost, edge_s) in costs.iter_mut().zip(&edges_s) {
+                *cost = edge_s + patience.cost_s * *cost;
+            }
             let mut best = (f32::INFINITY, EDGES - 1);
             for j in (context.first()..EDGES).rev() {
-                let chance = prior.chance(context, j, tails[context as usize][j], n);
-                let cost = edges_s[j] + patience.cost_s * chance;
-                if cost <= best.0 {
-                    best = (cost, j);
-                }
+                let better = costs[j] <= best.0;
+                best = (if better { costs[j] } else { best.0 }, if better { j } else { best.1 });
             }
             self.margins[context as usize] = best.1 as u8;
         }
@@ -380,8 +407,7 @@ impl Learned {
     #[inline]
     pub fn margin_ns(&self, patience: &Patience) -> u64 {
         let j = usize::from(self.margins[self.context() as usize]);
-        let ns = |d: Duration| d.as_secs() * 1_000_000_000 + u64::from(d.subsec_nanos());
-        (edge_us(j, self.interval_us) * 1_000).min(ns(patience.max)).max(ns(patience.min))
+        (edge_us(j, self.interval_us) * 1_000).min(nanos(patience.max)).max(nanos(patience.min))
     }
 
     /// The margin that costs least in a context, before the operator's bounds.
@@ -418,6 +444,7 @@ impl Learned {
     }
 
     /// Beats learned from, decayed.
+    #[inline]
     pub fn beats(&self) -> u32 {
         self.beats[0].get() + self.beats[1].get()
     }

@@ -63,6 +63,16 @@ impl Prior {
         (tail + HOST_WEIGHT) / (n + self.weight[context as usize][j])
     }
 
+    /// The same for every edge at once.
+    pub(super) fn chances(&self, context: Context, tails: &[f32; EDGES], n: f32) -> [f32; EDGES] {
+        let mut chances = [0.0; EDGES];
+        let of = tails.iter().zip(&self.weight[context as usize]);
+        for (chance, (tail, weight)) in chances.iter_mut().zip(of) {
+            *chance = (tail + HOST_WEIGHT) / (n + weight);
+        }
+        chances
+    }
+
     /// Chance that a beat is overdue beyond edge j.
     pub fn beyond(&self, context: Context, j: usize) -> f32 {
         self.beyond[context as usize][j]
@@ -83,6 +93,7 @@ impl Pool {
     }
 
     /// Counts a beat. `true`: its table should be computed anew.
+    #[inline]
     fn learn(&mut self, context: Context, bin: Option<usize>) -> bool {
         let beats = &mut self.beats[context as usize];
         *beats += 1;
@@ -91,12 +102,18 @@ impl Pool {
             self.bins[context as usize][j] += 1;
         }
         if n >= HALVE_AT {
-            self.beats.iter_mut().for_each(|n| *n /= 2);
-            self.bins.iter_mut().flatten().for_each(|n| *n /= 2);
+            self.halve();
         }
         n.is_multiple_of(REFRESH_EVERY) || (n < REFRESH_EVERY && n.is_power_of_two())
     }
 
+    #[cold]
+    fn halve(&mut self) {
+        self.beats.iter_mut().for_each(|n| *n /= 2);
+        self.bins.iter_mut().flatten().for_each(|n| *n /= 2);
+    }
+
+    #[cold]
     fn refresh(&mut self, above: &Prior) {
         let mut beyond = self.prior.beyond;
         for (context, beyond) in beyond.iter_mut().enumerate() {
@@ -155,6 +172,7 @@ impl Siblings {
     }
 
     /// Counts a beat of a host of this group.
+    #[inline]
     pub fn learn(&mut self, group: GroupId, context: Context, bin: Option<usize>) {
         if self.fleet.learn(context, bin) {
             self.fleet.refresh(&Prior::built_in());

@@ -1,0 +1,248 @@
+//! What a proof of life does to its host: nearly always little, and then as little as can be.
+//!
+//! A beat of a host that is alive, in the life and from the address that are known, makes no turn. It is
+//! told from all others by one look at the record ([`Host::is_usual`]) and takes a way of its own, which
+//! builds no evidence, asks no side table and changes no count. What such a beat teaches is the same on
+//! both ways: [`Host::learn_from`] and [`Host::follow`] are the only places that do it.
+
+use std::time::Duration;
+
+use hashbrown::hash_map::Entry;
+use heartwatch_common::id::Boot;
+use heartwatch_common::time::{Instant, nanos};
+
+use super::host::{
+    AWAITED, Address, DUPLICATE, EXCUSED, Evidence, HELLO_WANTED, Host, MISSING_REPORTED,
+    Transition, Turn,
+};
+use super::timeout::{LEARN_MAX, Patience, Siblings};
+use super::{DUPLICATE_WINDOW, Detector, Observed, Proof, TWINS_TURNS};
+use crate::event::State;
+
+impl Host {
+    /// Whether a proof of life can neither make a turn nor end anything.
+    #[inline]
+    fn is_usual(&self, proof: &Proof<'_>, from: Address) -> bool {
+        self.state == State::Alive
+            && self.flags & (DUPLICATE | EXCUSED | MISSING_REPORTED | AWAITED) == 0
+            && self.boot == proof.stamp.boot
+            && !proof.rebase
+            && self.last_arrival().is_some()
+            && self.learned.baseline_ns().is_some()
+            && self.address == from
+    }
+
+    /// Learns from a proof of the same life as the one before, which was heard at `last`. `dropped`: the gap
+    /// may be our own doing.
+    #[inline]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two call sites; a struct would only rename them"
+    )]
+    fn learn_from(
+        &mut self,
+        proof: &Proof<'_>,
+        last: Option<Instant>,
+        arrival: Instant,
+        dropped: bool,
+        gap_max: Duration,
+        patience: &Patience,
+        siblings: &mut Siblings,
+        dice: u32,
+    ) {
+        if let Some(last) = last {
+            self.inter_arrival(arrival.0.saturating_sub(last.0));
+        }
+        if self.learned.baseline_ns().is_none() {
+            return;
+        }
+        let overdue_ns = arrival.0.wrapping_sub(self.expected.0) as i64;
+        // Left alone, it would have been overdue until its next beat. Learning what our own probe cut short
+        // would keep the margin as short as it was wrong.
+        let cut_short_ns = if proof.asked { nanos(proof.stamp.gap.min(gap_max)) } else { 0 };
+        let overdue_ns = overdue_ns.saturating_add(cut_short_ns as i64);
+        self.remember_overdue(overdue_ns, proof.late_ms);
+        if !dropped && overdue_ns < nanos(LEARN_MAX) as i64 {
+            self.learned.learn(overdue_ns, patience, siblings, self.group, dice);
+        }
+    }
+
+    /// Takes over what a proof says of itself, and says which gap is believed. `sent`: when, by the agent's
+    /// clock as if ours had never stood still.
+    #[inline]
+    fn follow(
+        &mut self,
+        proof: &Proof<'_>,
+        arrival: Instant,
+        sent: Instant,
+        gap_max: Duration,
+    ) -> Duration {
+        self.seq = proof.stamp.seq;
+        self.sent = proof.stamp.sent;
+        let gap = proof.stamp.gap.min(gap_max);
+        self.set_gap(gap);
+        self.late_ms = proof.late_ms;
+        self.expected = self.learned.expect(arrival, sent, gap);
+        self.hear(arrival);
+        gap
+    }
+}
+
+impl Detector {
+    /// Takes a proof of life: pushes the turns that it makes true (none for a beat like any other).
+    #[inline]
+    pub fn observe(
+        &mut self,
+        slot: u32,
+        proof: &Proof<'_>,
+        turns: &mut Vec<Transition>,
+    ) -> Observed {
+        let dice = self.roll();
+        let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
+        let gap_max = self.settings.gap_max;
+        let Self { hosts, siblings, knobs, live, doubt, .. } = self;
+        let h = hosts.get_mut(slot).expect("slot is live: the index owns it");
+        if !h.is_usual(proof, Address::from(proof.from)) {
+            return self.observe_unusual(slot, proof, sent, dice, turns);
+        }
+        let patience = &knobs[usize::from(h.knobs)].patience;
+        let last = h.last_arrival();
+        let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
+        let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
+        let dropped = last.is_some_and(|last| doubt.explains(last, h.expected, lost));
+        h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
+        let gap = h.follow(proof, arrival, sent, gap_max);
+        live.beat(h.live, arrival, gap, proof.load);
+        let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
+        if h.is_filed_badly(deadline) {
+            self.file(slot, deadline);
+        }
+        Observed { lost, mistake: None, moved: false }
+    }
+
+    #[inline(never)]
+    fn observe_unusual(
+        &mut self,
+        slot: u32,
+        proof: &Proof<'_>,
+        sent: Instant,
+        dice: u32,
+        turns: &mut Vec<Transition>,
+    ) -> Observed {
+        let evidence = match self.host(slot).state {
+            // Nothing was expected of them, so there is nothing to tell.
+            State::Alive | State::Duplicate | State::Pending => Evidence::default(),
+            _ => self.evidence(slot, proof.arrival),
+        };
+        let h = self.host(slot);
+        let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
+        // A gap that our own pause, cut or drops made teaches nothing about the host.
+        let dropped =
+            h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));
+        let Self { hosts, settings, siblings, knobs, live, rare, .. } = self;
+        let h = hosts.get_mut(slot).expect("slot is live: the index owns it");
+        let knobs = &mut knobs[usize::from(h.knobs)];
+        let patience = &knobs.patience;
+        let mut observed = Observed::default();
+        let last = h.last_arrival();
+        let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
+        let same_boot = h.boot == proof.stamp.boot;
+        let old_boot = h.boot;
+        let continues = same_boot && !proof.rebase;
+
+        if continues {
+            observed.lost = lost;
+            let gap_max = settings.gap_max;
+            h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
+        } else {
+            h.learned.rebase();
+            h.mean_us = 0;
+        }
+        h.boot = proof.stamp.boot;
+        if !same_boot {
+            h.boot_max = h.boot_max.max(h.boot);
+        }
+        let gap = h.follow(proof, arrival, sent, settings.gap_max);
+        if !continues || h.is_new() {
+            h.learned.choose(patience, siblings.prior(h.group));
+        }
+        let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
+        if h.is(EXCUSED)
+            && let Entry::Occupied(mut of) = rare.entry(slot)
+        {
+            of.get_mut().excused = None;
+            // After a cut these are as many as there are hosts.
+            if of.get().other_until == Instant(0) {
+                of.remove();
+            }
+        }
+        h.flag(MISSING_REPORTED | EXCUSED | AWAITED, false);
+        let from = Address::from(proof.from);
+        let old_address = h.address;
+        observed.moved = old_address != from;
+        h.address = from;
+        live.beat(h.live, arrival, gap, proof.load);
+        let state = h.state;
+
+        // The other one has not answered for a long while.
+        let single = h.is(DUPLICATE) && rare.get(&slot).is_none_or(|r| arrival > r.other_until);
+        if single {
+            h.flag(DUPLICATE, false);
+        }
+        let new_life = !same_boot && old_boot != Boot(0);
+        // Of one boot two machines are told by where they are: the numbers and clocks of one prove nothing
+        // after the other's, so that a nonce must re-base them. Those of one host that moves go on.
+        let turns_address = same_boot && observed.moved && old_address != Address::default();
+        let watched = turns_address && (proof.rebase || rare.contains_key(&slot));
+        let mut two_alive = None;
+        if new_life || watched {
+            let other = rare.entry(slot).or_default();
+            let back = match new_life {
+                true => other.other_boot == h.boot,
+                false => proof.rebase && other.other_boot == h.boot && other.other_address == from,
+            };
+            let in_time = arrival <= other.other_until;
+            other.turns = if in_time { other.turns.saturating_add(u8::from(back)) } else { 0 };
+            if other.turns >= TWINS_TURNS && !h.is(DUPLICATE) {
+                two_alive = Some((old_boot, old_address.get()));
+                other.turns = 0;
+            }
+            other.other_boot = old_boot;
+            other.other_address = old_address;
+            other.other_until = arrival + DUPLICATE_WINDOW;
+            h.flag(HELLO_WANTED, true);
+        }
+        // Of an unreachable host we said that it lives.
+        let given_up = matches!(state, State::Suspect | State::Down);
+        if same_boot && given_up && !self.confirm.is_unreachable(slot) {
+            h.mistakes = h.mistakes.saturating_add(1);
+            knobs.mistake();
+            observed.mistake = Some(state);
+        }
+        if state == State::Alive {
+            if h.is_filed_badly(deadline) {
+                self.file(slot, deadline);
+            }
+        } else {
+            self.confirm.end(slot);
+            self.file(slot, deadline);
+            self.set_state(slot, State::Alive);
+        }
+        let turn = match state {
+            State::Pending => Some(Turn::Joined),
+            State::Alive | State::Duplicate if !same_boot => Some(Turn::Restarted),
+            State::Alive | State::Duplicate => None,
+            State::Left if !same_boot => Some(Turn::Restarted),
+            State::Suspect | State::Down | State::Left => Some(Turn::Recovered { same_boot }),
+        };
+        let single = single.then_some(Turn::Single);
+        turns.extend(single.into_iter().chain(turn).map(|t| self.turn(slot, t, arrival, evidence)));
+        if let Some((other, address)) = two_alive {
+            // Not before: that it is one is told by this turn, and not by the one on the way to it.
+            self.host_mut(slot).flag(DUPLICATE, true);
+            let turn = Turn::Duplicate { other, address };
+            turns.push(self.turn(slot, turn, arrival, evidence));
+        }
+        observed
+    }
+}
