@@ -26,7 +26,7 @@ use super::post::Post;
 use crate::machine;
 
 /// What is owed of this long a time is sent late; what is older is forgotten.
-const DEBT_MAX: Duration = Duration::from_millis(200);
+const DEBT_MAX: Duration = Duration::from_millis(50);
 /// Datagrams between two looks at the clock.
 const BURST: u64 = 512;
 
