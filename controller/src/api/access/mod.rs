@@ -1,8 +1,8 @@
 //! Who may ask the API for what: the guard in front of every route.
 //!
 //! In this order: a client certificate, where one is asked for; the route's row in the table ([`routes`]);
-//! the token that was shown; whether its scope suffices. A right token is found before anything else is thought
-//! about, so that failures of others never keep it out; only who shows a wrong one is throttled
+//! the token that was shown; whether its scope suffices. A right token is found before anything else is
+//! thought about, so that failures of others never keep it out; only who shows a wrong one is throttled
 //! ([`throttle`]). What gets through and may change something is journaled ([`audit`]).
 //!
 //! | from | without a token | with one |
