@@ -642,6 +642,7 @@ pub(crate) struct World {
     pub(crate) view: Arc<View>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) state_dir: tempfile::TempDir,
+    _keys_dir: tempfile::TempDir,
     /// As this machine itself sees it.
     pub(crate) router: Router,
     /// The same, without anybody at the other end.
@@ -664,7 +665,8 @@ impl World {
             (Arc::<TestControl>::default(), Arc::<TestStore>::default(), Arc::<View>::default());
         let clock = Arc::new(ManualClock::new(Instant(5_000_000_000), Wall(1_000_000)));
         let state_dir = tempfile::tempdir().unwrap();
-        let enrol = crate::enrol::testing::enrolling(state_dir.path(), &view, clock.clone());
+        let keys_dir = tempfile::tempdir().unwrap();
+        let enrol = crate::enrol::testing::enrolling(keys_dir.path(), &view, clock.clone());
         let mut state = ApiState {
             enrol,
             control: control.clone(),
@@ -694,7 +696,7 @@ impl World {
         change(&mut state);
         let bare = router(state);
         let router = bare.clone().layer(Extension(ConnectInfo(Peer::LOCAL)));
-        Self { control, store, view, clock, state_dir, router, bare }
+        Self { control, store, view, clock, state_dir, _keys_dir: keys_dir, router, bare }
     }
 }
 

@@ -14,11 +14,9 @@ use super::{Enrolling, Parts};
 use crate::store::sqlite::SqliteStore;
 use crate::view::View;
 
-/// No shards, one fleet secret (key id 1) in a file, a fixed seed; must not be called within a run time.
-pub(crate) fn enrolling(dir: &Path, view: &Arc<View>, clock: Arc<dyn Clock>) -> Arc<Enrolling> {
-    let home = dir.join("enrol");
-    std::fs::create_dir(&home).unwrap();
-    let store = Arc::new(SqliteStore::open(&home, ControllerId(1)).unwrap());
+/// No shards, one fleet secret (key id 1) in a file of `home`, a fixed seed.
+pub(crate) fn enrolling(home: &Path, view: &Arc<View>, clock: Arc<dyn Clock>) -> Arc<Enrolling> {
+    let store = Arc::new(SqliteStore::open(home, ControllerId(1)).unwrap());
     let keyring = Keyring::new(vec![FleetSecret::new(KeyId(1), [9; 32])]).unwrap();
     let secret_file = home.join("fleet-secret");
     create_secret_file(&secret_file, keyring.to_text().trim_end()).unwrap();

@@ -411,7 +411,7 @@ fn a_newer_key_once_used_revokes_the_older_ones() {
     assert!(w.give(&w.beat(5, 12, 2_000, EPOCH), 2_000).is_empty());
     w.rekey(0);
     assert!(w.give(&w.beat(5, 13, 2_100, EPOCH), 2_100).is_empty());
-    assert_eq!(w.rejects(Reject::Unauthentic), 2);
+    assert_eq!(w.rejects(Reject::Revoked), 2);
     w.rekey(2);
     assert_eq!(w.give(&w.beat(5, 14, 2_200, EPOCH), 2_200).len(), 1, "the newer one still counts");
 }
@@ -439,7 +439,7 @@ fn a_key_that_was_revoked_before_a_restart_stays_revoked() {
         w.rekey(generation);
         assert!(w.give(&w.beat(5, 1, 100, Epoch(0)), 100).is_empty());
     }
-    assert_eq!(w.rejects(Reject::Unauthentic), 2);
+    assert_eq!(w.rejects(Reject::Revoked), 2);
     w.rekey(2);
     assert_eq!(w.give(&w.beat(5, 2, 200, Epoch(0)), 200).len(), 1);
 }
