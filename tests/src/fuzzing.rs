@@ -1,8 +1,8 @@
 //! What bad bytes are thrown at, and what must hold whatever they are.
 //!
-//! [`datagram`], [`config`], [`expression`], [`asked`](asked()) and [`enrolment`](fn@enrolment) are called with
-//! any bytes at all, by `heartwatch-fuzz` (mutations of the corpus, on every machine) and by libFuzzer in
-//! `tests/fuzz` (guided by coverage). They panic if a promise is broken.
+//! [`datagram`], [`config`], [`expression`], [`asked`](asked()) and [`enrolment`](fn@enrolment) are called
+//! with any bytes at all, by `heartwatch-fuzz` (mutations of the corpus, on every machine) and by libFuzzer
+//! in `tests/fuzz` (guided by coverage). They panic if a promise is broken.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
