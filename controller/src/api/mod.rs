@@ -28,7 +28,7 @@
 //! | `DELETE /v1/maintenance/{window}?by=&reason=` | ▲ ends it now: who is still down is judged now |
 //! | `POST /v1/deliveries/redrive` | ▲ dead letters on their way again |
 //! | `POST /v1/receivers/{name}/test` | ▲ a marked test event to one receiver, by the way of all others |
-//! | `/v1/enrol…`, `/v1/join-tokens…`, `/v1/identities`, `/v1/hosts/{host}/revoke`, `/v1/secrets…` | how hosts get keys: see [`enrol`] |
+//! | `/v1/enrol…`, `/v1/join-tokens…`, `/v1/identities`, `/v1/hosts/{host}/revoke`, `/v1/secrets…` | how hosts get keys |
 //! | `POST /v1/backup` | ▲ a consistent copy of the store |
 //! | `GET /v1/tokens` | ▲ tokens that were given out, without themselves |
 //! | `POST /v1/tokens` | ▲ `{"name", "scope": "operate", "ttl": "90d"}`: a new one, shown once |

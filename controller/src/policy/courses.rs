@@ -6,10 +6,10 @@
 //!
 //! An order goes to the next step once the one before is *done*: accepted, or reported as completed if
 //! the rule sets `complete_within`. A step that fails (given up, reported as failed, late) never leads to the
-//! next; it is escalated, each step by itself: the next receiver of `escalate` is told of it, or, if the rule consents
-//! (`escalate_acts`), ordered to act in place of the one before, under a higher token. A veto is an answer:
-//! it ends the course, and is told, to those of `escalate` too. So is what became of a rule's orders that has
-//! no plan at all, if it is a veto or a failure.
+//! next; it is escalated, each step by itself: the next receiver of `escalate` is told of it, or, if the rule
+//! consents (`escalate_acts`), ordered to act in place of the one before, under a higher token. A veto is an
+//! answer: it ends the course, and is told, to those of `escalate` too. Of a rule without any plan nothing is
+//! followed, but vetoes and failures are told all the same.
 //!
 //! Nothing of a course is kept but how long it stands where it stands: [`look`] derives it from the journal
 //! each time. So a controller that dies between any two steps goes on with the right one, and no step

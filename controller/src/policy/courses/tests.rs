@@ -250,8 +250,8 @@ fn who_does_not_take_it_in_time_is_replaced_once_and_told_so() {
     assert_eq!(w.look(), Look::default());
 }
 
-/// People had been told that the fence was late. It came, and nobody was ever told that what came after it was
-/// late too.
+/// People had been told that the fence was late. It came, and nobody was ever told that what came after it
+/// was late too.
 #[test]
 fn each_step_that_is_late_is_told_of_by_itself() {
     let plan = Plan { escalate_acts: false, ..plan() };

@@ -1,8 +1,8 @@
 //! What the shell does about the courses of orders: it looks where each stands whenever the journal may say
 //! something new of it, or its time has come, and journals the next step.
 //!
-//! Bounds: one entry a host in an outage whose orders a rule follows, or of which one was refused or given up. A look costs two reads of the store a
-//! host. At most [`LOOKS_MAX`] are made between two other things.
+//! Bounds: one entry a host in an outage whose orders a rule follows, or of which one was refused or given
+//! up. A look costs two reads of the store a host. At most [`LOOKS_MAX`] are made between two other things.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
