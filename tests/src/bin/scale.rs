@@ -153,14 +153,14 @@ impl Scale {
         let from = clock.now();
         for n in 0..self.hosts {
             let live = view.live().take(0);
-            view.live().beat(live, Instant(u64::from(n) + 1), Duration::from_secs(1), None);
             let load = LoadSample {
                 cpu_busy: Share::from_byte((n % 250) as u8),
                 memory_used: Share::from_byte(0),
                 run_queue_centi: 0,
                 ..LoadSample::UNKNOWN
             };
-            view.live().load(live, &load);
+            let at = Instant(u64::from(n) + 1);
+            view.live().beat(live, at, Duration::from_secs(1), Some(&load));
             view.upsert(row(n, State::Alive), Some(live));
         }
         let filled = clock.now().since(from);
