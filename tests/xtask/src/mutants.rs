@@ -39,7 +39,7 @@ const MUTANTS: [Mutant; 27] = [
     },
     Mutant {
         name: "stale probe plan: a suspect that answered is probed on, and called down",
-        file: "controller/src/detector/mod.rs",
+        file: "controller/src/detector/observe.rs",
         from: "            self.confirm.end(slot);\n            self.file(slot, deadline",
         to: "            self.file(slot, deadline",
     },
@@ -83,7 +83,7 @@ const MUTANTS: [Mutant; 27] = [
     },
     Mutant {
         name: "learning from own pause: a cut of the own link makes hosts look unreliable",
-        file: "controller/src/detector/mod.rs",
+        file: "controller/src/detector/observe.rs",
         from: "h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));",
         to: "h.last_arrival().is_some_and(|last| last > h.expected && lost > 9_999);",
     },
@@ -101,7 +101,7 @@ const MUTANTS: [Mutant; 27] = [
     },
     Mutant {
         name: "stale estimate after reboot: a new boot is judged by the old one's clock",
-        file: "controller/src/detector/mod.rs",
+        file: "controller/src/detector/observe.rs",
         from: "            h.learned.rebase();\n",
         to: "",
     },
