@@ -30,7 +30,14 @@ pub(in crate::api) struct Entry {
     what: Map<String, Value>,
 }
 
+/// How the texts of secrets begin: of join tokens, API tokens, host keys, fleet secrets and webhook secrets.
+const SECRETS: [&str; 5] = ["hwj1_", "hwt1_", "hwk1", "hwf1", "whsec_"];
+
+/// Short, and without a secret that somebody put where its name belongs.
 fn clip(text: &str) -> String {
+    if let Some(at) = SECRETS.iter().filter_map(|secret| text.find(secret)).min() {
+        return format!("{}(a secret)", clip(&text[..at]));
+    }
     match text.char_indices().nth(TEXT_LEN_MAX) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),
@@ -144,6 +151,16 @@ mod tests {
         );
         assert_eq!(data["who"], json!({"name": "ann", "scope": "operate", "address": "127.0.0.1"}));
         assert!(!Value::Object(data).to_string().contains("s3cret"));
+    }
+
+    /// `token revoke` was given the token itself: it stood in the log, and in the journal for all to read.
+    #[test]
+    fn a_secret_in_the_place_of_a_name_is_not_told() {
+        for secret in ["hwj1_00ff_aa", "hwt1_00ff", "hwk1:1:0:00ff", "whsec_00ff"] {
+            let told = clip(&format!("/v1/join-tokens/{secret}"));
+            assert_eq!(told, "/v1/join-tokens/(a secret)");
+        }
+        assert_eq!(clip("/v1/tokens/grafana"), "/v1/tokens/grafana");
     }
 
     #[test]
