@@ -337,7 +337,6 @@ impl Enrolling {
         let least = known.as_ref().map_or(Generation(0), |k| k.row.generation);
         let mut proved = None;
         if let Some(proof) = &ask.proof {
-            self.take_nonce(&proof.nonce)?;
             let ex = Exchange { host: ask.host, nonce: proof.nonce, own: ask.attempt };
             let key = ring.renewable_key(proof.key_id, ask.host, proof.generation);
             // A wrong one is none: the host has a key of another fleet, say, and a good token.
@@ -345,6 +344,9 @@ impl Enrolling {
                 .filter(|key| proof.mac.is(&ex.proof(Purpose::Enrol, key)))
                 .map(|_| proof.generation)
                 .filter(|g| *g >= self.p.enrolled.least(ask.host));
+            if proved.is_some() {
+                self.take_nonce(&proof.nonce)?;
+            }
         }
         let asked = Asked {
             token: token.hash(),
@@ -385,7 +387,6 @@ impl Enrolling {
     /// Gives a host its next key: the one under the current secret.
     pub fn renew(&self, ask: &RenewRequest) -> Result<RenewAnswer, EnrolError> {
         let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
-        self.take_nonce(&ask.nonce)?;
         let ring = self.keyring();
         let ex = Exchange { host: ask.host, nonce: ask.nonce, own: ask.own };
         let present = ring
@@ -395,6 +396,8 @@ impl Enrolling {
                 let text = "this controller does not know that key: enrol with a join token";
                 EnrolError::Unproved(text.to_owned())
             })?;
+        // Only now: used ones take a place, which strangers without a key must not fill.
+        self.take_nonce(&ask.nonce)?;
         let known = self.p.view.get(ask.host).map_or(Generation(0), |k| k.row.generation);
         if ask.generation < known.max(self.p.enrolled.least(ask.host)) {
             let text = "that key is revoked: enrol with a join token, if an operator lets you";

@@ -89,6 +89,9 @@ async fn a_host_gets_its_key_and_the_tokens_labels_and_then_its_next_key() {
     let (_, mut forged) = renewal(w.enrolling.nonce());
     forged.host = HostId([8; 16]);
     assert!(matches!(w.enrolling.renew(&forged), Err(EnrolError::Unproved(_))));
+    // Used nonces have a bounded place: who proves nothing takes none of it.
+    let (_, honest) = renewal(forged.nonce);
+    assert!(w.enrolling.renew(&honest).is_ok());
     w.enrolling.revoke(HostId([7; 16]), "lost").await.unwrap();
     let (_, late) = renewal(w.enrolling.nonce());
     let refused = w.enrolling.renew(&late).unwrap_err();

@@ -50,8 +50,10 @@ fn of(row: &DeliveryRow, events: &[EventRow]) -> IncidentStage {
             return IncidentStage::Cancelled;
         }
     };
-    // People were turned to for want of its end, or nobody was left to turn to.
-    let mut since = events.iter().filter(|e| e.incident == row.incident && e.token > row.token);
+    // People were turned to for want of its end, or nobody was left to turn to. Since it stands so: it may
+    // have been sent again.
+    let of_it = |e: &&EventRow| e.incident == row.incident && e.token > row.token;
+    let mut since = events.iter().filter(of_it).filter(|e| e.at_ms >= row.changed_ms);
     let said = |kind: EventKind, e: &EventRow| e.kind == kind && !e.data.contains_key("receiver");
     if since.clone().any(|e| said(EventKind::IncidentFailed, e)) {
         IncidentStage::Failed
@@ -129,6 +131,10 @@ mod tests {
         let late =
             event(4, EventKind::IncidentCompleted, json!({"receiver": "a", "order_token": 1}));
         assert_eq!(stage(&taken, &[told, late]), IncidentStage::Completed, "late, but done");
+        // Sent again after that, and taken.
+        let again = DeliveryRow { changed_ms: Wall(1), ..taken[0].clone() };
+        let told_before = event(2, EventKind::IncidentFailed, json!({}));
+        assert_eq!(stage(&[again], &[told_before]), IncidentStage::Accepted);
         // Handed on to another, who has it.
         let both = [row(1, "a", DeliveryState::Superseded), row(2, "b", DeliveryState::Delivered)];
         let handed = event(2, EventKind::HostDown, json!({"instead_of": ["a"]}));
