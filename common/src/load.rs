@@ -26,11 +26,13 @@ impl Share {
     }
 
     /// The byte on the wire.
+    #[inline]
     pub const fn to_byte(self) -> u8 {
         self.0
     }
 
     /// Reads the byte on the wire.
+    #[inline]
     pub const fn from_byte(byte: u8) -> Self {
         if byte > 250 { Self::UNKNOWN } else { Self(byte) }
     }

@@ -18,24 +18,34 @@ const PAGE: usize = 4_096;
 /// none (`/sys/kernel/mm/transparent_hugepage/enabled` says `never`), usual pages do as well, but slower.
 pub fn room<T>(len: usize) -> Vec<T> {
     let mut room = Vec::<T>::with_capacity(len);
-    let bytes = room.capacity() * size_of::<T>();
-    let begin = room.as_mut_ptr().cast::<u8>();
+    ask_for_huge_pages(room.as_mut_ptr().cast::<u8>(), room.capacity() * size_of::<T>());
+    room
+}
+
+/// As many zeros, in huge pages as those of [`room`]. They take no memory before they are written to.
+pub fn zeros(len: usize) -> Vec<u32> {
+    let mut zeros = vec![0; len];
+    ask_for_huge_pages(zeros.as_mut_ptr().cast::<u8>(), len * size_of::<u32>());
+    zeros
+}
+
+/// Asks the kernel for huge pages for `bytes` of our own from `begin` on.
+fn ask_for_huge_pages(begin: *mut u8, bytes: usize) {
     let skipped = begin.align_offset(PAGE);
     if bytes >= HUGE_PAGE + skipped
         && let Some(begin) = NonNull::new(begin.wrapping_add(skipped).cast::<c_void>())
     {
         let whole = (bytes - skipped) / PAGE * PAGE;
         let advice = nix::sys::mman::MmapAdvise::MADV_HUGEPAGE;
-        // SAFETY: the range lies within the allocation, and this advice changes no content.
+        // SAFETY: the range lies within an allocation of the caller's, and this advice changes no content.
         if let Err(e) = unsafe { nix::sys::mman::madvise(begin, whole, advice) } {
             log::debug!("no huge pages: {e}");
         }
     }
-    room
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Has the first `lines` cache lines from `value` on fetched; changes nothing.
 #[inline(always)]

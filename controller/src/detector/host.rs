@@ -1,7 +1,7 @@
 //! The record of one host and the turns its story can take.
 
 use std::mem::offset_of;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use heartwatch_common::id::{Boot, Generation, HostId, KeyId, Seq};
@@ -12,13 +12,10 @@ use serde::Serialize;
 use super::doubt::DoubtReason;
 use super::knobs::Profile;
 use super::peers::Domain;
-use super::timeout::{GroupId, Learned, MarginSource, Patience};
+use super::timeout::{GroupId, Histograms, Learned, MarginSource, Patience, U24};
 use crate::event::{Cause, State};
 use crate::ingest::admit::{Newest, Past};
 use crate::view::LiveId;
-
-/// Newest overdue times kept for `why`.
-pub const RECENT: usize = 4;
 
 /// What is known of a host when it is registered.
 #[derive(Clone, Debug)]
@@ -67,11 +64,13 @@ impl Excused {
     }
 }
 
-/// An internet address in 24 bytes.
+/// An internet address in 24 bytes, of which two are compared in a few instructions: bytes that are written
+/// one by one and then read in one go would keep the processor waiting at every beat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Address {
-    ip: [u8; 16],
+    /// Both halves, the upper one first; of an IPv4 address the lower one alone.
+    ip: [u64; 2],
     scope: u32,
     port: u16,
     /// 0 = none, 4, 6.
@@ -80,10 +79,13 @@ pub(crate) struct Address {
 
 impl Address {
     pub(crate) fn get(self) -> Option<SocketAddr> {
-        let [a, b, c, d, ..] = self.ip;
+        let [high, low] = self.ip.map(u128::from);
         match self.family {
-            4 => Some(SocketAddr::from(([a, b, c, d], self.port))),
-            6 => Some(SocketAddrV6::new(self.ip.into(), self.port, 0, self.scope).into()),
+            4 => Some(SocketAddr::from((Ipv4Addr::from_bits(low as u32), self.port))),
+            6 => {
+                let ip = Ipv6Addr::from_bits(high << 64 | low);
+                Some(SocketAddrV6::new(ip, self.port, 0, self.scope).into())
+            }
             _ => None,
         }
     }
@@ -94,12 +96,13 @@ impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         match address {
             SocketAddr::V4(v4) => {
-                let mut ip = [0; 16];
-                ip[..4].copy_from_slice(&v4.ip().octets());
+                let ip = [0, v4.ip().to_bits().into()];
                 Self { ip, scope: 0, port: v4.port(), family: 4 }
             }
             SocketAddr::V6(v6) => {
-                Self { ip: v6.ip().octets(), scope: v6.scope_id(), port: v6.port(), family: 6 }
+                let bits = v6.ip().to_bits();
+                let ip = [(bits >> 64) as u64, bits as u64];
+                Self { ip, scope: v6.scope_id(), port: v6.port(), family: 6 }
             }
         }
     }
@@ -120,9 +123,34 @@ pub(crate) const MISSING_REPORTED: u8 = 32;
 /// It left, and said when it would be back.
 pub(crate) const AWAITED: u8 = 64;
 
-/// The record of one host: four cache lines, of which a beat like any other touches three.
+/// A moment in an eighth of a second, rounded up: what is not done again before then need not be exact. The
+/// far end is 17 years after the origin; everything later is that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Coarse(u32);
+
+impl Coarse {
+    /// Nanoseconds of a unit, as a power of two.
+    const BITS: u32 = 27;
+
+    pub(crate) fn at_least(at: Instant) -> Self {
+        Self(u32::try_from(at.0.div_ceil(1 << Self::BITS)).unwrap_or(u32::MAX))
+    }
+
+    /// Whether it has come.
+    pub(crate) fn is_over(self, now: Instant) -> bool {
+        u64::from(self.0) << Self::BITS <= now.0
+    }
+
+    /// The end of it.
+    pub(crate) fn get(self) -> Instant {
+        Instant(u64::from(self.0) << Self::BITS)
+    }
+}
+
+/// The record of one host: three cache lines, of which a beat like any other touches two. What a beat leaves
+/// behind for people alone stands in the host's live cell, which each beat writes to anyway.
 #[derive(Clone, Debug)]
-#[repr(C, align(128))]
+#[repr(C, align(64))]
 pub(crate) struct Host {
     // First and second line: what says whether a beat is fresh, and until when the host is alive.
     pub(crate) sent: Instant,
@@ -130,16 +158,21 @@ pub(crate) struct Host {
     pub(crate) expected: Instant,
     /// When it was last heard; zero: never since the start.
     heard: Instant,
-    /// When its row will next be looked at, while it stands in one.
-    pub(crate) due: Instant,
-    pub(crate) learned: Learned,
     pub(crate) id: HostId,
+    pub(crate) address: Address,
+    pub(crate) learned: Learned,
     pub(crate) seq: Seq,
     pub(crate) boot: Boot,
     /// What its last datagram announced, microseconds.
     gap_us: u32,
+    pub(crate) live: LiveId,
+    /// When it may next be challenged by an ack, and by a nonce.
+    pub(crate) challenge_next: Coarse,
+    pub(crate) nonce_next: Coarse,
     pub(crate) generation: Generation,
     pub(crate) key_generation: Generation,
+    /// Suspicions that proved wrong, as far as they can be counted.
+    pub(crate) mistakes: u16,
     pub(crate) key_id: KeyId,
     pub(crate) flags: u8,
     pub(crate) state: State,
@@ -153,43 +186,24 @@ pub(crate) struct Host {
     /// Its agent's round trip to us, as its beats tell.
     pub(crate) round_trip: RoundTrip,
 
-    // Third line: what each beat leaves behind for people, and where it came from.
-    pub(crate) address: Address,
-    pub(crate) live: LiveId,
-    /// Inter-arrival mean and mean deviation, microseconds; 0 = none yet.
-    pub(crate) mean_us: u32,
-    pub(crate) deviation_us: u32,
-    /// What 99 of 100 inter-arrival times do not exceed, about, microseconds; 0 = none yet.
-    pub(crate) p99_us: u32,
-    /// Newest overdue times, microseconds, newest at `recent_len − 1` modulo [`RECENT`].
-    recent: [i32; RECENT],
-    /// How much of each was its own timer's doing.
-    recent_late: [RoundTrip; RECENT],
-    pub(crate) late_ms: u16,
-    /// How many there are; from [`RECENT`] on, only its remainder counts.
-    recent_len: u8,
-
-    // Fourth line: what a beat like any other leaves alone.
+    // Third line: what a beat like any other leaves alone.
     /// When patience ends, unless the host is alive and has been heard: see [`Host::deadline`].
     pub(crate) until: Instant,
-    pub(crate) challenged_until: Instant,
-    /// When it may next be challenged by an ack, and by a nonce.
-    pub(crate) challenge_next: Instant,
-    pub(crate) nonce_next: Instant,
     pub(crate) facts_hash: u64,
     pub(crate) boot_max: Boot,
-    pub(crate) mistakes: u32,
     /// Its failure domain, by the newest labels that are known.
     pub(crate) domain: Domain,
+    pub(crate) challenged_until: Coarse,
+    pub(crate) histograms: Histograms,
     /// Where an operator keeps its margin, milliseconds, if [`FROZEN`].
-    frozen_ms: u32,
+    frozen_ms: U24,
 }
 
 /// Cache lines of a record that every beat needs.
-pub(crate) const BEAT_LINES: usize = 3;
+pub(crate) const BEAT_LINES: usize = 2;
 
-const _: () = assert!(size_of::<Option<Host>>() == 256, "four lines, none for the Option");
-const _: () = assert!(offset_of!(Host, address) == 128 && offset_of!(Host, until) == 192);
+const _: () = assert!(size_of::<Option<Host>>() == 192, "three lines, none for the Option");
+const _: () = assert!(offset_of!(Host, until) == 128);
 
 /// What is known of few hosts at a time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -212,7 +226,6 @@ impl Host {
             sent: Instant(0),
             expected: due.unwrap_or(now),
             heard: Instant(0),
-            due: Instant::FAR,
             learned: Learned::default(),
             id: known.id,
             seq: Seq(0),
@@ -230,22 +243,16 @@ impl Host {
             round_trip: RoundTrip::UNKNOWN,
             address: known.address.map_or_else(Address::default, Address::from),
             live: known.live,
-            mean_us: 0,
-            deviation_us: 0,
-            p99_us: 0,
-            recent: [0; RECENT],
-            recent_late: [RoundTrip::UNKNOWN; RECENT],
-            late_ms: 0,
-            recent_len: 0,
             until: due.unwrap_or(Instant::FAR),
-            challenged_until: Instant(0),
-            challenge_next: Instant(0),
-            nonce_next: Instant(0),
+            challenged_until: Coarse::default(),
+            challenge_next: Coarse::default(),
+            nonce_next: Coarse::default(),
+            histograms: Histograms::default(),
             facts_hash: 0,
             boot_max: known.boot,
             mistakes: 0,
             domain: known.domain,
-            frozen_ms: 0,
+            frozen_ms: U24::default(),
         };
         host.flag(HELLO_WANTED, known.state == State::Pending);
         host.flag(DUPLICATE, known.duplicate);
@@ -290,30 +297,16 @@ impl Host {
         self.gap_us = u32::try_from(nanos(gap) / 1_000).unwrap_or(u32::MAX);
     }
 
-    /// Whether it must be filed anew to be looked at by `deadline`, or had better be: a look before the next
-    /// beat is due would find nothing but that, and would have to fetch the record for it. Now it is at hand.
-    #[inline]
-    pub(crate) fn is_filed_badly(&self, deadline: Instant) -> bool {
-        self.due > deadline || self.due < self.expected
-    }
-
-    /// Whether its next beat will most likely have it filed anew: the look that it stands filed for comes
-    /// before the beat after that one.
-    #[inline]
-    pub(crate) fn will_be_filed(&self) -> bool {
-        self.due.0 < self.expected.0.saturating_add(u64::from(self.gap_us) * 1_000)
-    }
-
-    /// Keeps its margin there (to the millisecond), or lets it learn.
+    /// Keeps its margin there (to the millisecond, at most 4.6 hours), or lets it learn.
     pub(crate) fn freeze(&mut self, margin: Option<Duration>) {
         self.flag(FROZEN, margin.is_some());
         let ms = margin.unwrap_or_default().as_millis();
-        self.frozen_ms = u32::try_from(ms).unwrap_or(u32::MAX);
+        self.frozen_ms.set(u32::try_from(ms).unwrap_or(u32::MAX));
     }
 
     /// Where an operator keeps its margin.
     pub(crate) fn frozen(&self) -> Option<Duration> {
-        self.is(FROZEN).then(|| Duration::from_millis(u64::from(self.frozen_ms)))
+        self.is(FROZEN).then(|| Duration::from_millis(u64::from(self.frozen_ms.get())))
     }
 
     /// Which key its last proof of life was sealed under; `None` since the controller's start.
@@ -346,26 +339,8 @@ impl Host {
         Past {
             boot_max: self.boot_max,
             strict: matches!(self.state, State::Suspect | State::Down),
-            challenged_until: self.challenged_until,
+            challenged_until: self.challenged_until.get(),
         }
-    }
-
-    /// Learns the plain inter-arrival time, for people.
-    #[inline]
-    pub(crate) fn inter_arrival(&mut self, since_last_ns: u64) {
-        let us = (since_last_ns / 1_000).min(u64::from(u32::MAX)) as i64;
-        if self.mean_us == 0 {
-            self.mean_us = us as u32;
-            self.deviation_us = (us / 2) as u32;
-            self.p99_us = self.p99_us.max(us as u32);
-            return;
-        }
-        self.p99_us = p99_step(self.p99_us, us as u32);
-        // RFC 6298's smoothing: mean by eighths of the error, deviation by quarters of its size.
-        let error = us - i64::from(self.mean_us);
-        let spread = error.abs() - i64::from(self.deviation_us);
-        self.mean_us = (i64::from(self.mean_us) + error / 8) as u32;
-        self.deviation_us = (i64::from(self.deviation_us) + spread / 4) as u32;
     }
 
     /// How much later than expected its next beat may come, nanoseconds.
@@ -383,56 +358,6 @@ impl Host {
             Some(margin) => (margin, MarginSource::Frozen),
             None => self.learned.margin(patience),
         }
-    }
-
-    #[inline]
-    pub(crate) fn remember_overdue(&mut self, overdue_ns: i64, late_ms: u16) {
-        let us = (overdue_ns / 1_000).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
-        let at = usize::from(self.recent_len) % RECENT;
-        self.recent[at] = us;
-        self.recent_late[at] = match late_ms {
-            0 => RoundTrip::UNKNOWN,
-            ms => RoundTrip::new(Duration::from_millis(ms.into())),
-        };
-        // Before it wraps, back to the same place of the ring.
-        self.recent_len = self.recent_len.checked_add(1).unwrap_or(RECENT as u8);
-    }
-
-    /// Whether no overdue time has been noted yet.
-    pub(crate) fn is_new(&self) -> bool {
-        self.recent_len == 0
-    }
-
-    /// Places of the newest overdue times, newest first.
-    fn recent_places(&self) -> impl Iterator<Item = usize> + use<> {
-        let len = usize::from(self.recent_len);
-        (1..=len.min(RECENT)).map(move |back| (len - back) % RECENT)
-    }
-
-    /// Newest overdue times, newest first, milliseconds.
-    pub(crate) fn recent_ms(&self) -> Vec<f64> {
-        self.recent_places().map(|at| f64::from(self.recent[at]) / 1e3).collect()
-    }
-
-    /// How late the host's own timer was each time, to 6 %, newest first, milliseconds.
-    pub(crate) fn recent_late_ms(&self) -> Vec<u16> {
-        let ms = |late: RoundTrip| late.duration().map_or(0, |d| d.as_millis() as u16);
-        self.recent_places().map(|at| ms(self.recent_late[at])).collect()
-    }
-}
-
-/// Moves an estimate of the 99th percentile by one sample: up by 99 steps if it was too low, down by one
-/// otherwise, so that it stands still where one in a hundred lies above.
-///
-/// Source: Ma, Muthukrishnan, Sandler, "Frugal Streaming for Estimating Quantiles" (2013), with the length
-/// of its steps in proportion to the quantile instead of their chance: no dice, four bytes, integers.
-#[inline]
-fn p99_step(p99_us: u32, sample_us: u32) -> u32 {
-    let step = (p99_us >> 12).max(1);
-    if sample_us > p99_us {
-        p99_us.saturating_add(step.saturating_mul(99))
-    } else {
-        p99_us.saturating_sub(step)
     }
 }
 
@@ -535,35 +460,4 @@ pub struct Transition {
     pub duplicate: bool,
     /// What was seen.
     pub evidence: Evidence,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::p99_step;
-    use rand::rngs::StdRng;
-    use rand::{RngExt, SeedableRng};
-
-    #[test]
-    fn the_estimate_settles_where_one_in_a_hundred_lies_above() {
-        let mut rng = StdRng::seed_from_u64(2);
-        // Uniform from 0.9 to 1.1 s, then a tenth as long: it follows down too.
-        for (low, high) in [(900_000u32, 1_100_000u32), (90_000, 110_000)] {
-            let mut p99 = 1_000_000;
-            let mut above = 0;
-            for k in 0..60_000 {
-                let x = rng.random_range(low..high);
-                above += u32::from(k >= 30_000 && x > p99);
-                p99 = p99_step(p99, x);
-            }
-            assert!((250..350).contains(&above), "{above} of 30,000 above {p99}");
-            assert!(p99 > high - (high - low) / 10 && p99 < high + high / 30, "{p99}");
-        }
-    }
-
-    #[test]
-    fn the_estimate_stays_within_its_four_bytes() {
-        assert_eq!(p99_step(u32::MAX, u32::MAX), u32::MAX - (u32::MAX >> 12));
-        assert_eq!((p99_step(0, 7), p99_step(u32::MAX - 1, u32::MAX)), (99, u32::MAX));
-        assert_eq!(p99_step(0, 0), 0);
-    }
 }

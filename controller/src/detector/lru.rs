@@ -15,11 +15,13 @@
 //! in order, where links from slot to slot would be a trip to memory each. What is left standing is swept
 //! out, a row at a time, when it is more than what counts.
 //!
-//! Cost: filing O(1); looking O(rows + slots that are due), amortised over what is passed over. Memory: 20
-//! bytes per slot, and 12 for each place where it no longer counts.
+//! Times are kept in units of about a millisecond, rounded down: a look may come that much early, never late.
 //!
-//! Invariants: a slot counts in at most one row, once; each row is ordered by filing time;
-//! `filed + R ≤ deadline` for the deadline given at filing.
+//! Cost: filing O(1); looking O(rows + slots that are due), amortised over what is passed over. Memory: 12
+//! bytes per slot, and 8 for each place where it no longer counts.
+//!
+//! Invariants: a slot counts in at most one row, once; each row is ordered by the time at which its entries
+//! are due; `filed + R ≤ deadline` for the deadline given at filing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -37,8 +39,12 @@ const BASE_BITS: u32 = 22;
 const OCTAVES: u32 = 20;
 /// Number of rows; row 0 waits for nothing.
 const ROWS: usize = 1 + ((OCTAVES as usize) << STEP_BITS);
-/// When a slot in no row is due.
-const UNFILED: Instant = Instant::FAR;
+/// Nanoseconds of a unit of time, as a power of two: 1.05 ms.
+const UNIT_BITS: u32 = 20;
+/// Bits of an entry that hold the slot; the others hold when it is due, for 146 years.
+const SLOT_BITS: u32 = 22;
+/// What stands in the place of the time at which a slot is due if it is in no row.
+const UNFILED: u32 = 0;
 /// Entries of a block of a row.
 const BLOCK: usize = 512;
 /// Empty blocks kept for what is filed next.
@@ -51,12 +57,45 @@ const SWEEP_MIN: usize = 4_096;
 /// How far ahead of the look the times of slots are fetched.
 const AHEAD: usize = 8;
 
-/// A slot as it was filed. It counts if the slot is due at `filed` and the row's waiting time.
+/// A slot, and when it is due by what it was filed for. It counts if the slot is still due then.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, packed(4))]
-struct Entry {
-    filed: Instant,
-    slot: u32,
+struct Entry(u64);
+
+impl Entry {
+    #[inline]
+    fn new(due: u64, slot: u32) -> Self {
+        Self(due << SLOT_BITS | u64::from(slot))
+    }
+
+    #[inline]
+    fn slot(self) -> u32 {
+        self.0 as u32 & ((1 << SLOT_BITS) - 1)
+    }
+
+    /// When it is due, in units.
+    #[inline]
+    fn due(self) -> u64 {
+        self.0 >> SLOT_BITS
+    }
+
+    /// The same as it stands by the slot: without what changes once in 52 days. No entry stands for longer
+    /// than the longest waiting time without being looked at, so that no two are taken for one.
+    #[inline]
+    fn mark(self) -> u32 {
+        self.due() as u32
+    }
+}
+
+/// The unit that a moment lies in; the first is 1.
+#[inline]
+fn units(at: Instant) -> u64 {
+    (at.0 >> UNIT_BITS) + 1
+}
+
+/// The beginning of a unit.
+#[inline]
+fn begin_of(units: u64) -> Instant {
+    Instant(units.saturating_sub(1) << UNIT_BITS)
 }
 
 /// Entries in the order of filing, in blocks.
@@ -131,8 +170,8 @@ fn row_for(remaining_ns: u64) -> usize {
 #[derive(Clone, Debug)]
 pub struct Rows {
     rows: Vec<Row>,
-    /// When each slot will be looked at; [`UNFILED`] if it is in no row.
-    due: Vec<Instant>,
+    /// When each slot will be looked at, in the lowest bits of units; [`UNFILED`] if it is in no row.
+    due: Vec<u32>,
     /// Slots in rows, and entries.
     filed: usize,
     entries: usize,
@@ -160,40 +199,61 @@ impl Default for Rows {
 }
 
 impl Rows {
-    /// Files a slot to be looked at no later than `deadline`, and nowhere else. Answers when it will be
-    /// looked at. `now` never falls.
-    pub fn file(&mut self, slot: u32, deadline: Instant, now: Instant) -> Instant {
-        let at = slot as usize;
-        if at >= self.due.len() {
-            if at >= self.due.capacity() {
-                let mut larger = room((at + 1).next_power_of_two().max(BLOCK));
-                larger.append(&mut self.due);
-                self.due = larger;
-            }
-            self.due.resize(at + 1, UNFILED);
-        }
+    /// Files a slot to be looked at no later than `deadline`, and nowhere else. `now` never falls.
+    ///
+    /// # Panics
+    /// If the slot is not below two to the power of 22.
+    #[inline]
+    pub fn file(&mut self, slot: u32, deadline: Instant, now: Instant) {
         let row = row_for(deadline.0.saturating_sub(now.0));
-        let due = (now + self.rows[row].wait).min(UNFILED - Duration::from_nanos(1));
-        self.filed += usize::from(self.due[at] == UNFILED);
-        self.due[at] = due;
-        self.rows[row].push(Entry { filed: now, slot }, &mut self.spare);
+        let due = units(now + self.rows[row].wait).min((1 << (64 - SLOT_BITS)) - 1);
+        // Of one whose lowest bits are all zero we say that it is due a unit earlier. Order is kept.
+        let due = if due as u32 == UNFILED { due.saturating_sub(1) } else { due };
+        let entry = Entry::new(due, slot);
+        let Some(at) = self.due.get_mut(slot as usize) else { return self.file_first(row, entry) };
+        self.filed += usize::from(*at == UNFILED);
+        *at = entry.mark();
+        self.push(row, entry);
+    }
+
+    #[cold]
+    fn file_first(&mut self, row: usize, entry: Entry) {
+        let at = entry.slot() as usize;
+        assert!(at < 1 << SLOT_BITS, "slots are below two to the power of {SLOT_BITS}");
+        if at >= self.due.capacity() {
+            let mut larger = room((at + 1).next_power_of_two().max(BLOCK));
+            larger.append(&mut self.due);
+            self.due = larger;
+        }
+        self.due.resize(at + 1, UNFILED);
+        self.filed += 1;
+        self.due[at] = entry.mark();
+        self.push(row, entry);
+    }
+
+    #[inline]
+    fn push(&mut self, row: usize, entry: Entry) {
+        self.rows[row].push(entry, &mut self.spare);
         self.entries += 1;
         if self.entries > SWEEP_RATIO * self.filed + SWEEP_MIN {
             self.sweep();
         }
-        due
     }
 
-    /// Files a slot again only if it would otherwise be looked at after `deadline`.
+    /// Files a slot again only if it would otherwise be looked at after `deadline`. `now` is not after it.
     pub fn hasten(&mut self, slot: u32, deadline: Instant, now: Instant) {
-        if self.due.get(slot as usize).is_none_or(|due| *due > deadline) {
+        if self.due(slot, now).is_none_or(|due| due > deadline) {
             self.file(slot, deadline, now);
         }
     }
 
-    /// When a slot will be looked at; `None` if it is in no row.
-    pub fn due(&self, slot: u32) -> Option<Instant> {
-        self.due.get(slot as usize).copied().filter(|due| *due != UNFILED)
+    /// When a slot will be looked at, or up to a unit earlier; `None` if it is in no row. `now` is less than
+    /// 26 days away from when it was filed.
+    #[inline]
+    pub fn due(&self, slot: u32, now: Instant) -> Option<Instant> {
+        let mark = self.due.get(slot as usize).copied().filter(|mark| *mark != UNFILED)?;
+        let ahead = mark.wrapping_sub(units(now) as u32) as i32;
+        Some(begin_of(units(now).saturating_add_signed(ahead.into())))
     }
 
     /// Has fetched what filing a slot needs.
@@ -215,21 +275,22 @@ impl Rows {
     /// Takes out one slot that is due at `at`, if there is one. Ask until there is none; file what is not
     /// over yet again only then: row 0 waits for nothing, so it would be due at once.
     pub fn pop_due(&mut self, at: Instant) -> Option<u32> {
+        let now = units(at);
         while let Some(row) = self.rows.get_mut(self.looked) {
-            while let Some(Entry { filed, slot }) = row.head() {
-                let due = filed + row.wait;
-                if due > at {
+            while let Some(entry) = row.head() {
+                if entry.due() > now {
                     break;
                 }
-                if let Some(next) = row.ahead(AHEAD).and_then(|e| self.due.get(e.slot as usize)) {
+                if let Some(next) = row.ahead(AHEAD).and_then(|e| self.due.get(e.slot() as usize)) {
                     prefetch(next, 1);
                 }
                 row.pop(&mut self.spare);
                 self.entries -= 1;
-                if self.due[slot as usize] == due {
-                    self.due[slot as usize] = UNFILED;
+                let due = &mut self.due[entry.slot() as usize];
+                if *due == entry.mark() {
+                    *due = UNFILED;
                     self.filed -= 1;
-                    return Some(slot);
+                    return Some(entry.slot());
                 }
             }
             self.looked += 1;
@@ -240,19 +301,20 @@ impl Rows {
 
     /// The slot that will be due `n` after the one that was taken out last, most likely.
     pub fn coming(&self, n: usize) -> Option<u32> {
-        self.rows.get(self.looked)?.ahead(n).map(|entry| entry.slot)
+        self.rows.get(self.looked)?.ahead(n).map(Entry::slot)
     }
 
     /// When the next look is due, or earlier; `None` if nothing is filed.
     pub fn next_due(&self) -> Option<Instant> {
-        self.rows.iter().filter_map(|row| Some(row.head()?.filed + row.wait)).min()
+        let due = self.rows.iter().filter_map(|row| Some(row.head()?.due())).min()?;
+        Some(begin_of(due))
     }
 
     /// Bytes in use.
     pub fn bytes(&self) -> usize {
         let blocks: usize = self.rows.iter().map(|row| row.blocks.len()).sum();
         (blocks + self.spare.len()) * BLOCK * size_of::<Entry>()
-            + self.due.capacity() * size_of::<Instant>()
+            + self.due.capacity() * size_of::<u32>()
     }
 
     /// Sweeps what does not count out of one row that has any.
@@ -266,7 +328,7 @@ impl Rows {
             let (mut before, mut kept) = (0, 0);
             for entry in old.entries() {
                 before += 1;
-                if due[entry.slot as usize] == entry.filed + wait {
+                if due[entry.slot() as usize] == entry.mark() {
                     kept += 1;
                     row.push(entry, spare);
                 }
@@ -285,12 +347,13 @@ impl Rows {
     pub fn check(&self) {
         let (mut counts, mut entries) = (vec![0; self.due.len()], 0);
         for row in &self.rows {
-            let mut before = Instant(0);
-            for Entry { filed, slot } in row.entries() {
-                assert!(filed >= before, "a row is out of order");
-                before = filed;
+            let mut before = 0;
+            for entry in row.entries() {
+                assert!(entry.due() >= before, "a row is out of order");
+                before = entry.due();
                 entries += 1;
-                counts[slot as usize] += u32::from(filed + row.wait == self.due[slot as usize]);
+                let slot = entry.slot() as usize;
+                counts[slot] += u32::from(entry.mark() == self.due[slot]);
             }
         }
         assert_eq!(entries, self.entries);
@@ -395,6 +458,9 @@ mod tests {
                     }
                     _ => {
                         now = now + Duration::from_millis(n);
+                        if let Some(due) = rows.next_due() {
+                            prop_assert!(naive.values().all(|deadline| due <= *deadline));
+                        }
                         let (mut expired, mut again) = (Vec::new(), Vec::new());
                         while let Some(slot) = rows.pop_due(now) {
                             let over = naive[&slot] <= now;

@@ -277,6 +277,11 @@ impl Detector {
         self.index.len()
     }
 
+    /// Bytes in use by what grows with the number of hosts, live figures aside.
+    pub fn bytes(&self) -> usize {
+        self.hosts.bytes() + self.index.bytes() + self.rows.bytes()
+    }
+
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.index.len() == 0
@@ -375,7 +380,7 @@ impl Detector {
             judged_in_doubt: false,
             excused_by: excused.map_or("", |e| e.why.as_str()),
             excused_ms: excused.map_or(0, |e| e.span(self.clock).as_millis() as u64),
-            mistakes: h.mistakes,
+            mistakes: h.mistakes.into(),
         }
     }
 
@@ -615,7 +620,7 @@ impl Detector {
         let mut evidence = self.evidence(slot, now);
         evidence.judged_in_doubt = in_doubt;
         let h = self.host(slot);
-        let given = h.learned.given_time().min(self.settings.confirm_max);
+        let given = h.learned.given_time(&h.histograms).min(self.settings.confirm_max);
         let until = h.expected + given;
         self.confirm.begin(slot, trip, until, now);
         self.set_state(slot, State::Suspect);
@@ -694,7 +699,7 @@ impl Detector {
             alive[usize::from(host.knobs)] += u64::from(host.state == State::Alive);
             classes[usize::from(host.class)] += u64::from(host.state.may_beat());
             if host.state == State::Alive {
-                assert_eq!(self.rows.due(slot), Some(host.due), "{id} is not filed as it says");
+                assert!(self.rows.due(slot, self.clock).is_some(), "{id} is in no row");
             }
             let probed = self.confirm.get(slot).is_some();
             assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);

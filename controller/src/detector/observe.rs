@@ -18,6 +18,7 @@ use super::host::{
 use super::timeout::{LEARN_MAX, Patience, Siblings};
 use super::{DUPLICATE_WINDOW, Detector, Observed, Proof, TWINS_TURNS};
 use crate::event::State;
+use crate::view::Lesson;
 
 impl Host {
     /// Whether a proof of life can neither make a turn nor end anything.
@@ -33,7 +34,7 @@ impl Host {
     }
 
     /// Learns from a proof of the same life as the one before, which was heard at `last`. `dropped`: the gap
-    /// may be our own doing.
+    /// may be our own doing. Answers what its live cell shall learn.
     #[inline]
     #[expect(
         clippy::too_many_arguments,
@@ -49,22 +50,26 @@ impl Host {
         patience: &Patience,
         siblings: &mut Siblings,
         dice: u32,
-    ) {
-        if let Some(last) = last {
-            self.inter_arrival(arrival.0.saturating_sub(last.0));
-        }
+    ) -> Lesson {
+        let mut lesson = Lesson {
+            since_last_ns: last.map(|last| arrival.0.saturating_sub(last.0)),
+            late_ms: proof.late_ms,
+            ..Lesson::default()
+        };
         if self.learned.baseline_ns().is_none() {
-            return;
+            return lesson;
         }
         let overdue_ns = arrival.0.wrapping_sub(self.expected.0) as i64;
         // Left alone, it would have been overdue until its next beat. Learning what our own probe cut short
         // would keep the margin as short as it was wrong.
         let cut_short_ns = if proof.asked { nanos(proof.stamp.gap.min(gap_max)) } else { 0 };
         let overdue_ns = overdue_ns.saturating_add(cut_short_ns as i64);
-        self.remember_overdue(overdue_ns, proof.late_ms);
+        lesson.overdue_ns = Some(overdue_ns);
         if !dropped && overdue_ns < nanos(LEARN_MAX) as i64 {
-            self.learned.learn(overdue_ns, patience, siblings, self.group, dice);
+            let Self { learned, histograms, group, .. } = self;
+            learned.learn(histograms, overdue_ns, patience, siblings, *group, dice);
         }
+        lesson
     }
 
     /// Takes over what a proof says of itself, and says which gap is believed. `sent`: when, by the agent's
@@ -81,7 +86,6 @@ impl Host {
         self.sent = proof.stamp.sent;
         let gap = proof.stamp.gap.min(gap_max);
         self.set_gap(gap);
-        self.late_ms = proof.late_ms;
         self.expected = self.learned.expect(arrival, sent, gap);
         self.hear(arrival);
         gap
@@ -110,13 +114,12 @@ impl Detector {
         let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
         let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
         let dropped = last.is_some_and(|last| doubt.explains(last, h.expected, lost));
-        h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
+        let lesson = h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
         let gap = h.follow(proof, arrival, sent, gap_max);
-        live.beat(h.live, arrival, gap, proof.load);
+        live.beat(h.live, arrival, gap, proof.load, &lesson);
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
-        if h.is_filed_badly(deadline) {
-            self.file(slot, deadline);
-        }
+        let expected = h.expected;
+        self.file_well(slot, expected, deadline);
         Observed { lost, mistake: None, moved: false }
     }
 
@@ -150,21 +153,21 @@ impl Detector {
         let old_boot = h.boot;
         let continues = same_boot && !proof.rebase;
 
-        if continues {
+        let lesson = if continues {
             observed.lost = lost;
             let gap_max = settings.gap_max;
-            h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
+            h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice)
         } else {
             h.learned.rebase();
-            h.mean_us = 0;
-        }
+            Lesson { late_ms: proof.late_ms, begins: true, ..Lesson::default() }
+        };
         h.boot = proof.stamp.boot;
         if !same_boot {
             h.boot_max = h.boot_max.max(h.boot);
         }
         let gap = h.follow(proof, arrival, sent, settings.gap_max);
-        if !continues || h.is_new() {
-            h.learned.choose(patience, siblings.prior(h.group));
+        if !continues || h.learned.beats() == 0 {
+            h.learned.choose(&h.histograms, patience, siblings.prior(h.group));
         }
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         if h.is(EXCUSED)
@@ -181,8 +184,8 @@ impl Detector {
         let old_address = h.address;
         observed.moved = old_address != from;
         h.address = from;
-        live.beat(h.live, arrival, gap, proof.load);
-        let state = h.state;
+        live.beat(h.live, arrival, gap, proof.load, &lesson);
+        let (state, expected) = (h.state, h.expected);
 
         // The other one has not answered for a long while.
         let single = h.is(DUPLICATE) && rare.get(&slot).is_none_or(|r| arrival > r.other_until);
@@ -220,9 +223,7 @@ impl Detector {
             observed.mistake = Some(state);
         }
         if state == State::Alive {
-            if h.is_filed_badly(deadline) {
-                self.file(slot, deadline);
-            }
+            self.file_well(slot, expected, deadline);
         } else {
             self.confirm.end(slot);
             self.file(slot, deadline);

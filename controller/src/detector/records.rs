@@ -121,9 +121,7 @@ impl Detector {
             && let Some(host) = self.hosts.get(*slot)
         {
             self.live.prefetch(host.live);
-            if host.will_be_filed() {
-                self.rows.prefetch(*slot);
-            }
+            self.rows.prefetch(*slot);
         }
     }
 
@@ -283,9 +281,19 @@ impl Detector {
     }
 
     /// Has a host looked at no later than `at`.
+    #[inline]
     pub(super) fn file(&mut self, slot: u32, at: Instant) {
-        let due = self.rows.file(slot, at, self.clock);
-        self.host_mut(slot).due = due;
+        self.rows.file(slot, at, self.clock);
+    }
+
+    /// Has an alive host looked at by `deadline`, and not before its next beat is `expected`: a look before
+    /// that would find nothing but that it is, and would have to fetch the record for it. Now it is at hand.
+    #[inline]
+    pub(super) fn file_well(&mut self, slot: u32, expected: Instant, deadline: Instant) {
+        let due = self.rows.due(slot, self.clock);
+        if due.is_none_or(|due| due > deadline || due < expected) {
+            self.file(slot, deadline);
+        }
     }
 
     /// Has an alive host whose deadline changed looked at in time.
@@ -293,9 +301,7 @@ impl Detector {
         let h = self.host(slot);
         if h.state == State::Alive && h.last_arrival().is_some() {
             let deadline = self.deadline(slot);
-            if self.host(slot).due > deadline {
-                self.file(slot, deadline);
-            }
+            self.rows.hasten(slot, deadline, self.clock);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::host::{self, Host};
 use crate::memory::{prefetch, room};
 
-/// Records of a chunk: 32 megabytes. Memory begins anywhere within a huge page, so of sixteen one is lost;
+/// Records of a chunk: 24 megabytes. Memory begins anywhere within a huge page, so of twelve one is lost;
 /// with chunks of two half of all records stood in small pages. What is not used takes no memory.
 const CHUNK: usize = 131_072;
 
@@ -19,6 +19,11 @@ impl Slab {
     /// Slots in use or free.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes in use.
+    pub(crate) fn bytes(&self) -> usize {
+        self.len * size_of::<Option<Host>>() + self.free.capacity() * size_of::<u32>()
     }
 
     /// The record in a slot.

@@ -14,6 +14,7 @@ impl Detector {
     /// What is known of a host right now, for people.
     pub fn why(&self, slot: u32, shard: u16, now: Instant, lag: Duration) -> HostWhy {
         let h = self.host(slot);
+        let habits = self.live.habits(h.live);
         let (margin, source) = self.margin(h);
         let timed = matches!(h.state, State::Alive) && h.last_arrival().is_some();
         // Of one that has not been heard, or has left, no beat is expected.
@@ -33,9 +34,9 @@ impl Detector {
             margin_source: source.as_str().to_owned(),
             deadline_in_ms: timed.then(|| ms_between(now, self.deadline(slot))),
             gap_ms: h.gap().as_millis() as u64,
-            inter_arrival_mean_ms: f64::from(h.mean_us) / 1e3,
-            inter_arrival_deviation_ms: f64::from(h.deviation_us) / 1e3,
-            inter_arrival_p99_ms: f64::from(h.p99_us) / 1e3,
+            inter_arrival_mean_ms: f64::from(habits.mean_us) / 1e3,
+            inter_arrival_deviation_ms: f64::from(habits.deviation_us) / 1e3,
+            inter_arrival_p99_ms: f64::from(habits.p99_us) / 1e3,
             overdue: overdue_bins(h, Context::Calm),
             overdue_disturbed: overdue_bins(h, Context::Disturbed),
             context: h.learned.context().as_str().to_owned(),
@@ -46,10 +47,10 @@ impl Detector {
             beats_learned: f64::from(h.learned.beats()),
             group: String::new(),
             group_beats: self.siblings.beats(h.group),
-            last_overdue_ms: h.recent_ms(),
-            last_late_ms: h.recent_late_ms(),
-            late_ms: h.late_ms,
-            mistakes: h.mistakes,
+            last_overdue_ms: habits.recent_ms(),
+            last_late_ms: habits.recent_late_ms(),
+            late_ms: habits.late_ms,
+            mistakes: h.mistakes.into(),
             probes: self.confirm.get(slot).map(|p| ProbeWhy {
                 sent: p.tally.sent,
                 of: self.confirm.plan().probes,
@@ -74,7 +75,7 @@ impl Detector {
         if interval.is_zero() || h.frozen().is_some() {
             return None;
         }
-        let chance = f64::from(h.learned.chance(self.siblings.prior(h.group)));
+        let chance = f64::from(h.learned.chance(&h.histograms, self.siblings.prior(h.group)));
         Some(chance * 86_400.0 / interval.as_secs_f64())
     }
 
@@ -96,5 +97,5 @@ fn overdue_bins(h: &Host, context: Context) -> Vec<OverdueBin> {
         above_ms: above.as_secs_f64() * 1e3,
         count: f64::from(count),
     };
-    h.learned.histogram(context).map(bin).collect()
+    h.learned.histogram(&h.histograms, context).map(bin).collect()
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use heartwatch_common::auth::{HostKey, Keyring};
 use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
-use heartwatch_common::time::Instant;
+use heartwatch_common::time::{Instant, nanos};
 use heartwatch_common::wire::{self, Datagram, DecodeError, Message, Stamp};
 
 use crate::detector::timeout::offset_ns;
@@ -113,7 +113,7 @@ pub fn prove(
         return Err((Reject::NotRising, Challenge::Nonce));
     }
     let off = offset_ns(arrival, stamp.sent).wrapping_sub(baseline).unsigned_abs();
-    if u128::from(off) > tolerance.as_nanos() {
+    if off > nanos(tolerance) {
         return Err((Reject::OffTime, Challenge::Nonce));
     }
     Ok(())

@@ -26,7 +26,7 @@ use crate::canary::CANARY;
 use crate::control::HostWhy;
 use crate::detector::confirm::{Bucket, NONCE_LIFE};
 use crate::detector::doubt::{DoubtReason, Waking};
-use crate::detector::host::{HELLO_WANTED, KEYED, Known, Transition, Turn};
+use crate::detector::host::{Coarse, HELLO_WANTED, KEYED, Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
 use crate::detector::{Ahead, Detector, Judged, Proof, Settings};
@@ -587,7 +587,7 @@ impl ShardCore {
             Challenge::Epoch => h.challenge_next,
             Challenge::Nonce => h.nonce_next,
         };
-        if now < next {
+        if !next.is_over(now) {
             return;
         }
         self.detector.await_proof(slot, admitted.stamp.gap, now);
@@ -598,17 +598,17 @@ impl ShardCore {
         inc(&self.metrics.challenges);
         match how {
             Challenge::Epoch => {
-                h.challenge_next = now + EPOCH_CHALLENGE_EVERY;
+                h.challenge_next = Coarse::at_least(now + EPOCH_CHALLENGE_EVERY);
                 // Time for the next beat to come, twice over, and then some for the way.
                 let gap = admitted.stamp.gap.min(self.settings.gap_max);
-                h.challenged_until = now + gap * 2 + Duration::from_secs(5);
+                h.challenged_until = Coarse::at_least(now + gap * 2 + Duration::from_secs(5));
                 let is_hello = matches!(admitted.datagram.message, Message::Hello(_));
                 let hello = if h.is(HELLO_WANTED) || is_hello { FLAG_SAY_HELLO } else { 0 };
                 let class = h.class;
                 out.push(self.ack(admitted, (class, false), FLAG_CHALLENGE | hello, from, via));
             }
             Challenge::Nonce => {
-                h.nonce_next = now + NONCE_CHALLENGE_EVERY;
+                h.nonce_next = Coarse::at_least(now + NONCE_CHALLENGE_EVERY);
                 let boot = h.boot;
                 let nonce = self.nonce(slot);
                 if now >= self.sweep_at {

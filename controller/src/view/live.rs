@@ -1,4 +1,4 @@
-//! What changes with every beat: 24 bytes a host, written by its shard, read by anyone.
+//! What changes with every beat: one cache line a host, written by its shard, read by anyone.
 //!
 //! | bytes | holds |
 //! | --- | --- |
@@ -8,6 +8,7 @@
 //! | 16..18 | run queue, as on the wire |
 //! | 18..22 | network, KiB/s |
 //! | 22..24 | the gap that the last beat announced: milliseconds below 2¹⁵, else seconds with the top bit set |
+//! | 24..64 | its [`Habits`], which only its shard reads |
 //!
 //! A cell is written by one thread, the host's shard, with plain relaxed stores; a reader may see half of
 //! one beat and half of the next, which are neighbours. Cells stand in chunks that appear as they are
@@ -21,6 +22,7 @@ use std::time::Duration;
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 
+use super::habits::{self, Habits, Lesson};
 use crate::memory::{prefetch, room};
 
 /// Cells in a chunk.
@@ -61,7 +63,8 @@ pub struct Live {
 }
 
 #[derive(Debug, Default)]
-struct Cell([AtomicU64; 3]);
+#[repr(align(64))]
+struct Cell([AtomicU64; 3 + habits::WORDS]);
 
 /// The cells of all hosts.
 pub struct LiveTable {
@@ -145,28 +148,44 @@ impl LiveTable {
     /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat, and the load that
     /// it carries; without one, the load that was known stays.
     #[inline]
-    pub fn beat(&self, id: LiveId, arrival: Instant, gap: Duration, load: Option<&LoadSample>) {
+    pub fn beat(
+        &self,
+        id: LiveId,
+        arrival: Instant,
+        gap: Duration,
+        load: Option<&LoadSample>,
+        lesson: &Lesson,
+    ) {
         let Some(cell) = self.cell(id) else { return };
         cell.0[0].store(arrival.0, Ordering::Relaxed);
         let figures = match load {
             Some(l) => {
-                // One by one: a map over them is a loop of calls.
-                let shares = [
-                    l.cpu_busy.to_byte(),
-                    l.memory_used.to_byte(),
-                    l.swap_used.to_byte(),
-                    l.disk_used.to_byte(),
-                    l.psi_cpu.to_byte(),
-                    l.psi_memory.to_byte(),
-                    l.psi_io.to_byte(),
-                    0,
-                ];
-                cell.0[1].store(u64::from_le_bytes(shares) | HAS_LOAD, Ordering::Relaxed);
+                // One by one: a map over them is a loop of calls, and an array of bytes that is read in one
+                // go has the processor wait.
+                let byte = |share: Share, place: u32| u64::from(share.to_byte()) << (8 * place);
+                let shares = byte(l.cpu_busy, 0)
+                    | byte(l.memory_used, 1)
+                    | byte(l.swap_used, 2)
+                    | byte(l.disk_used, 3)
+                    | byte(l.psi_cpu, 4)
+                    | byte(l.psi_memory, 5)
+                    | byte(l.psi_io, 6);
+                cell.0[1].store(shares | HAS_LOAD, Ordering::Relaxed);
                 u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16
             }
             None => cell.0[2].load(Ordering::Relaxed) & !(u64::MAX << GAP_SHIFT),
         };
         cell.0[2].store(figures | gap_code(gap) << GAP_SHIFT, Ordering::Relaxed);
+        if let Some(words) = cell.0[3..].first_chunk() {
+            habits::learn(words, lesson);
+        }
+    }
+
+    /// A host's habits; none are known of [`LiveId::NONE`]. For its shard alone: what others read could be
+    /// of two beats.
+    pub(crate) fn habits(&self, id: LiveId) -> Habits {
+        let words = self.cell(id).and_then(|cell| cell.0[3..].first_chunk());
+        words.map(Habits::read).unwrap_or_default()
     }
 
     /// Reads a cell; nothing is known of [`LiveId::NONE`].
@@ -225,7 +244,7 @@ mod tests {
             psi_io: Share::from_ratio(1.0),
             ..LoadSample::UNKNOWN
         };
-        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&sample));
+        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&sample), &Lesson::default());
         let live = Live {
             last_arrival: Some(Instant(9)),
             gap: Duration::from_millis(1_500),
@@ -233,9 +252,9 @@ mod tests {
         };
         assert_eq!((table.get(id), table.get(other)), (live, Live::default()));
         let idle = LoadSample { run_queue_centi: 0, network_kib_per_s: 0, ..sample };
-        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&idle));
+        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&idle), &Lesson::default());
         assert_eq!(table.get(id), Live { load: Some(idle), ..live });
-        table.beat(id, Instant(10), Duration::from_secs(3_600), None);
+        table.beat(id, Instant(10), Duration::from_secs(3_600), None, &Lesson::default());
         let gap = Duration::from_secs(3_600);
         let later = Live { last_arrival: Some(Instant(10)), gap, load: Some(idle) };
         assert_eq!(table.get(id), later);
@@ -257,7 +276,7 @@ mod tests {
         let mine: Vec<LiveId> = (0..3).map(|_| table.take(0)).collect();
         let theirs = table.take(5);
         assert_ne!(mine[0].0 as usize / CHUNK_LEN, theirs.0 as usize / CHUNK_LEN);
-        table.beat(mine[1], Instant(7), Duration::from_secs(1), None);
+        table.beat(mine[1], Instant(7), Duration::from_secs(1), None, &Lesson::default());
         table.give_back(mine[1]);
         assert_eq!(table.get(mine[1]), Live::default());
         assert_eq!(table.take(0), mine[1]);
@@ -267,7 +286,13 @@ mod tests {
     #[test]
     fn no_cell_holds_nothing_and_breaks_nothing() {
         let table = LiveTable::default();
-        table.beat(LiveId::NONE, Instant(1), Duration::ZERO, Some(&LoadSample::UNKNOWN));
+        table.beat(
+            LiveId::NONE,
+            Instant(1),
+            Duration::ZERO,
+            Some(&LoadSample::UNKNOWN),
+            &Lesson::default(),
+        );
         table.give_back(LiveId::NONE);
         assert_eq!(table.get(LiveId::NONE), Live::default());
     }

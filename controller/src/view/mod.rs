@@ -14,6 +14,7 @@
 //! label) to 50 ns (by part of the name) each, in pieces of 4,096 slots between which the lock is let go.
 
 mod filter;
+mod habits;
 mod index;
 mod labels;
 mod live;
@@ -34,6 +35,7 @@ use crate::policy::placement::{Draw, Pool, Seen};
 use crate::store::HostRow;
 pub use filter::Filter;
 use filter::Sieve;
+pub use habits::Lesson;
 use index::Index;
 use labels::LabelSets;
 pub use live::{Live, LiveId, LiveTable};

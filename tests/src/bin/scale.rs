@@ -24,7 +24,7 @@ use heartwatch_controller::policy::{Author, Policy};
 use heartwatch_controller::shard::notices::{Facts, Notice};
 use heartwatch_controller::store::sqlite::SqliteStore;
 use heartwatch_controller::store::{HostRow, READ_LEN_MAX, Store};
-use heartwatch_controller::view::{Filter, View};
+use heartwatch_controller::view::{Filter, Lesson, View};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -160,7 +160,7 @@ impl Scale {
                 ..LoadSample::UNKNOWN
             };
             let at = Instant(u64::from(n) + 1);
-            view.live().beat(live, at, Duration::from_secs(1), Some(&load));
+            view.live().beat(live, at, Duration::from_secs(1), Some(&load), &Lesson::default());
             view.upsert(row(n, State::Alive), Some(live));
         }
         let filled = clock.now().since(from);

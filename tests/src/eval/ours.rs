@@ -10,7 +10,9 @@ use std::time::Duration;
 use heartwatch_common::time::Instant;
 use heartwatch_controller::detector::dice::Dice;
 use heartwatch_controller::detector::timeout::target::Target;
-use heartwatch_controller::detector::timeout::{GroupId, LEARN_MAX, Learned, Patience, Siblings};
+use heartwatch_controller::detector::timeout::{
+    GroupId, Histograms, LEARN_MAX, Learned, Patience, Siblings,
+};
 
 use super::rivals::{Arrival, Detector};
 
@@ -38,6 +40,7 @@ impl Common {
 #[derive(Debug)]
 pub struct Ours {
     learned: Learned,
+    histograms: Histograms,
     expected: Option<Instant>,
     deadline: Instant,
     group: GroupId,
@@ -50,6 +53,7 @@ impl Ours {
     pub fn new(common: Rc<RefCell<Common>>, group: GroupId, seed: u64) -> Self {
         Self {
             learned: Learned::default(),
+            histograms: Histograms::default(),
             expected: None,
             deadline: Instant::FAR,
             group,
@@ -77,12 +81,13 @@ impl Detector for Ours {
         if let Some(expected) = self.expected {
             let overdue_ns = at.0.wrapping_sub(expected.0) as i64;
             if overdue_ns < LEARN_MAX.as_nanos() as i64 {
-                self.learned.learn(overdue_ns, patience, siblings, self.group, dice);
+                let Self { learned, histograms, .. } = self;
+                learned.learn(histograms, overdue_ns, patience, siblings, self.group, dice);
             }
         }
         let next = self.learned.expect(at, instant(a.sent_s), gap);
         if self.expected.is_none() {
-            self.learned.choose(patience, siblings.prior(self.group));
+            self.learned.choose(&self.histograms, patience, siblings.prior(self.group));
         }
         self.expected = Some(next);
         self.deadline = next + self.learned.margin(patience).0;
@@ -90,6 +95,6 @@ impl Detector for Ours {
     }
 
     fn state_bytes(&self) -> usize {
-        size_of::<Learned>() + size_of::<Instant>()
+        size_of::<Learned>() + size_of::<Histograms>() + size_of::<Instant>()
     }
 }

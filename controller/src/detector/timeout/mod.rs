@@ -24,8 +24,9 @@
 //! schedule taken from the beat. Measured by `cargo xtask eval`; the tables are in `controller/README.md`.
 //!
 //! Cost: a beat that is not overdue by 10 ms costs some integer operations; the margins are computed anew
-//! at every 64th beat on average, and at once after a beat that was missing. 56 bytes a host, and 8 for
-//! the expectation.
+//! at every 64th beat on average, and at once after a beat that was missing. 57 bytes a host, and 8 for
+//! the expectation; those of them that stand in [`Histograms`] only a beat that is overdue needs, and
+//! whoever computes margins.
 
 use std::time::Duration;
 
@@ -164,25 +165,25 @@ impl MarginSource {
 
 /// A number below 2²⁴ in three bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct U24([u8; 3]);
+pub(crate) struct U24([u8; 3]);
 
 impl U24 {
     const MAX: u32 = 0xFF_FFFF;
 
     #[inline]
-    fn get(self) -> u32 {
+    pub(crate) fn get(self) -> u32 {
         let [a, b, c] = self.0;
         u32::from_le_bytes([a, b, c, 0])
     }
 
     #[inline]
-    fn set(&mut self, value: u32) {
+    pub(crate) fn set(&mut self, value: u32) {
         let [a, b, c, _] = value.min(Self::MAX).to_le_bytes();
         self.0 = [a, b, c];
     }
 }
 
-/// What a host's beats have taught so far.
+/// What a host's beats have taught so far, but for its [`Histograms`], which stand apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Learned {
     /// S: slow average of `arrival − sent`, nanoseconds; meaningless unless `is_based`.
@@ -190,11 +191,7 @@ pub struct Learned {
     /// Slow average of announced gaps, microseconds; 0 = none yet.
     interval_us: u32,
     /// Beats learned from in each context, decayed.
-    beats: [U24; 2],
-    /// Overdue times of a calm host: bin j counts those between edge j and edge j + 1.
-    calm: [u8; BINS],
-    /// Those of a disturbed one, from bin [`DISTURBED_FIRST`] on.
-    disturbed: [u8; BINS - DISTURBED_FIRST],
+    beats: [u32; 2],
     /// In each context, the index of the edge that is the margin.
     margins: [u8; 2],
     /// Index of the edge beyond which a beat is unusual.
@@ -203,7 +200,68 @@ pub struct Learned {
     flags: u8,
 }
 
-const _: () = assert!(size_of::<Learned>() + size_of::<Instant>() <= 64, "state per host");
+/// How overdue a host's beats were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Histograms {
+    /// Overdue times of a calm host: bin j counts those between edge j and edge j + 1.
+    calm: [u8; BINS],
+    /// Those of a disturbed one, from bin [`DISTURBED_FIRST`] on.
+    disturbed: [u8; BINS - DISTURBED_FIRST],
+}
+
+const _: () = assert!(
+    size_of::<Learned>() + size_of::<Histograms>() + size_of::<Instant>() <= 72,
+    "state per host"
+);
+
+impl Default for Histograms {
+    fn default() -> Self {
+        Self { calm: [0; BINS], disturbed: [0; BINS - DISTURBED_FIRST] }
+    }
+}
+
+impl Histograms {
+    #[cold]
+    fn count(&mut self, context: Context, bin: usize, dice: u16) {
+        let counter = match context {
+            Context::Calm => self.calm.get_mut(bin),
+            Context::Disturbed => {
+                bin.checked_sub(DISTURBED_FIRST).and_then(|i| self.disturbed.get_mut(i))
+            }
+        };
+        if let Some(counter) = counter {
+            *counter = counter::counting(counter::value(*counter) + 1.0, dice);
+        }
+    }
+
+    fn counts(&self, context: Context) -> &[u8] {
+        match context {
+            Context::Calm => &self.calm,
+            Context::Disturbed => &self.disturbed,
+        }
+    }
+
+    fn decay(&mut self, keep: f32, dice: u32) {
+        for (j, bin) in self.calm.iter_mut().chain(&mut self.disturbed).enumerate() {
+            // One draw serves all bins: multiply it apart so that they do not move together.
+            let mixed = dice.wrapping_mul(0x9E37_79B9).rotate_left(j as u32) >> 16;
+            *bin = counter::counting(counter::value(*bin) * keep, mixed as u16);
+        }
+    }
+
+    /// How many (decayed) beats of a context were overdue beyond each edge. Below the first edge of the
+    /// context: all that it counts.
+    fn tails(&self, context: Context) -> [f32; EDGES] {
+        let (mut tails, mut tail, first) = ([0.0; EDGES], 0.0, context.first());
+        let values = counter::values();
+        for (tail_of, count) in tails[first..BINS].iter_mut().zip(self.counts(context)).rev() {
+            tail += values[usize::from(*count)];
+            *tail_of = tail;
+        }
+        tails[..first].fill(tail);
+        tails
+    }
+}
 
 /// Bit of [`Learned::flags`].
 const BASED: u8 = 0x80;
@@ -213,9 +271,7 @@ impl Default for Learned {
         Self {
             slow_ns: 0,
             interval_us: 0,
-            beats: [U24::default(); 2],
-            calm: [0; BINS],
-            disturbed: [0; BINS - DISTURBED_FIRST],
+            beats: [0; 2],
             margins: [(EDGES - 1) as u8; 2],
             unusual: (EDGES - 1) as u8,
             flags: 0,
@@ -233,7 +289,7 @@ pub fn offset_ns(arrival: Instant, sent: Instant) -> i64 {
 /// first sixteen, and every fourth until [`CHOOSE_MASK`].
 #[inline]
 fn is_early(beats: u32) -> bool {
-    beats <= 16 || (beats <= CHOOSE_MASK && beats.is_multiple_of(4))
+    beats <= CHOOSE_MASK && (beats <= 16 || beats.is_multiple_of(4))
 }
 
 impl Learned {
@@ -285,8 +341,10 @@ impl Learned {
 
     /// Learns that a beat was overdue by `overdue_ns` (negative: early). `dice` is uniformly random.
     #[inline]
+    #[expect(clippy::too_many_arguments, reason = "two halves of a host, and what hosts share")]
     pub fn learn(
         &mut self,
+        histograms: &mut Histograms,
         overdue_ns: i64,
         patience: &Patience,
         siblings: &mut Siblings,
@@ -295,83 +353,51 @@ impl Learned {
     ) {
         let context = self.context();
         let beats = &mut self.beats[context as usize];
-        beats.set(beats.get() + 1);
-        let overdue_us = u64::try_from(overdue_ns / 1_000).unwrap_or(0);
-        let bin = bin_of(overdue_us, self.interval_us);
+        *beats = beats.saturating_add(1);
+        let overdue_us = overdue_ns.max(0).unsigned_abs() / 1_000;
+        // What is less overdue than the first edge is in no bin, nor missing, nor unusual.
+        let (mut bin, mut missing, mut unusual) = (None, false, false);
+        if overdue_us >= edge_us(0, self.interval_us) {
+            bin = bin_of(overdue_us, self.interval_us);
+            missing = overdue_us > u64::from(self.interval_us / 2);
+            unusual = overdue_us >= edge_us(usize::from(self.unusual), self.interval_us);
+        }
         if let Some(bin) = bin {
-            self.count(context, bin, dice as u16);
+            histograms.count(context, bin, dice as u16);
         }
         siblings.learn(group, context, bin);
         if dice >> 16 & DECAY_MASK == 0 {
-            self.decay(dice);
+            self.decay(histograms, dice);
         }
-        let missing = overdue_us > u64::from(self.interval_us / 2);
         if dice >> 16 & CHOOSE_MASK == 0 || missing || is_early(self.beats()) {
-            self.choose(patience, siblings.prior(group));
+            self.choose(histograms, patience, siblings.prior(group));
+            unusual = overdue_us >= edge_us(usize::from(self.unusual), self.interval_us);
         }
-        let unusual = overdue_us >= edge_us(usize::from(self.unusual), self.interval_us);
         let left = (self.flags & !BASED).saturating_sub(1);
         let disturbed_for = if missing || unusual { DISTURBED_FOR } else { left };
         self.flags = self.flags & BASED | disturbed_for;
     }
 
     #[cold]
-    fn count(&mut self, context: Context, bin: usize, dice: u16) {
-        let counter = match context {
-            Context::Calm => self.calm.get_mut(bin),
-            Context::Disturbed => {
-                bin.checked_sub(DISTURBED_FIRST).and_then(|i| self.disturbed.get_mut(i))
-            }
-        };
-        if let Some(counter) = counter {
-            *counter = counter::counting(counter::value(*counter) + 1.0, dice);
-        }
-    }
-
-    fn counts(&self, context: Context) -> &[u8] {
-        match context {
-            Context::Calm => &self.calm,
-            Context::Disturbed => &self.disturbed,
-        }
-    }
-
-    #[cold]
-    fn decay(&mut self, dice: u32) {
+    fn decay(&mut self, histograms: &mut Histograms, dice: u32) {
         let keep = 1.0 - (DECAY_MASK + 1) as f32 / MEMORY_BEATS;
         for beats in &mut self.beats {
-            beats.set((beats.get() as f32 * keep).round() as u32);
+            *beats = (*beats as f32 * keep).round() as u32;
         }
-        for (j, bin) in self.calm.iter_mut().chain(&mut self.disturbed).enumerate() {
-            // One draw serves all bins: multiply it apart so that they do not move together.
-            let mixed = dice.wrapping_mul(0x9E37_79B9).rotate_left(j as u32) >> 16;
-            *bin = counter::counting(counter::value(*bin) * keep, mixed as u16);
-        }
-    }
-
-    /// How many (decayed) beats of a context were overdue beyond each edge. Below the first edge of the
-    /// context: all that it counts.
-    fn tails(&self, context: Context) -> [f32; EDGES] {
-        let (mut tails, mut tail, first) = ([0.0; EDGES], 0.0, context.first());
-        let values = counter::values();
-        for (tail_of, count) in tails[first..BINS].iter_mut().zip(self.counts(context)).rev() {
-            tail += values[usize::from(*count)];
-            *tail_of = tail;
-        }
-        tails[..first].fill(tail);
-        tails
+        histograms.decay(keep, dice);
     }
 
     /// Chooses, in each context, the edge that costs least as the margin; of two that cost the same the
     /// shorter one.
     #[inline(never)]
-    pub fn choose(&mut self, patience: &Patience, prior: &Prior) {
-        let tails = [self.tails(Context::Calm), self.tails(Context::Disturbed)];
+    pub fn choose(&mut self, histograms: &Histograms, patience: &Patience, prior: &Prior) {
+        let tails = Context::ALL.map(|context| histograms.tails(context));
         let mut edges_s = [0.0; EDGES];
         for (j, edge_s) in edges_s.iter_mut().enumerate() {
             *edge_s = edge_us(j, self.interval_us) as f32 / 1e6;
         }
         for context in Context::ALL {
-            let n = self.beats[context as usize].get() as f32;
+            let n = self.beats[context as usize] as f32;
             // All costs first, with nothing to decide in between: the divisions then run side by side.
             let mut costs = prior.chances(context, &tails[context as usize], n);
             for (cost, edge_s) in costs.iter_mut().zip(&edges_s) {
@@ -417,18 +443,19 @@ impl Learned {
     }
 
     /// Chance that a beat in the present context is overdue beyond its chosen margin.
-    pub fn chance(&self, prior: &Prior) -> f32 {
+    pub fn chance(&self, histograms: &Histograms, prior: &Prior) -> f32 {
         let context = self.context();
         let j = usize::from(self.margins[context as usize]);
-        let n = self.beats[context as usize].get() as f32;
-        prior.chance(context, j, self.tails(context)[j], n)
+        let n = self.beats[context as usize] as f32;
+        prior.chance(context, j, histograms.tails(context)[j], n)
     }
 
     /// The longest overdue time from which the host has come back, to the edge above; it is forgotten
     /// after about three weeks. Zero: hardly any.
-    pub fn longest(&self) -> Duration {
+    pub fn longest(&self, histograms: &Histograms) -> Duration {
         let seen = |context: Context| {
-            let last = self.counts(context).iter().rposition(|c| counter::value(*c) >= SEEN_MIN)?;
+            let last =
+                histograms.counts(context).iter().rposition(|c| counter::value(*c) >= SEEN_MIN)?;
             Some(context.first() + last + 1)
         };
         let edge = seen(Context::Calm).max(seen(Context::Disturbed));
@@ -438,21 +465,25 @@ impl Learned {
     /// For how long after its expected beat silence alone is no proof of its death: twice the longest from
     /// which it has come back; three times if that was more than one beat, for whoever loses beats in
     /// bursts loses bursts in rows.
-    pub fn given_time(&self) -> Duration {
-        let longest = self.longest();
+    pub fn given_time(&self, histograms: &Histograms) -> Duration {
+        let longest = self.longest(histograms);
         longest * if longest > self.interval() * 2 { 3 } else { 2 }
     }
 
     /// Beats learned from, decayed.
     #[inline]
     pub fn beats(&self) -> u32 {
-        self.beats[0].get() + self.beats[1].get()
+        self.beats[0].saturating_add(self.beats[1])
     }
 
     /// The histogram of a context: lower edge and decayed count of each bin.
-    pub fn histogram(&self, context: Context) -> impl Iterator<Item = (Duration, f32)> + '_ {
+    pub fn histogram<'a>(
+        &'a self,
+        histograms: &'a Histograms,
+        context: Context,
+    ) -> impl Iterator<Item = (Duration, f32)> + 'a {
         let first = context.first();
-        self.counts(context).iter().enumerate().map(move |(i, c)| {
+        histograms.counts(context).iter().enumerate().map(move |(i, c)| {
             (Duration::from_micros(edge_us(first + i, self.interval_us)), counter::value(*c))
         })
     }

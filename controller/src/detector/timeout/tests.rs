@@ -7,30 +7,53 @@ const PATIENCE: Patience =
 const SECOND: Duration = Duration::from_secs(1);
 const GROUP: GroupId = GroupId(0);
 
+/// All that one host has taught.
+#[derive(Clone, Copy, Default)]
+struct Taught {
+    learned: Learned,
+    histograms: Histograms,
+}
+
+impl Taught {
+    fn learn(&mut self, x: f64, siblings: &mut Siblings, group: GroupId, rng: &mut StdRng) {
+        let Self { learned, histograms } = self;
+        let (ns, dice) = ((x * 1e9) as i64, rng.random());
+        learned.expect(Instant(0), Instant(0), SECOND);
+        learned.learn(histograms, ns, &PATIENCE, siblings, group, dice);
+    }
+
+    fn longest(&self) -> Duration {
+        self.learned.longest(&self.histograms)
+    }
+
+    fn given_time(&self) -> Duration {
+        self.learned.given_time(&self.histograms)
+    }
+}
+
 /// Beats once a second with the given overdue times; the margin after them.
 fn run(
-    learned: &mut Learned,
+    host: &mut Taught,
     siblings: &mut Siblings,
     overdue_s: &[f64],
     rng: &mut StdRng,
 ) -> Duration {
     for x in overdue_s {
-        learned.expect(Instant(0), Instant(0), SECOND);
-        learned.learn((x * 1e9) as i64, &PATIENCE, siblings, GROUP, rng.random());
+        host.learn(*x, siblings, GROUP, rng);
     }
-    learned.margin(&PATIENCE).0
+    host.learned.margin(&PATIENCE).0
 }
 
 #[test]
 fn a_quiet_host_earns_a_short_margin_and_a_stalling_one_a_long_one() {
     let (mut rng, mut siblings) = (StdRng::seed_from_u64(7), Siblings::default());
-    let mut quiet = Learned::default();
+    let mut quiet = Taught::default();
     let cold = run(&mut quiet, &mut siblings, &[0.0], &mut rng);
     let warm = run(&mut quiet, &mut siblings, &vec![0.000_5; 20_000], &mut rng);
     assert!(cold > SECOND && cold < 4 * SECOND, "{cold:?}");
     assert!(warm < Duration::from_millis(800), "{warm:?}");
 
-    let mut stalling = Learned::default();
+    let mut stalling = Taught::default();
     let mut xs = vec![0.000_5; 20_000];
     xs.iter_mut().step_by(500).for_each(|x| *x = 6.0);
     let margin = run(&mut stalling, &mut siblings, &xs, &mut rng);
@@ -44,13 +67,11 @@ fn a_new_host_starts_with_what_its_group_knows() {
     assert_eq!(first_margin(&mut siblings, far), first_margin(&mut siblings, near));
     // Twenty hosts each: far ones lose a beat in a hundred, and two in a row in ten thousand.
     for _ in 0..20 {
-        let (mut one, mut other) = (Learned::default(), Learned::default());
+        let (mut one, mut other) = (Taught::default(), Taught::default());
         for k in 0..20_000u32 {
-            one.expect(Instant(0), Instant(0), SECOND);
-            other.expect(Instant(0), Instant(0), SECOND);
             let x = if k % 10_000 == 0 { 2.0 } else { f64::from(u8::from(k % 100 == 0)) };
-            one.learn((x * 1e9) as i64, &PATIENCE, &mut siblings, far, rng.random());
-            other.learn(0, &PATIENCE, &mut siblings, near, rng.random());
+            one.learn(x, &mut siblings, far, &mut rng);
+            other.learn(0.0, &mut siblings, near, &mut rng);
         }
     }
     assert!(first_margin(&mut siblings, far) >= Duration::from_millis(2_220));
@@ -63,14 +84,14 @@ fn a_new_host_starts_with_what_its_group_knows() {
 fn first_margin(siblings: &mut Siblings, group: GroupId) -> Duration {
     let mut new = Learned::default();
     new.expect(Instant(0), Instant(0), SECOND);
-    new.choose(&PATIENCE, siblings.prior(group));
+    new.choose(&Histograms::default(), &PATIENCE, siblings.prior(group));
     new.margin(&PATIENCE).0
 }
 
 #[test]
 fn trouble_widens_the_margin_at_once_and_calm_shortens_it_again() {
     let (mut rng, mut siblings) = (StdRng::seed_from_u64(9), Siblings::default());
-    let mut host = Learned::default();
+    let mut host = Taught::default();
     // Every twenty minutes ten seconds of trouble, in which each beat is 0.5 to 2 s late.
     let mut xs = Vec::new();
     for k in 0..40_000u32 {
@@ -78,30 +99,33 @@ fn trouble_widens_the_margin_at_once_and_calm_shortens_it_again() {
     }
     xs.truncate(39_600);
     run(&mut host, &mut siblings, &xs, &mut rng);
-    assert_eq!(host.context(), Context::Calm);
-    let calm = host.margin(&PATIENCE).0;
+    assert_eq!(host.learned.context(), Context::Calm);
+    let calm = host.learned.margin(&PATIENCE).0;
     let troubled = run(&mut host, &mut siblings, &[0.8], &mut rng);
-    assert_eq!(host.context(), Context::Disturbed);
+    assert_eq!(host.learned.context(), Context::Disturbed);
     assert!(troubled >= 2 * SECOND && troubled >= calm, "{calm:?} {troubled:?}");
     let still = run(&mut host, &mut siblings, &[0.000_5; 15], &mut rng);
-    assert_eq!((host.context(), still), (Context::Disturbed, host.chosen(Context::Disturbed)));
+    assert_eq!(
+        (host.learned.context(), still),
+        (Context::Disturbed, host.learned.chosen(Context::Disturbed))
+    );
     run(&mut host, &mut siblings, &[0.000_5], &mut rng);
-    assert_eq!(host.context(), Context::Calm);
-    assert!(host.chosen(Context::Calm) <= host.chosen(Context::Disturbed));
+    assert_eq!(host.learned.context(), Context::Calm);
+    assert!(host.learned.chosen(Context::Calm) <= host.learned.chosen(Context::Disturbed));
 }
 
 #[test]
 fn the_margin_is_the_edge_that_costs_least_by_hand() {
     // n = 10,000 beats, of which 100 were overdue by about 0.5 s: beyond edge .35 lies 1 %, beyond .75
     // nothing but the prior. C = 1e5: staying below .75 would cost 1,000 s.
-    let mut learned = Learned::default();
-    learned.beats[0].set(10_000);
+    let (mut learned, mut histograms) = (Learned::default(), Histograms::default());
+    learned.beats[0] = 10_000;
     learned.expect(Instant(0), Instant(0), SECOND);
-    learned.calm[4] = counter::counting(100.0, 0);
-    learned.choose(&PATIENCE, &Prior::built_in());
+    histograms.calm[4] = counter::counting(100.0, 0);
+    learned.choose(&histograms, &PATIENCE, &Prior::built_in());
     let by_hand = (0..EDGES)
         .map(|j| {
-            let tail: f32 = if j <= 4 { counter::value(learned.calm[4]) } else { 0.0 };
+            let tail: f32 = if j <= 4 { counter::value(histograms.calm[4]) } else { 0.0 };
             let pi = Prior::built_in().beyond(Context::Calm, j);
             EDGE_MILLI[j] as f32 / 1e3 + 1e5 * (tail + 0.5) / (10_000.0 + 0.5 / pi)
         })
@@ -161,15 +185,15 @@ fn logarithmic_counters_are_right_on_average() {
 
 #[test]
 fn decay_forgets_slowly() {
-    let mut learned = Learned::default();
-    learned.beats[0].set(1_000_000);
-    learned.calm[9] = counter::counting(1_000.0, 0);
+    let (mut learned, mut histograms) = (Learned::default(), Histograms::default());
+    learned.beats[0] = 1_000_000;
+    histograms.calm[9] = counter::counting(1_000.0, 0);
     let mut rng = StdRng::seed_from_u64(5);
     // One memory's worth of decays leaves 1/e.
     for _ in 0..(MEMORY_BEATS / (DECAY_MASK + 1) as f32) as u32 {
-        learned.decay(rng.random());
+        learned.decay(&mut histograms, rng.random());
     }
-    let left = counter::value(learned.calm[9]) / 1_000.0;
+    let left = counter::value(histograms.calm[9]) / 1_000.0;
     assert!((0.2..0.6).contains(&left), "{left}");
     let beats = f64::from(learned.beats()) / 1e6;
     assert!((beats - 0.368).abs() < 0.01, "{beats}");
@@ -216,12 +240,12 @@ fn three_bytes_count_to_their_end_and_stay_there() {
 #[test]
 fn the_longest_silence_is_remembered_for_weeks() {
     let (mut rng, mut siblings) = (StdRng::seed_from_u64(11), Siblings::default());
-    let mut host = Learned::default();
+    let mut host = Taught::default();
     assert_eq!(host.longest(), Duration::ZERO);
     run(&mut host, &mut siblings, &[0.0, 4.0, 0.0, 0.5], &mut rng);
     assert_eq!(host.longest(), Duration::from_millis(4_400));
     assert_eq!(host.given_time(), Duration::from_millis(13_200), "it lost beats in a row");
-    let mut other = Learned::default();
+    let mut other = Taught::default();
     run(&mut other, &mut siblings, &[0.0, 1.0, 0.0], &mut rng);
     assert_eq!(other.given_time(), 2 * Duration::from_millis(1_120), "it lost one");
     run(&mut host, &mut siblings, &vec![0.0; 10 * 86_400], &mut rng);
