@@ -9,7 +9,7 @@
 //!
 //! # Cost
 //!
-//! A host takes 65 bytes of rows, 6 to 7 of index, 4 to 8 as member of its label set and 24 of live cell;
+//! A host takes 65 bytes of rows, 6 to 7 of index, 4 to 8 as member of its label set and 64 of live cell;
 //! names and labels that hosts share are kept once. Looking through all hosts costs 1 ns (by state or
 //! label) to 50 ns (by part of the name) each, in pieces of 4,096 slots between which the lock is let go.
 
