@@ -110,6 +110,25 @@ fn edge_us(j: usize, interval_us: u32) -> u64 {
     u64::from(EDGE_MILLI[j]) * u64::from(scale) / 1_000
 }
 
+/// All edges in seconds, near enough to weigh them against each other.
+#[inline]
+fn edges_s(interval_us: u32) -> [f32; EDGES] {
+    const EDGE: [f32; EDGES] = {
+        let (mut edges, mut j) = ([0.0; EDGES], 0);
+        while j < EDGES {
+            edges[j] = EDGE_MILLI[j] as f32 / 1e3;
+            j += 1;
+        }
+        edges
+    };
+    let interval_s = interval_us as f32 / 1e6;
+    let mut edges = EDGE.map(|edge| edge * interval_s);
+    for (edge, own) in edges.iter_mut().zip(&EDGE).take(EDGES_IN_SECONDS) {
+        *edge = own * interval_s.min(1.0);
+    }
+    edges
+}
+
 /// The bin of an overdue time; `None`: on time.
 #[inline]
 fn bin_of(overdue_us: u64, interval_us: u32) -> Option<usize> {
@@ -241,6 +260,14 @@ impl Histograms {
         }
     }
 
+    #[inline]
+    fn is_empty(&self, context: Context) -> bool {
+        match context {
+            Context::Calm => self.calm == [0; BINS],
+            Context::Disturbed => self.disturbed == [0; BINS - DISTURBED_FIRST],
+        }
+    }
+
     fn decay(&mut self, keep: f32, dice: u32) {
         for (j, bin) in self.calm.iter_mut().chain(&mut self.disturbed).enumerate() {
             // One draw serves all bins: multiply it apart so that they do not move together.
@@ -253,6 +280,10 @@ impl Histograms {
     /// context: all that it counts.
     fn tails(&self, context: Context) -> [f32; EDGES] {
         let (mut tails, mut tail, first) = ([0.0; EDGES], 0.0, context.first());
+        // As those of most hosts are, of new ones above all, whose margins are chosen most often.
+        if self.is_empty(context) {
+            return tails;
+        }
         let values = counter::values();
         for (tail_of, count) in tails[first..BINS].iter_mut().zip(self.counts(context)).rev() {
             tail += values[usize::from(*count)];
@@ -392,10 +423,7 @@ impl Learned {
     #[inline(never)]
     pub fn choose(&mut self, histograms: &Histograms, patience: &Patience, prior: &Prior) {
         let tails = Context::ALL.map(|context| histograms.tails(context));
-        let mut edges_s = [0.0; EDGES];
-        for (j, edge_s) in edges_s.iter_mut().enumerate() {
-            *edge_s = edge_us(j, self.interval_us) as f32 / 1e6;
-        }
+        let edges_s = edges_s(self.interval_us);
         for context in Context::ALL {
             let n = self.beats[context as usize] as f32;
             // All costs first, with nothing to decide in between: the divisions then run side by side.
@@ -403,12 +431,10 @@ impl Learned {
             for (cost, edge_s) in costs.iter_mut().zip(&edges_s) {
                 *cost = edge_s + patience.cost_s * *cost;
             }
-            let mut best = (f32::INFINITY, EDGES - 1);
-            for j in (context.first()..EDGES).rev() {
-                let better = costs[j] <= best.0;
-                best = (if better { costs[j] } else { best.0 }, if better { j } else { best.1 });
-            }
-            self.margins[context as usize] = best.1 as u8;
+            let own = &costs[context.first()..];
+            let least = own.iter().fold(f32::INFINITY, |a, b| if *b < a { *b } else { a });
+            let best = own.iter().position(|cost| *cost == least).unwrap_or(own.len() - 1);
+            self.margins[context as usize] = (context.first() + best) as u8;
         }
         let most = UNUSUAL_SHARE * self.beats() as f32;
         let unusual = (0..EDGES).find(|j| tails[0][*j] + tails[1][*j] <= most);

@@ -229,6 +229,16 @@ fn edges_rise_for_every_interval_and_bins_lie_between_them() {
 }
 
 #[test]
+fn edges_that_are_weighed_are_those_that_are_kept() {
+    for interval_us in [10_000, 100_000, 999_999, 1_000_001, 10_000_000, 1_800_000_000] {
+        for (j, s) in edges_s(interval_us).into_iter().enumerate() {
+            let exact = edge_us(j, interval_us) as f64 / 1e6;
+            assert!((f64::from(s) - exact).abs() <= 2e-6 + exact * 1e-6, "{interval_us} {j}: {s}");
+        }
+    }
+}
+
+#[test]
 fn three_bytes_count_to_their_end_and_stay_there() {
     let mut n = U24::default();
     n.set(U24::MAX + 7);
