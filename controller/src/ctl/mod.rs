@@ -24,6 +24,7 @@ mod incidents;
 mod local;
 mod maintenance;
 mod margin;
+mod place;
 mod plan;
 mod receivers;
 mod remote;
@@ -33,6 +34,7 @@ mod short;
 mod show;
 mod story;
 mod text;
+mod token;
 mod trust;
 
 #[cfg(test)]
