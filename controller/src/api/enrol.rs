@@ -10,7 +10,8 @@
 //! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry; `DELETE` lets it enrol again |
 //! | `GET /v1/secrets`, `POST /v1/secrets/rotate`, `/reload`, `/{key id}/retire` | ▲ | fleet secrets, never themselves |
 //!
-//! ▲: scope `admin`; changes are audited.
+//! ▲: scope `admin`; changes are audited. `retire` and `reload` refuse to silence hosts that lately proved
+//! themselves, but for `?force=true`.
 //!
 //! The first three hand out keys and are therefore refused over plain HTTP from another machine (as is every
 //! route of the API).
@@ -231,8 +232,8 @@ async fn reload(
     State(api): State<Api>,
     params: Params,
 ) -> Result<Json<SecretsJson>, Problem> {
-    params.only(&[])?;
-    Ok(Json(SecretsJson { secrets: api.enrol.reload().await? }))
+    let force = params.only(&["force"])?.parsed::<bool>("force")?.unwrap_or(false);
+    Ok(Json(SecretsJson { secrets: api.enrol.reload(force).await? }))
 }
 
 async fn retire(

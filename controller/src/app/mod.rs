@@ -10,6 +10,7 @@ mod maintenance;
 mod memory;
 mod pacing;
 mod receivers;
+mod reloading;
 mod running;
 mod secrets;
 mod surroundings;
@@ -60,6 +61,7 @@ use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
 use crate::tls::{self, Tls, TlsError};
 use crate::view::View;
 use pacing::Pacing;
+pub use reloading::Reloading;
 use running::{Pulse, Running};
 pub use secrets::SecretError;
 use surroundings::Surroundings;
@@ -148,6 +150,7 @@ pub struct App {
     /// Where it listens.
     pub addresses: Addresses,
     tls: Arc<Tls>,
+    enrolling: Arc<Enrolling>,
     state_dir: PathBuf,
     store: Arc<SqliteStore>,
     shards: Vec<ShardHandle>,
@@ -380,7 +383,7 @@ impl App {
         };
         let api = serve_api(
             &config,
-            (token, TokenBook::load(&*store).await?, Arc::clone(&tls), enrolling),
+            (token, TokenBook::load(&*store).await?, Arc::clone(&tls), Arc::clone(&enrolling)),
             running,
             &shards,
             delivery_metrics,
@@ -423,6 +426,7 @@ impl App {
         Ok(Self {
             addresses,
             tls,
+            enrolling,
             state_dir: config.state_dir,
             store,
             shards,
@@ -436,9 +440,9 @@ impl App {
         })
     }
 
-    /// The API's certificate.
-    pub fn tls(&self) -> &Arc<Tls> {
-        &self.tls
+    /// What SIGHUP has read anew.
+    pub fn reloading(&self) -> Reloading {
+        Reloading::new(Arc::clone(&self.tls), Arc::clone(&self.enrolling))
     }
 
     /// Waits until a part of the controller fails; never returns otherwise.

@@ -114,8 +114,12 @@ enum SecretsVerb {
         #[arg(long)]
         force: bool,
     },
-    /// Reads the secret file anew, after it was edited.
-    Reload,
+    /// Reads the secret file anew, after it was edited. Refused if hosts that lately beat would fall silent.
+    Reload {
+        /// Even so: those hosts fall silent, and are called down.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -251,7 +255,9 @@ impl Run<'_> {
         let answer = match &args.verb {
             None | Some(SecretsVerb::List) => self.client.secrets().await?,
             Some(SecretsVerb::Rotate) => self.client.change_secrets(&["rotate"], false).await?,
-            Some(SecretsVerb::Reload) => self.client.change_secrets(&["reload"], false).await?,
+            Some(SecretsVerb::Reload { force }) => {
+                self.client.change_secrets(&["reload"], *force).await?
+            }
             Some(SecretsVerb::Retire { key_id, force }) => {
                 let id = key_id.to_string();
                 self.client.change_secrets(&[&id, "retire"], *force).await?

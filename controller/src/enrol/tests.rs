@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use heartwatch_common::auth::HostKey;
+use heartwatch_common::auth::{HostKey, load_secret};
 use heartwatch_common::config::Span;
 use heartwatch_common::enrol::Proof;
 use heartwatch_common::time::{Instant, ManualClock};
