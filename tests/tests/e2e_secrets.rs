@@ -1,14 +1,19 @@
 //! Fleet secrets that somebody edits by hand, while hosts beat under them.
 
-use anyhow::{Result, ensure};
-use heartwatch_tests::world::{Controller, PATIENCE, World, eventually, number, story, text};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use heartwatch_tests::world::{
+    Agent, Controller, PATIENCE, World, eventually, number, story, text,
+};
 use nix::sys::signal::Signal;
 
 /// How many hosts beat under a secret; `None`: there is no such secret.
 fn on(controller: &Controller, id: u64) -> Result<Option<u64>> {
     let all = controller.ctl(&["--json", "secrets"])?.json()?;
     let secrets = all["secrets"].as_array().cloned().unwrap_or_default();
-    let one = secrets.iter().find(|s| number(s, "/key_id") == id && text(s, "/state") != "renew-only");
+    let one =
+        secrets.iter().find(|s| number(s, "/key_id") == id && text(s, "/state") != "renew-only");
     Ok(one.map(|s| number(s, "/hosts")))
 }
 
@@ -40,7 +45,10 @@ async fn a_secret_that_is_taken_out_of_its_file_silences_nobody_unless_somebody_
         }
         controller.process()?.signal(Signal::SIGHUP)?;
         eventually(PATIENCE, "a refusal in the log", async || {
-            Ok(controller.log().contains("SIGHUP: the fleet secrets stay as they were").then_some(()))
+            Ok(controller
+                .log()
+                .contains("SIGHUP: the fleet secrets stay as they were")
+                .then_some(()))
         })
         .await?;
         ensure!(on(&controller, used)? == Some(1) && on(&controller, 9)?.is_none());
@@ -63,4 +71,52 @@ async fn a_secret_that_is_taken_out_of_its_file_silences_nobody_unless_somebody_
         api.wait_state(agent.host(), "down").await
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_somebody_puts_in_place_of_another_is_taken_up_at_a_reload() {
+    story(async |world: &World| {
+        let controller = world.controller().start().await?;
+        let api = controller.api()?;
+        let mut agent = world.agent("by-hand").beats_to(controller.beats()).start()?;
+        api.wait_state(agent.host(), "alive").await?;
+        let (boot, id) = (number(&agent.status()?, "/boot"), agent.host().to_string());
+        let used = number(&controller.ctl(&["--json", "secrets"])?.json()?, "/secrets/0/key_id");
+        controller.ctl(&["secrets", "rotate"])?.ok()?;
+        let next = used + 1;
+        let config = controller.config().display().to_string();
+        let key = controller.ctl(&["--config", &config, "key", &id])?.ok()?;
+        ensure!(key.starts_with(&format!("hwk1:{next}:")), "a key under the new secret");
+
+        // What is no key changes nothing.
+        let file = key_file(&agent)?;
+        std::fs::write(&file, "no key\n")?;
+        agent.reload()?;
+        agent.process()?.says("the key was not read anew", PATIENCE).await?;
+        ensure!(on(&controller, used)? == Some(1));
+
+        std::fs::write(&file, &key)?;
+        agent.reload()?;
+        eventually(PATIENCE, "the host under the new secret", async || {
+            Ok((on(&controller, next)? == Some(1) && on(&controller, used)? == Some(0))
+                .then_some(()))
+        })
+        .await?;
+        controller.ctl(&["secrets", "retire", &used.to_string()])?.ok()?;
+        ensure!(number(&agent.status()?, "/boot") == boot, "it went on in the same life");
+        ensure!(api.state(agent.host()).await? == "alive");
+        let kinds = api.kinds_of(agent.host()).await?;
+        ensure!(!kinds.iter().any(|k| k == "host.suspect"), "{kinds:?}");
+        ensure!(std::fs::read_to_string(&file)? == key, "the file is as it was put there");
+        Ok(())
+    })
+    .await;
+}
+
+/// Where an agent's config says that its key is.
+fn key_file(agent: &Agent) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(agent.config())?;
+    let line = text.lines().find_map(|line| line.strip_prefix("key_file = "));
+    let path = line.context("the config names a key file")?.trim_matches('"').to_owned();
+    Ok(PathBuf::from(path))
 }

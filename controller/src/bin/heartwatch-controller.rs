@@ -34,7 +34,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run until told to stop (SIGTERM or Ctrl-C).
+    /// Run until told to stop (SIGTERM or Ctrl-C)
+    ///
+    /// SIGHUP reads the API's certificate and the fleet secrets anew, unless that would silence hosts; all other
+    /// settings are read at start.
     Run(Recording),
     /// Check the configuration and print the effective one.
     CheckConfig,
@@ -187,7 +190,7 @@ const FILES: u64 = 65_536;
 fn run(config: Config, recording: Option<record::Plan>) -> u8 {
     daemon::init_log(config.log_level);
     daemon::raise_file_limit(FILES);
-    daemon::keep_no_core();
+    daemon::keep_memory_private();
     for receiver in config.receivers.values().filter(|r| r.should_sign() && r.secret_file.is_none())
     {
         log::warn!(
