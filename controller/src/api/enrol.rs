@@ -19,13 +19,14 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NonceAnswer, RenewAnswer, RenewRequest,
 };
 use heartwatch_common::id::{HostId, KeyId};
 use serde::{Deserialize, Serialize};
 
+use super::access::Who;
 use super::extract::{Body, Name, Params, Trusted};
 use super::problem::Problem;
 use super::{Api, hosts};
@@ -127,11 +128,13 @@ async fn tokens(State(api): State<Api>, params: Params) -> Result<Json<TokensJso
 
 async fn create(
     _: Trusted,
+    Extension(who): Extension<Who>,
     State(api): State<Api>,
     params: Params,
     Body(wish): Body<NewToken>,
 ) -> Result<Json<TokenMade>, Problem> {
     params.only(&[])?;
+    let wish = NewToken { by: who.said(&wish.by), ..wish };
     Ok(Json(api.enrol.create(wish).await?))
 }
 
@@ -166,7 +169,7 @@ async fn enrolments(
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RevokeBody {
-    /// Who says so.
+    /// Who says so; if nobody is named, the token's name stands for it.
     #[serde(default)]
     pub(crate) by: String,
     /// Why; others will ask.
@@ -175,6 +178,7 @@ pub(crate) struct RevokeBody {
 
 async fn revoke(
     _: Trusted,
+    Extension(who): Extension<Who>,
     State(api): State<Api>,
     Name(name): Name,
     params: Params,
@@ -186,7 +190,7 @@ async fn revoke(
     }
     // A host that is not registered can be revoked too, by its id: its key may be in wrong hands.
     let host = hosts::find_id(&api, &name)?;
-    let by = if body.by.is_empty() { "an operator" } else { &body.by };
+    let by = who.said(&body.by);
     let gone = api.enrol.revoke(host, &format!("{} ({by})", body.reason)).await?;
     match api.control.revoke(host, gone.reason.clone()).await {
         Ok(()) | Err(ControlError::UnknownHost(_)) => {}

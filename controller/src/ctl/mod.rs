@@ -14,6 +14,7 @@ use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 
 mod api_token;
 mod args;
+mod by;
 mod candidates;
 pub mod client;
 mod drill;

@@ -181,6 +181,8 @@ pub struct Parts {
     pub controller: ControllerId,
     /// UDP port for beats.
     pub port: u16,
+    /// Where hosts are told to beat to; empty: to the host of the URL by which they enrol.
+    pub beat_addresses: Vec<String>,
     /// The certificate that the API shows.
     pub pin: Box<dyn Fn() -> Option<Pin> + Send + Sync>,
     /// Where time comes from.
@@ -374,7 +376,7 @@ impl Enrolling {
         let answer = EnrolAnswer {
             host: e.host,
             key: ring.current().host_key(e.host, e.generation).to_text(),
-            controllers: Vec::new(),
+            controllers: self.p.beat_addresses.clone(),
             port: self.p.port,
             labels: e.labels.clone(),
             controller: self.p.controller,
