@@ -16,6 +16,7 @@ use crate::event::{EventKind, IncidentId, State};
 use crate::store::{DeliveryState, HostRow};
 
 mod enrol;
+mod names;
 mod refusals;
 mod tls;
 

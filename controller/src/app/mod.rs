@@ -30,7 +30,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 
-use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow, TokenBook};
+use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow, HostNames, TokenBook};
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::crash;
@@ -242,6 +242,11 @@ impl App {
                 shards: shards.clone(),
                 controller: store.controller(),
                 port: listen[0].port(),
+                beat_addresses: config
+                    .beat_addresses
+                    .iter()
+                    .map(|address| address.text(listen[0].port()))
+                    .collect(),
                 pin: {
                     let tls = Arc::clone(&tls);
                     Box::new(move || Some(Hex(tls.fingerprint().0)))
@@ -696,6 +701,7 @@ fn serve_api(
         token,
         tokens: Arc::new(tokens),
         loopback_reads: config.api.loopback_reads,
+        names: HostNames::new(config.api_listen.ip(), config.api.host_names.iter().cloned()),
         tls: Some(Arc::clone(&tls)),
         config: config.into(),
         state_dir: config.state_dir.clone(),
