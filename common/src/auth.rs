@@ -262,8 +262,8 @@ impl Keyring {
         live.chain(self.renew_only.iter().map(|s| (s.key_id, false)))
     }
 
-    /// Secrets whose keys beat under this ring and would not under `next`: gone, renew-only, or another secret
-    /// under the same id.
+    /// Secrets whose keys beat under this ring and would not under `next`: gone, renew-only, or another
+    /// secret under the same id.
     pub fn lost_in(&self, next: &Self) -> Vec<KeyId> {
         use subtle::ConstantTimeEq;
         let stays = |old: &FleetSecret| {

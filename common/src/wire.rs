@@ -6,7 +6,8 @@
 //! 64 bytes, one BLAKE3 block, so those datagrams are exactly 80 bytes. Reserved bytes are sent as zero
 //! and ignored on receipt, so that later minor versions may use them. Of the zeros that end the body of an
 //! ack, a probe or a probe-reply up to 8 may be left out, before it is sealed; whoever receives it puts them
-//! there again. So a controller's answers are 74 bytes, fewer than any datagram that causes one. UDP port 2328.
+//! there again. So a controller's answers are 74 bytes, fewer than any datagram that causes one. UDP port
+//! 2328.
 //!
 //! # Every datagram
 //!

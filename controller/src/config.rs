@@ -67,8 +67,8 @@ pub struct RawConfig {
     pub name: String,
     /// UDP addresses on which beats are received. Default: `["[::]:2328"]`, which takes IPv4 too.
     pub listen: Vec<SocketAddr>,
-    /// Where hosts that enrol are told to send their beats, `host` or `host:port`. Default: to the host of the
-    /// URL by which they enrolled, on the first `listen`'s port.
+    /// Where hosts that enrol are told to send their beats, `host` or `host:port`. Default: to the host of
+    /// the URL by which they enrolled, on the first `listen`'s port.
     pub beat_addresses: Vec<String>,
     /// TCP address of the HTTP API. Default: loopback only; from elsewhere it is reached by TLS alone.
     pub api_listen: SocketAddr,
@@ -76,7 +76,8 @@ pub struct RawConfig {
     pub state_dir: PathBuf,
     /// Fleet secrets, mode 0600. Default: `fleet-secret` in `state_dir`, made at first start.
     pub fleet_secret_file: Option<PathBuf>,
-    /// Bearer token of the API, of scope `admin`, mode 0600. Default: `api-token` in `state_dir`, made at first start.
+    /// Bearer token of the API, of scope `admin`, mode 0600. Default: `api-token` in `state_dir`, made at
+    /// first start.
     pub api_token_file: Option<PathBuf>,
     /// Threads that receive and judge, 1 to 64; 0 = one per core. Default: 0.
     pub shards: u16,

@@ -36,8 +36,8 @@ struct Cli {
 enum Command {
     /// Run until told to stop (SIGTERM or Ctrl-C)
     ///
-    /// SIGHUP reads the API's certificate and the fleet secrets anew, unless that would silence hosts; all other
-    /// settings are read at start.
+    /// SIGHUP reads the API's certificate and the fleet secrets anew, unless that would silence hosts; all
+    /// other settings are read at start.
     Run(Recording),
     /// Check the configuration and print the effective one.
     CheckConfig,
