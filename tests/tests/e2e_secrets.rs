@@ -83,7 +83,7 @@ async fn a_key_that_somebody_puts_in_place_of_another_is_taken_up_at_a_reload() 
         let (boot, id) = (number(&agent.status()?, "/boot"), agent.host().to_string());
         let used = number(&controller.ctl(&["--json", "secrets"])?.json()?, "/secrets/0/key_id");
         controller.ctl(&["secrets", "rotate"])?.ok()?;
-        let next = used + 1;
+        let next = number(&controller.ctl(&["--json", "secrets"])?.json()?, "/secrets/0/key_id");
         let config = controller.config().display().to_string();
         let key = controller.ctl(&["--config", &config, "key", &id])?.ok()?;
         ensure!(key.starts_with(&format!("hwk1:{next}:")), "a key under the new secret");
