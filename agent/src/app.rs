@@ -39,7 +39,7 @@ pub use goodbye::LEAVE_REASON_VAR;
 pub use goodbye::expected_absence;
 use goodbye::leave_reason;
 pub use join::Joined;
-use renewal::{Fetched, Renewal};
+use renewal::{Fetched, Renewal, Reread};
 use told::{Planned, Told};
 
 mod error;
@@ -83,7 +83,7 @@ pub fn configured(overrides: &Overrides) -> Result<(), AppError> {
 pub fn run(overrides: Overrides, clock: Arc<dyn Clock>) -> Result<(), AppError> {
     let joined = Joined::read(&overrides)?;
     daemon::init_log(joined.config.log_level.into());
-    daemon::keep_no_core();
+    daemon::keep_memory_private();
     let joined = joined.settle(&overrides, &*clock)?;
     joined.config.check_controllers()?;
     let system = |what| move |source| AppError::System { what, source };
@@ -112,7 +112,7 @@ enum Event {
     Speaks(std::io::Result<UnixStream>),
     Told(Told),
     Reload,
-    Reloaded(Box<Result<AgentConfig, AppError>>),
+    Reloaded(Box<Result<Reread, AppError>>),
     Fetched(Fetched),
     Stop,
 }
@@ -147,7 +147,7 @@ struct App {
     /// How the next stop is meant.
     planned: Option<Planned>,
     found: Channel<Found>,
-    reloaded: Channel<Result<AgentConfig, AppError>>,
+    reloaded: Channel<Result<Reread, AppError>>,
     renewal: Renewal,
     fetched: Channel<Fetched>,
     os: String,
@@ -432,16 +432,18 @@ impl App {
         let (overrides, reloaded) = (self.overrides.clone(), self.reloaded.0.clone());
         tokio::task::spawn_blocking(move || {
             let result = Joined::read(&overrides).and_then(|joined| {
-                Ok(joined.config.check_controllers().map(|()| joined.config)?)
+                joined.config.check_controllers()?;
+                let key = identity::host_key(&joined.key_path());
+                Ok(Reread { host: host_id(&joined.config).ok(), key, config: joined.config })
             });
             // An error means that the agent ends.
             drop(reloaded.send(result));
         });
     }
 
-    fn reload(&mut self, result: Result<AgentConfig, AppError>, now: Instant) {
-        let config = match result {
-            Ok(config) => config,
+    fn reload(&mut self, result: Result<Reread, AppError>, now: Instant) {
+        let Reread { config, host, key } = match result {
+            Ok(reread) => reread,
             Err(e) => {
                 // The parser shows the place over several lines; a log entry is one.
                 let lines: Vec<_> = chain(&e).lines().map(|l| l.trim().to_owned()).collect();
@@ -450,6 +452,7 @@ impl App {
                 return;
             }
         };
+        let mut same_places = host == Some(self.core.settings().host);
         for (key, same) in [
             ("host_id", config.host_id == self.config.host_id),
             ("key_file", config.key_file == self.config.key_file),
@@ -457,6 +460,7 @@ impl App {
             ("runtime_dir", config.runtime_dir == self.config.runtime_dir),
         ] {
             if !same {
+                same_places = false;
                 log::warn!("{key} has changed: restart the agent to apply that");
             }
         }
@@ -474,6 +478,9 @@ impl App {
         log::set_max_level(config.log_level.into());
         self.config = config;
         log::info!("the config was reloaded");
+        if same_places {
+            self.take_up_key(key, now);
+        }
         self.announce();
     }
 

@@ -27,8 +27,9 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, Beat, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, HelloTooLong,
-    Leave, LeaveReason, Message, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
+    self, Ack, Beat, DATAGRAM_LEN, DATAGRAM_LEN_MIN, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW,
+    FLAG_SAY_HELLO, HelloTooLong, Leave, LeaveReason, Message, Probe, ProbeReply, ProbeVia,
+    RoundTrip, Stamp,
 };
 use rand::{Rng, RngExt};
 
@@ -316,6 +317,7 @@ impl Core {
     fn seal(&self, to: To, mut bytes: Packet, out: &mut Vec<Outgoing>) {
         self.settings.key.seal(match &mut bytes {
             Packet::Fixed(b) => b,
+            Packet::Short(b) => b,
             Packet::Hello(b) => b,
         });
         out.push(Outgoing { to, bytes });
@@ -361,7 +363,10 @@ impl Core {
                 }
                 Ok(())
             }
-            Message::Probe(probe) => self.answer(from, controller, &probe, now, out),
+            Message::Probe(probe) => {
+                let is_short = bytes.len() < DATAGRAM_LEN;
+                self.answer(from, controller, (&probe, is_short), now, out)
+            }
             Message::ProbeVia(via) => self.pass_on(from, &via, now, out),
             Message::Beat(_) | Message::Hello(_) | Message::Leave(_) | Message::ProbeReply(_) => {
                 Err(Reject::WrongKind)
@@ -420,7 +425,7 @@ impl Core {
         &mut self,
         from: SocketAddr,
         controller: Option<usize>,
-        probe: &Probe,
+        (probe, is_short): (&Probe, bool),
         now: Instant,
         out: &mut Vec<Outgoing>,
     ) -> Result<(), Reject> {
@@ -438,8 +443,11 @@ impl Core {
         let counts = &mut self.sessions[index].counts;
         counts.probes_answered = counts.probes_answered.saturating_add(1);
         let reply = ProbeReply { stamp, nonce: probe.nonce };
-        let bytes = reply.encode(&self.settings.header(0));
-        self.seal(To::Addr(from), Packet::Fixed(bytes), out);
+        let full = reply.encode(&self.settings.header(0));
+        // What zeros the probe left out is left out here too, and a little more: less goes out than came in.
+        let short = is_short.then(|| wire::shorter::<DATAGRAM_LEN_MIN>(&full)).flatten();
+        let bytes = short.map_or(Packet::Fixed(full), Packet::Short);
+        self.seal(To::Addr(from), bytes, out);
         Ok(())
     }
 

@@ -43,7 +43,7 @@ enum Command {
     ///
     /// SIGTERM and SIGINT say goodbye to the controllers (with the reason in
     /// $HEARTWATCH_LEAVE_REASON: shutdown, restart, reboot or upgrade; shutdown if not set), SIGHUP
-    /// reads the config file anew.
+    /// reads the config file and the key anew.
     Run,
     /// Get this host's key from a controller by a join token, and start the agent
     ///

@@ -262,6 +262,17 @@ impl Keyring {
         live.chain(self.renew_only.iter().map(|s| (s.key_id, false)))
     }
 
+    /// Secrets whose keys beat under this ring and would not under `next`: gone, renew-only, or another
+    /// secret under the same id.
+    pub fn lost_in(&self, next: &Self) -> Vec<KeyId> {
+        use subtle::ConstantTimeEq;
+        let stays = |old: &FleetSecret| {
+            let new = next.live.iter().find(|new| new.key_id == old.key_id);
+            new.is_some_and(|new| new.bytes.ct_eq(&old.bytes).into())
+        };
+        self.live.iter().filter(|old| !stays(old)).map(|old| old.key_id).collect()
+    }
+
     /// The ring with a new current secret, under the lowest key id that is free; the one that was current
     /// stays live.
     ///
@@ -474,6 +485,17 @@ mod tests {
         assert_eq!(old.bytes, secret(1).host_key(host, generation).bytes);
         assert!(format!("{} renew-only", *secret(1).to_text()).parse::<Keyring>().is_err());
         assert_eq!(ids(&back.rotated([8; 32]).unwrap())[0], (KeyId(3), true));
+    }
+
+    #[test]
+    fn a_ring_tells_whose_keys_another_would_not_believe() {
+        let ring = Keyring::new(vec![secret(3), secret(2), secret(1)]).unwrap();
+        let lost = |next: Keyring| ring.lost_in(&next).iter().map(|id| id.0).collect::<Vec<_>>();
+        assert!(lost(ring.rotated([9; 32]).unwrap()).is_empty());
+        assert_eq!(lost(ring.retired(KeyId(1)).unwrap()), [1], "renew-only");
+        assert_eq!(lost(Keyring::new(vec![secret(2)]).unwrap()), [3, 1], "gone");
+        let other = FleetSecret::new(KeyId(2), [9; 32]);
+        assert_eq!(lost(Keyring::new(vec![secret(1), other, secret(3)]).unwrap()), [2]);
     }
 
     #[test]

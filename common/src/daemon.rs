@@ -64,11 +64,16 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-/// Has no core file written of this process: it would hold secrets. The service units say the same; this is
-/// for who runs it without them.
-pub fn keep_no_core() {
+/// Keeps this process's memory, which holds secrets, from files and from other processes of its user: no core
+/// is written, nor handed to a program that the system has for that (which a limit of zero alone does not
+/// prevent), nobody but root attaches a debugger, and `/proc/PID/{mem,environ,maps,fd,…}` are root's.
+/// `/proc/PID/{stat,status,cmdline}` stay readable, and what the process reads of itself here does too.
+/// To be called before a secret is read. Programs that it executes are not concerned.
+pub fn keep_memory_private() {
+    use nix::sys::prctl;
     use nix::sys::resource::{Resource, setrlimit};
-    if let Err(e) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+    let done = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| prctl::set_dumpable(false));
+    if let Err(e) = done {
         log::warn!("a crash may write a core file, with secrets in it: {e}");
     }
 }
@@ -141,6 +146,18 @@ impl Throttle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_with_secrets_in_it_is_closed_to_other_processes_of_its_user() {
+        use nix::sys::resource::{Resource, getrlimit};
+        keep_memory_private();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap().0, 0);
+        // It still reads of itself what the agent needs.
+        for file in ["status", "oom_score_adj", "mountinfo"] {
+            assert!(std::fs::read(format!("/proc/self/{file}")).is_ok(), "{file}");
+        }
+    }
 
     #[test]
     fn a_throttle_lets_one_through_and_counts_the_rest() {

@@ -4,7 +4,10 @@
 //! is the first 16 bytes of BLAKE3's keyed hash of the whole body under the host's 32-byte key
 //! ([`crate::auth`] says how keys are made). All bodies but those of `hello` and `probe-via` are exactly
 //! 64 bytes, one BLAKE3 block, so those datagrams are exactly 80 bytes. Reserved bytes are sent as zero
-//! and ignored on receipt, so that later minor versions may use them. UDP port 2328.
+//! and ignored on receipt, so that later minor versions may use them. Of the zeros that end the body of an
+//! ack, a probe or a probe-reply up to 8 may be left out, before it is sealed; whoever receives it puts them
+//! there again. So a controller's answers are 74 bytes, fewer than any datagram that causes one. UDP port
+//! 2328.
 //!
 //! # Every datagram
 //!
@@ -93,7 +96,9 @@
 //! Ack flags: bit 0 = say hello again; bit 1 = what you sent proved nothing (wrong epoch): send again;
 //! bit 2 = your key is of an older fleet secret: fetch your next one ([`crate::enrol`]), with no hurry.
 //!
-//! Probe: answered at once by a probe-reply to the address it came from, never by more than its size.
+//! Probe: answered at once by a probe-reply to the address it came from, never by more than its size: a reply
+//! to a probe that had zeros left out leaves those of its nonce out too. The probe that challenges a datagram
+//! which proved nothing has a nonce of 8 random bytes and 8 zeros, of which it leaves 6 out, and its reply 8.
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
@@ -130,7 +135,8 @@
 //!
 //! A controller answers an authenticated datagram with the wrong epoch by an ack (flag bit 1); the next
 //! beat that echoes the epoch proves life. It answers a recognised one that asked by an ack. It answers
-//! nothing that does not authenticate. No answer, and nothing passed on, is larger than what caused it.
+//! nothing that does not authenticate. Its answers are shorter than what caused them; nothing that an agent
+//! answers or passes on is larger than what caused it.
 //! Known-answer vectors: `tests/vectors/wire.json`.
 
 use std::cmp::Ordering;
@@ -142,9 +148,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::id::{Boot, ControllerId, Epoch, Generation, HostId, KeyId, Seq};
 use crate::load::{LoadSample, Share};
 use crate::time::Instant;
+pub use short::{ANSWER_LEN, CHALLENGE_NONCE_LEN, DATAGRAM_LEN_MIN, LEFT_OUT_MAX, shorter};
 pub use trip::RoundTrip;
 pub use via::{ProbeVia, VIA_LEN, ViaDatagram};
 
+mod short;
 mod trip;
 mod via;
 
@@ -572,7 +580,7 @@ pub enum DecodeError {
 
 /// Reads a datagram in place: no copy of variable data, no allocation, no panic on any input.
 pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
-    if bytes.len() < DATAGRAM_LEN {
+    if bytes.len() < DATAGRAM_LEN_MIN {
         return Err(DecodeError::TooShort);
     }
     if bytes.len() > DATAGRAM_LEN_MAX {
@@ -585,8 +593,10 @@ pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
     }
     let kind = Kind::from_byte(raw.kind).ok_or(DecodeError::Kind)?;
     let len = match kind {
-        Kind::Hello => bytes.len(),
+        Kind::Hello => bytes.len().max(DATAGRAM_LEN),
         Kind::ProbeVia => VIA_LEN,
+        // Not shorter than DATAGRAM_LEN_MIN, as was seen above.
+        Kind::Ack | Kind::Probe | Kind::ProbeReply => bytes.len().min(DATAGRAM_LEN),
         _ => DATAGRAM_LEN,
     };
     match bytes.len().cmp(&len) {
@@ -622,12 +632,14 @@ pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
             })
         }
         Kind::ProbeReply => {
-            let (stamp, rest) = decode_stamp(rest)?;
+            let tail = short::filled(rest);
+            let (stamp, rest) = decode_stamp(&tail)?;
             let nonce = *rest.first_chunk::<16>().ok_or(DecodeError::TooShort)?;
             Message::ProbeReply(ProbeReply { stamp, nonce })
         }
         Kind::Ack => {
-            let (a, _) = RawAck::ref_from_prefix(rest).map_err(|_| DecodeError::TooShort)?;
+            let tail = short::filled(rest);
+            let (a, _) = RawAck::ref_from_prefix(&tail).map_err(|_| DecodeError::TooShort)?;
             Message::Ack(Ack {
                 boot: Boot(a.boot.get()),
                 seq: Seq(a.seq.get()),
@@ -640,7 +652,8 @@ pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
             })
         }
         Kind::Probe => {
-            let (p, _) = RawProbe::ref_from_prefix(rest).map_err(|_| DecodeError::TooShort)?;
+            let tail = short::filled(rest);
+            let (p, _) = RawProbe::ref_from_prefix(&tail).map_err(|_| DecodeError::TooShort)?;
             Message::Probe(Probe {
                 boot: Boot(p.boot.get()),
                 number: p.number.get(),

@@ -20,6 +20,7 @@ use crate::policy::courses::Plan;
 use crate::policy::expression::Expression;
 use crate::policy::hours::Hours;
 
+mod addresses;
 mod api;
 mod canary;
 mod domains;
@@ -32,6 +33,7 @@ mod receivers;
 pub mod reference;
 mod rules;
 
+pub use addresses::BeatAddress;
 pub use api::{ApiConfig, RawApi};
 pub use canary::{CanaryConfig, RawCanary};
 pub use domains::{ActionRate, FlapConfig, GuardConfig, RawDomains, RawFlaps, Threshold};
@@ -65,13 +67,17 @@ pub struct RawConfig {
     pub name: String,
     /// UDP addresses on which beats are received. Default: `["[::]:2328"]`, which takes IPv4 too.
     pub listen: Vec<SocketAddr>,
+    /// Where hosts that enrol are told to send their beats, `host` or `host:port`. Default: to the host of
+    /// the URL by which they enrolled, on the first `listen`'s port.
+    pub beat_addresses: Vec<String>,
     /// TCP address of the HTTP API. Default: loopback only; from elsewhere it is reached by TLS alone.
     pub api_listen: SocketAddr,
     /// Where the store, secrets made at first start, and backups live.
     pub state_dir: PathBuf,
     /// Fleet secrets, mode 0600. Default: `fleet-secret` in `state_dir`, made at first start.
     pub fleet_secret_file: Option<PathBuf>,
-    /// Bearer token of the API, mode 0600. Default: `api-token` in `state_dir`, made at first start.
+    /// Bearer token of the API, of scope `admin`, mode 0600. Default: `api-token` in `state_dir`, made at
+    /// first start.
     pub api_token_file: Option<PathBuf>,
     /// Threads that receive and judge, 1 to 64; 0 = one per core. Default: 0.
     pub shards: u16,
@@ -109,6 +115,7 @@ impl Default for RawConfig {
         Self {
             name: "controller".to_owned(),
             listen: vec![SocketAddr::from(([0u16; 8], heartwatch_common::wire::PORT))],
+            beat_addresses: Vec::new(),
             api_listen: SocketAddr::from(([127, 0, 0, 1], heartwatch_common::wire::PORT)),
             state_dir: PathBuf::from("/var/lib/heartwatch-controller"),
             fleet_secret_file: None,
@@ -308,6 +315,8 @@ pub struct Config {
     pub name: String,
     /// See [`RawConfig::listen`]; never empty.
     pub listen: Vec<SocketAddr>,
+    /// See [`RawConfig::beat_addresses`].
+    pub beat_addresses: Vec<BeatAddress>,
     /// See [`RawConfig::api_listen`].
     pub api_listen: SocketAddr,
     /// See [`RawConfig::state_dir`].
@@ -432,6 +441,7 @@ impl RawConfig {
         Ok(Config {
             name: self.name.clone(),
             listen: self.listen.clone(),
+            beat_addresses: self.check_beat_addresses()?,
             api_listen: self.api_listen,
             state_dir: self.state_dir.clone(),
             fleet_secret_file: in_state(&self.fleet_secret_file, "fleet-secret"),

@@ -6,14 +6,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use heartwatch_common::auth::FleetSecret;
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId, KeyId, Seq};
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
     Ack, Beat, Field, Header, Leave, LeaveReason, Probe, ProbeReply, ProbeVia, RoundTrip, Stamp,
-    encode_hello,
+    TAG_LEN, encode_hello,
 };
 use serde_json::{Value, json};
 
@@ -164,6 +164,12 @@ pub fn encode(vector: &Value, secret: &FleetSecret) -> Result<Vec<u8>> {
         }
         other => bail!("`{other}` is not a kind"),
     };
+    // Zeros that are left out stand before the tag.
+    if let Some(left_out) = vector.get("left_out").and_then(Value::as_u64) {
+        let end = sealed.len() - TAG_LEN;
+        let begin = end - usize::try_from(left_out)?;
+        ensure!(sealed.drain(begin..end).all(|byte| byte == 0), "what is left out is not zero");
+    }
     secret.host_key(host, generation).seal(&mut sealed);
     Ok(sealed)
 }
@@ -192,6 +198,7 @@ pub fn generate() -> Result<Value> {
     let nonce = "000102030405060708090a0b0c0d0e0f";
     let controller = "0123456789abcdef";
     let text: String = "0123456789abcdef".repeat(4);
+    let short_nonce = "00010203040506070000000000000000";
     let mut vectors = vec![
         json!({ "kind": "beat", "fields": from_agent(json!({
             "checks": 5, "late_ms": 12, "cpu_busy": 125, "memory_used": 250, "swap_used": 0,
@@ -241,6 +248,17 @@ pub fn generate() -> Result<Value> {
     vector["datagram"] = json!(hex::encode(encode(&vector, &secret)?));
     // Behind the other hello.
     vectors.insert(3, vector);
+    // Without zeros that may be left out, each behind the one that has them.
+    for (kind, left_out) in [("probe-reply", 8), ("ack", 6), ("probe", 6)] {
+        let at = vectors.iter().position(|v| v["kind"] == kind).context("each kind is there")?;
+        let mut vector = vectors[at].clone();
+        if kind != "ack" {
+            vector["fields"]["nonce"] = json!(short_nonce);
+        }
+        vector["left_out"] = json!(left_out);
+        vector["datagram"] = json!(hex::encode(encode(&vector, &secret)?));
+        vectors.insert(at + 1, vector);
+    }
     let tags = TAG_LENS.map(|len| json!({ "len": len, "tag": tag_of(&key, len) }));
     Ok(json!({
         "about": "Known answers of the wire format of common/src/wire.rs. Made by \

@@ -125,6 +125,24 @@ async fn two_commands_make_a_bare_host_beat_with_the_tokens_labels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_enrols_is_told_where_to_beat_to_if_the_config_says_so() {
+    story(async |world: &World| {
+        // Not by the name of the URL by which it enrols.
+        let controller = world.controller().top("beat_addresses = [\"localhost\"]").start().await?;
+        let token = token(world, &controller, "t", &[])?;
+        let bare = Bare::new(world, "bare", ONE)?;
+        bare.enroll(&controller, &token)?.ok()?;
+        let enrolment = std::fs::read_to_string(bare.dir.join("state/enrolment"))?;
+        let told: Value = serde_json::from_str(&enrolment)?;
+        let expected = format!("localhost:{}", controller.beats().port());
+        ensure!(told["controllers"] == serde_json::json!([expected]), "{enrolment}");
+        let _agent = bare.start()?;
+        controller.api()?.wait_state(bare.id()?, "alive").await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_tokens_and_wrong_controllers_are_refused_in_clear_words() {
     story(async |world: &World| {
         let controller = world.controller().start().await?;

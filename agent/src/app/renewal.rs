@@ -7,13 +7,16 @@ use std::time::Duration;
 use heartwatch_common::auth::HostKey;
 use heartwatch_common::backoff::Backoff;
 use heartwatch_common::config::Span;
+use heartwatch_common::id::HostId;
 use heartwatch_common::time::Instant;
 use rand::rngs::SysRng;
 use rand::{RngExt, SeedableRng};
 
 use super::{App, chain};
+use crate::config::AgentConfig;
 use crate::core::KeyNews;
 use crate::enrol::{self, Url};
+use crate::identity::IdentityError;
 
 /// Waits between tries.
 const TRIES: Backoff = Backoff { base: Duration::from_secs(30), cap: Duration::from_secs(3_600) };
@@ -30,6 +33,16 @@ pub(super) struct Renewal {
     tries: u32,
     under_way: bool,
     said: bool,
+}
+
+/// What SIGHUP has had read anew.
+pub(super) struct Reread {
+    /// The settings.
+    pub(super) config: AgentConfig,
+    /// Whose they are, if that can be told.
+    pub(super) host: Option<HostId>,
+    /// The key that lies there now.
+    pub(super) key: Result<HostKey, IdentityError>,
 }
 
 /// How a try ended.
@@ -59,7 +72,7 @@ impl App {
             if !std::mem::replace(&mut self.renewal.said, true) {
                 log::warn!(
                     "the controller asks for a newer key, and this host did not enrol: give it a new one by \
-                     hand (`heartwatchctl key {}`), or enrol it",
+                     hand (`heartwatchctl key {}`, then `systemctl reload heartwatch-agent`), or enrol it",
                     self.core.settings().host
                 );
             }
@@ -103,6 +116,36 @@ impl App {
         }
     }
 
+    /// Takes a key up that somebody has put in place of the one in force. That one is kept beside it until a
+    /// controller has answered under the new one.
+    pub(super) fn take_up_key(&mut self, key: Result<HostKey, IdentityError>, now: Instant) {
+        let key = match key {
+            Ok(key) => key,
+            Err(e) => {
+                log::warn!("the key was not read anew, the one in force stays: {}", chain(&e));
+                return;
+            }
+        };
+        // What a renewal writes is taken up by the renewal.
+        if self.renewal.under_way || *key.to_text() == *self.core.settings().key.to_text() {
+            return;
+        }
+        log::info!(
+            "another key (id {}, generation {}) lies in place of the one in force: it is used from now on",
+            key.key_id(),
+            key.generation()
+        );
+        // One that is kept from a renewal before must not come back in place of what somebody put there.
+        match enrol::forget_previous(&self.renewal.state_dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                log::warn!("keys in {}: {e}", self.renewal.state_dir.display());
+            }
+            _ => {}
+        }
+        self.renewal.said = false;
+        self.core.rekey(key, now);
+    }
+
     fn settle(&mut self, news: KeyNews) {
         let (state_dir, key_file) = (self.renewal.state_dir.clone(), self.renewal.key_file.clone());
         match news {
@@ -120,8 +163,12 @@ impl App {
                 KeyNews::Good => enrol::forget_previous(&state_dir),
                 KeyNews::GivenUp => enrol::go_back(&state_dir, &key_file),
             };
-            if let Err(e) = done {
-                log::warn!("keys in {}: {e}", state_dir.display());
+            // None is kept of a key that somebody put there: what is in its file is theirs.
+            match done {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    log::warn!("keys in {}: {e}", state_dir.display());
+                }
+                _ => {}
             }
         });
     }

@@ -458,6 +458,23 @@ fn a_probe_is_answered_at_once_to_where_it_came_from() {
     assert_eq!(of_kind(&rig.beat(), Kind::Beat)[0].stamp.epoch, Epoch(55), "it taught the epoch");
 }
 
+/// The probe of a challenge has zeros left out; its answer leaves more of them out.
+#[test]
+fn a_challenge_is_answered_by_fewer_bytes_than_it_had() {
+    use heartwatch_common::wire::{ANSWER_LEN, CHALLENGE_NONCE_LEN, decode, shorter};
+    let mut rig = Rig::new(1);
+    rig.beat();
+    let mut nonce = [9; 16];
+    nonce[CHALLENGE_NONCE_LEN..].fill(0);
+    let full = probe(1_000, 55, 9);
+    let Message::Probe(said) = decode(&full).unwrap().message else { panic!("it is a probe") };
+    let mut request = shorter::<ANSWER_LEN>(&Probe { nonce, ..said }.encode(&header(0))).unwrap();
+    key().seal(&mut request);
+    let answer = rig.receive(None, &request);
+    assert_eq!((answer.len(), answer[0].kind, answer[0].nonce), (1, Kind::ProbeReply, nonce));
+    assert_eq!((request.len(), answer[0].len), (74, 72));
+}
+
 #[test]
 fn a_recorded_probe_does_not_bring_an_old_epoch_back() {
     let mut rig = Rig::new(1);
@@ -524,7 +541,9 @@ fn what_is_not_for_us_is_counted_and_never_answered() {
         (Reject::WrongHost, &foreign[..]),
         (Reject::WrongKind, &reflected[..]),
         (Reject::Unknown, &newer[..]),
-        (Reject::Malformed, &good[..79]),
+        // Cut so far it might be one that had zeros left out; the tag tells.
+        (Reject::WrongTag, &good[..79]),
+        (Reject::Malformed, &good[..71]),
         (Reject::Malformed, &[0; 2_000][..]),
         (Reject::Malformed, &[][..]),
     ] {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use heartwatch_common::auth::HostKey;
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::time::Instant;
-use heartwatch_common::wire::{self, Field, Fixed, Header, HelloTooLong, Stamp};
+use heartwatch_common::wire::{self, DATAGRAM_LEN_MIN, Field, Fixed, Header, HelloTooLong, Stamp};
 
 use crate::schedule::Pace;
 
@@ -125,8 +125,10 @@ pub enum To {
 /// The bytes of a sealed datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Packet {
-    /// Any datagram but a hello.
+    /// Any datagram but those below.
     Fixed(Fixed),
+    /// The answer to a probe that had zeros left out.
+    Short([u8; DATAGRAM_LEN_MIN]),
     /// A hello, whose length varies.
     Hello(Vec<u8>),
 }
@@ -136,6 +138,7 @@ impl Packet {
     pub fn as_slice(&self) -> &[u8] {
         match self {
             Self::Fixed(bytes) => bytes,
+            Self::Short(bytes) => bytes,
             Self::Hello(bytes) => bytes,
         }
     }

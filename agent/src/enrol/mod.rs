@@ -16,7 +16,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use heartwatch_common::auth::{HostKey, load_secret, read_secret_file, replace_secret_file};
+use heartwatch_common::auth::{
+    HostKey, SecretFileError, load_secret, read_secret_file, replace_secret_file,
+};
 use heartwatch_common::enrol::{
     ENROL_PATH, EnrolAnswer, EnrolRequest, Exchange, Hex, JoinToken, NONCE_PATH, NonceAnswer,
     Proof, Purpose, RENEW_PATH, RenewAnswer, RenewRequest,
@@ -282,7 +284,10 @@ pub fn forget_previous(state_dir: &Path) -> io::Result<()> {
 
 /// The present key is of no use: the one before is the present one again.
 pub fn go_back(state_dir: &Path, key_file: &Path) -> io::Result<()> {
-    let text = read_secret_file(&state_dir.join(PREVIOUS)).map_err(io::Error::other)?;
+    let text = read_secret_file(&state_dir.join(PREVIOUS)).map_err(|e| match e {
+        SecretFileError::Io { source, .. } => source,
+        other => io::Error::other(other),
+    })?;
     replace_secret_file(key_file, text.trim(), owner(state_dir))?;
     forget_previous(state_dir)
 }

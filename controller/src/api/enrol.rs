@@ -10,7 +10,8 @@
 //! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry; `DELETE` lets it enrol again |
 //! | `GET /v1/secrets`, `POST /v1/secrets/rotate`, `/reload`, `/{key id}/retire` | ▲ | fleet secrets, never themselves |
 //!
-//! ▲: scope `admin`; changes are audited.
+//! ▲: scope `admin`; changes are audited. `retire` and `reload` refuse to silence hosts that lately proved
+//! themselves, but for `?force=true`.
 //!
 //! The first three hand out keys and are therefore refused over plain HTTP from another machine (as is every
 //! route of the API).
@@ -18,13 +19,14 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NonceAnswer, RenewAnswer, RenewRequest,
 };
 use heartwatch_common::id::{HostId, KeyId};
 use serde::{Deserialize, Serialize};
 
+use super::access::Who;
 use super::extract::{Body, Name, Params, Trusted};
 use super::problem::Problem;
 use super::{Api, hosts};
@@ -126,11 +128,13 @@ async fn tokens(State(api): State<Api>, params: Params) -> Result<Json<TokensJso
 
 async fn create(
     _: Trusted,
+    Extension(who): Extension<Who>,
     State(api): State<Api>,
     params: Params,
     Body(wish): Body<NewToken>,
 ) -> Result<Json<TokenMade>, Problem> {
     params.only(&[])?;
+    let wish = NewToken { by: who.said(&wish.by), ..wish };
     Ok(Json(api.enrol.create(wish).await?))
 }
 
@@ -165,7 +169,7 @@ async fn enrolments(
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RevokeBody {
-    /// Who says so.
+    /// Who says so; if nobody is named, the token's name stands for it.
     #[serde(default)]
     pub(crate) by: String,
     /// Why; others will ask.
@@ -174,6 +178,7 @@ pub(crate) struct RevokeBody {
 
 async fn revoke(
     _: Trusted,
+    Extension(who): Extension<Who>,
     State(api): State<Api>,
     Name(name): Name,
     params: Params,
@@ -185,7 +190,7 @@ async fn revoke(
     }
     // A host that is not registered can be revoked too, by its id: its key may be in wrong hands.
     let host = hosts::find_id(&api, &name)?;
-    let by = if body.by.is_empty() { "an operator" } else { &body.by };
+    let by = who.said(&body.by);
     let gone = api.enrol.revoke(host, &format!("{} ({by})", body.reason)).await?;
     match api.control.revoke(host, gone.reason.clone()).await {
         Ok(()) | Err(ControlError::UnknownHost(_)) => {}
@@ -231,8 +236,8 @@ async fn reload(
     State(api): State<Api>,
     params: Params,
 ) -> Result<Json<SecretsJson>, Problem> {
-    params.only(&[])?;
-    Ok(Json(SecretsJson { secrets: api.enrol.reload().await? }))
+    let force = params.only(&["force"])?.parsed::<bool>("force")?.unwrap_or(false);
+    Ok(Json(SecretsJson { secrets: api.enrol.reload(force).await? }))
 }
 
 async fn retire(

@@ -5,7 +5,8 @@
 //! The first byte says what a client speaks: 0x16 begins a TLS handshake (RFC 8446 §5.1, `handshake(22)`)
 //! and no HTTP method. Plain HTTP is served to this machine itself alone, where nobody is in between; from
 //! elsewhere it is told to come by https, before anything of its request is understood. Greeting one
-//! connection never keeps another waiting.
+//! connection never keeps another waiting, and no source may have more than a quarter of all places. How long
+//! each may take over what: [`super::server`].
 
 use std::future::Future;
 use std::io;
@@ -22,12 +23,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Sleep, timeout};
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::peer::{Peer, is_local};
 use super::problem::{PROBLEM_JSON, Problem};
+use super::sources::{Place, Sources};
 use crate::tls::Tls;
 
 /// Connections at once; further ones wait in the kernel's queue.
@@ -35,6 +37,10 @@ const CONNECTIONS_MAX: usize = 1_024;
 /// A connection on which no byte moved for this long is closed. Longer than any route takes, backups
 /// included: while the controller works, nothing moves either.
 const IDLE_MAX: Duration = Duration::from_secs(660);
+/// A client that has taken nothing of what was waiting for it for this long is gone.
+const STALL_MAX: Duration = Duration::from_secs(30);
+/// Connections of one source: a quarter of all, and more than any proxy or site behind one address needs.
+const OF_SOURCE_MAX: usize = 256;
 /// A connection that has sent nothing at all is closed much sooner; so is one that has sent nothing since
 /// its handshake.
 const FIRST_BYTE_MAX: Duration = Duration::from_secs(20);
@@ -53,6 +59,7 @@ pub(super) struct Bounded {
     /// `None` serves plain HTTP only.
     tls: Option<Arc<Tls>>,
     handshake_max: Duration,
+    sources: Arc<Sources>,
     /// Connections of which it is not known yet what they speak; as many as [`CONNECTIONS_MAX`] allows.
     greeted: JoinSet<Option<(Connection, SocketAddr)>>,
 }
@@ -61,7 +68,8 @@ impl Bounded {
     pub(super) fn new(inner: TcpListener, tls: Option<Arc<Tls>>) -> Self {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let (handshake_max, greeted) = (HANDSHAKE_MAX, JoinSet::new());
-        Self { inner, connections, tls, handshake_max, greeted }
+        let sources = Sources::new(OF_SOURCE_MAX);
+        Self { inner, connections, tls, handshake_max, sources, greeted }
     }
 }
 
@@ -93,7 +101,14 @@ impl Listener for Bounded {
                 }
                 (permit, (stream, peer)) = accepted => {
                     let tls = self.tls.clone();
-                    self.greeted.spawn(greet(stream, peer, tls, self.handshake_max, permit));
+                    let Some(place) = self.sources.take(peer.ip()) else {
+                        if let Some(tls) = tls {
+                            tls.counts.connections_refused.fetch_add(1, Ordering::Relaxed);
+                        }
+                        continue;
+                    };
+                    let places = (permit, place);
+                    self.greeted.spawn(greet(stream, peer, tls, self.handshake_max, places));
                 }
             }
         }
@@ -110,7 +125,7 @@ async fn greet(
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
     handshake_max: Duration,
-    permit: OwnedSemaphorePermit,
+    places: Places,
 ) -> Option<(Connection, SocketAddr)> {
     let local = is_local(address, stream.local_addr().ok()?);
     let mut peer =
@@ -143,7 +158,7 @@ async fn greet(
         }
     };
     let idle = Box::pin(tokio::time::sleep(FIRST_BYTE_MAX));
-    Some((Connection { stream, idle, peer, _permit: permit }, address))
+    Some((Connection { stream, idle, stalled: None, peer, _places: places }, address))
 }
 
 /// Tells a plain client from another machine that it must use https.
@@ -170,12 +185,17 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// A connection's place among all, and among those of its source.
+type Places = (OwnedSemaphorePermit, Place);
+
 /// One accepted connection.
 pub(super) struct Connection {
     stream: Stream,
     idle: Pin<Box<Sleep>>,
+    /// Runs while the client takes nothing of what waits for it.
+    stalled: Option<Pin<Box<Sleep>>>,
     peer: Peer,
-    _permit: OwnedSemaphorePermit,
+    _places: Places,
 }
 
 impl Connection {
@@ -191,14 +211,24 @@ impl Connection {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            let deadline = tokio::time::Instant::now() + IDLE_MAX;
-            self.idle.as_mut().reset(deadline);
+            self.idle.as_mut().reset(Instant::now() + IDLE_MAX);
             return polled;
         }
-        match self.idle.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
+        self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// The same for what is sent, whose wait is over much sooner.
+    fn settle_sent<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return self.settle(polled, cx);
         }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_MAX)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -226,7 +256,7 @@ impl AsyncWrite for Connection {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         };
-        self.settle(polled, cx)
+        self.settle_sent(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -238,7 +268,7 @@ impl AsyncWrite for Connection {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         };
-        self.settle(polled, cx)
+        self.settle_sent(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -249,25 +279,26 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A TLS stream still has records to send here, and a client that takes none is idle too.
+        // A TLS stream still has records to send here, and a client that takes none stalls it too. That there
+        // is nothing to send is no byte that moved.
         let polled = match &mut self.stream {
             Stream::Plain(stream) => return Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         };
-        match polled {
-            Poll::Ready(done) => Poll::Ready(done),
-            Poll::Pending => match self.idle.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                Poll::Pending => Poll::Pending,
-            },
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
         }
+        self.settle_sent(polled, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        // TLS has a last record to send.
+        let polled = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        };
+        if polled.is_ready() { polled } else { self.settle_sent(polled, cx) }
     }
 }
 
@@ -295,5 +326,47 @@ mod tests {
         client.read_to_end(&mut answer).await.unwrap_or_default();
         assert!(answer.is_empty());
         assert_eq!(tls.counts.handshakes_failed.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_left() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut bounded = Bounded::new(listener, None);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"G").await.unwrap();
+        let (mut connection, _) = bounded.accept().await;
+        let since = Instant::now();
+        let piece = vec![0; 1 << 20];
+        let error = loop {
+            if let Err(e) = connection.write_all(&piece).await {
+                break e;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!((STALL_MAX..STALL_MAX * 2).contains(&since.elapsed()), "{:?}", since.elapsed());
+    }
+
+    #[tokio::test]
+    async fn one_source_does_not_get_every_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut bounded = Bounded::new(listener, None);
+        bounded.sources = Sources::new(2);
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            loop {
+                kept.push(bounded.accept().await);
+            }
+        });
+        let mut taken = Vec::new();
+        for _ in 0..2 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"G").await.unwrap();
+            taken.push(client);
+        }
+        let mut third = TcpStream::connect(address).await.unwrap();
+        assert_eq!(third.read(&mut [0]).await.unwrap_or_default(), 0, "it is closed at once");
+        drop(taken);
     }
 }

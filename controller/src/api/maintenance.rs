@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use heartwatch_common::time::Wall;
 
+use super::access::Who;
 use super::extract::{Body, Name, Operator, Params};
 use super::holds::{BY_LEN_MAX, REASON_LEN_MAX, check};
 use super::metrics::Families;
@@ -82,13 +83,14 @@ fn after(at: Wall, span: Duration) -> Wall {
 /// `DELETE /v1/maintenance/{window}?by=&reason=`
 pub(super) async fn end(
     _: Operator,
+    Extension(who): Extension<Who>,
     State(api): State<Api>,
     Name(name): Name,
     params: Params,
 ) -> Result<Json<Window>, Problem> {
     let params = params.only(&["by", "reason"])?;
     let id = name.parse::<WindowId>().map_err(Problem::bad_request)?;
-    let by = check("by", params.one("by")?.unwrap_or("an operator"), BY_LEN_MAX)?;
+    let by = check("by", &who.said(params.one("by")?.unwrap_or_default()), BY_LEN_MAX)?;
     let why = match params.one("reason")? {
         Some(reason) => format!("ended by {by}: {}", check("reason", reason, REASON_LEN_MAX)?),
         None => format!("ended by {by}"),

@@ -83,11 +83,14 @@ mod incidents;
 mod listener;
 mod maintenance;
 pub mod metrics;
+mod names;
 mod peer;
 pub mod problem;
 mod receivers;
 mod rules;
+mod server;
 mod shield;
+mod sources;
 mod token;
 mod tokens;
 pub mod types;
@@ -99,6 +102,7 @@ mod tests;
 
 pub use access::{Scope, TOKENS_MAX, TokenBook, TokenRow};
 pub use metrics::{DeliveryMetricRow, DeliveryMetricsFn};
+pub use names::HostNames;
 pub use peer::Peer;
 pub use token::{ApiToken, ApiTokenError};
 
@@ -141,6 +145,8 @@ pub struct ApiState {
     pub tokens: Arc<TokenBook>,
     /// Whether this machine itself may read without one.
     pub loopback_reads: bool,
+    /// By which names it may do so.
+    pub names: HostNames,
     /// The API's certificate; `None` serves plain HTTP only.
     pub tls: Option<Arc<Tls>>,
     /// What everybody may know of the settings.
@@ -253,10 +259,7 @@ pub async fn serve(
         shutdown.await;
         stop.send_replace(true);
     };
-    let service = router.into_make_service_with_connect_info::<Peer>();
-    let server = axum::serve(listener::Bounded::new(listener, tls), service)
-        .with_graceful_shutdown(graceful)
-        .into_future();
+    let server = server::run(listener::Bounded::new(listener, tls), router, graceful);
     let overdue = async {
         // An error means that the sender is gone after sending, which is as good as the value.
         drop(stopped.wait_for(|s| *s).await);

@@ -2,11 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
-
-use super::listener::Bounded;
-
 /// What is known of a connection before a byte of HTTP is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -37,10 +32,4 @@ impl Peer {
 pub(super) fn is_local(peer: SocketAddr, own: SocketAddr) -> bool {
     let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
     peer.is_loopback() || peer == own
-}
-
-impl Connected<IncomingStream<'_, Bounded>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
-        stream.io().peer()
-    }
 }

@@ -14,7 +14,7 @@ use heartwatch_common::time::{Instant, ManualClock, Wall};
 use serde_json::{Map, Value, json};
 
 use super::types::{ConfigSummary, ReceiverSummary};
-use super::{ApiState, ApiToken, DeliveryMetricRow, Peer, TokenBook, router};
+use super::{ApiState, ApiToken, DeliveryMetricRow, HostNames, Peer, TokenBook, router};
 use crate::canary::{Canary, CanaryStatus};
 use crate::control::{
     CandidatesAsk, CandidatesReport, Completion, Control, ControlError, Doubt, Foresight, Freeze,
@@ -680,6 +680,7 @@ impl World {
             token: ApiToken::new(TOKEN).unwrap(),
             tokens: Arc::new(TokenBook::empty()),
             loopback_reads: true,
+            names: HostNames::new(std::net::Ipv4Addr::UNSPECIFIED.into(), None),
             tls: None,
             config: ConfigSummary {
                 receivers: ["orchestrator", "mute"]

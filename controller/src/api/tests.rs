@@ -17,6 +17,7 @@ use crate::store::{DeliveryState, HostRow};
 use crate::view::Lesson;
 
 mod enrol;
+mod names;
 mod refusals;
 mod tls;
 

@@ -10,6 +10,7 @@ mod maintenance;
 mod memory;
 mod pacing;
 mod receivers;
+mod reloading;
 mod running;
 mod secrets;
 mod surroundings;
@@ -29,7 +30,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 
-use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow, TokenBook};
+use crate::api::{self, ApiState, ApiToken, DeliveryMetricRow, HostNames, TokenBook};
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::crash;
@@ -60,6 +61,7 @@ use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
 use crate::tls::{self, Tls, TlsError};
 use crate::view::View;
 use pacing::Pacing;
+pub use reloading::Reloading;
 use running::{Pulse, Running};
 pub use secrets::SecretError;
 use surroundings::Surroundings;
@@ -148,6 +150,7 @@ pub struct App {
     /// Where it listens.
     pub addresses: Addresses,
     tls: Arc<Tls>,
+    enrolling: Arc<Enrolling>,
     state_dir: PathBuf,
     store: Arc<SqliteStore>,
     shards: Vec<ShardHandle>,
@@ -239,6 +242,11 @@ impl App {
                 shards: shards.clone(),
                 controller: store.controller(),
                 port: listen[0].port(),
+                beat_addresses: config
+                    .beat_addresses
+                    .iter()
+                    .map(|address| address.text(listen[0].port()))
+                    .collect(),
                 pin: {
                     let tls = Arc::clone(&tls);
                     Box::new(move || Some(Hex(tls.fingerprint().0)))
@@ -380,7 +388,7 @@ impl App {
         };
         let api = serve_api(
             &config,
-            (token, TokenBook::load(&*store).await?, Arc::clone(&tls), enrolling),
+            (token, TokenBook::load(&*store).await?, Arc::clone(&tls), Arc::clone(&enrolling)),
             running,
             &shards,
             delivery_metrics,
@@ -423,6 +431,7 @@ impl App {
         Ok(Self {
             addresses,
             tls,
+            enrolling,
             state_dir: config.state_dir,
             store,
             shards,
@@ -436,9 +445,9 @@ impl App {
         })
     }
 
-    /// The API's certificate.
-    pub fn tls(&self) -> &Arc<Tls> {
-        &self.tls
+    /// What SIGHUP has read anew.
+    pub fn reloading(&self) -> Reloading {
+        Reloading::new(Arc::clone(&self.tls), Arc::clone(&self.enrolling))
     }
 
     /// Waits until a part of the controller fails; never returns otherwise.
@@ -692,6 +701,7 @@ fn serve_api(
         token,
         tokens: Arc::new(tokens),
         loopback_reads: config.api.loopback_reads,
+        names: HostNames::new(config.api_listen.ip(), config.api.host_names.iter().cloned()),
         tls: Some(Arc::clone(&tls)),
         config: config.into(),
         state_dir: config.state_dir.clone(),

@@ -11,12 +11,11 @@ use heartwatch_common::cli::Generate;
 use heartwatch_common::daemon;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::SystemClock;
-use heartwatch_controller::app::App;
+use heartwatch_controller::app::{App, Reloading};
 use heartwatch_controller::config::{Config, RawConfig, reference};
 use heartwatch_controller::delivery::target;
 use heartwatch_controller::policy::review::{Survey, warnings};
 use heartwatch_controller::replay::record;
-use heartwatch_controller::tls::Tls;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where the config file is looked for if none is named.
@@ -35,7 +34,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run until told to stop (SIGTERM or Ctrl-C).
+    /// Run until told to stop (SIGTERM or Ctrl-C)
+    ///
+    /// SIGHUP reads the API's certificate and the fleet secrets anew, unless that would silence hosts; all
+    /// other settings are read at start.
     Run(Recording),
     /// Check the configuration and print the effective one.
     CheckConfig,
@@ -188,7 +190,7 @@ const FILES: u64 = 65_536;
 fn run(config: Config, recording: Option<record::Plan>) -> u8 {
     daemon::init_log(config.log_level);
     daemon::raise_file_limit(FILES);
-    daemon::keep_no_core();
+    daemon::keep_memory_private();
     for receiver in config.receivers.values().filter(|r| r.should_sign() && r.secret_file.is_none())
     {
         log::warn!(
@@ -216,21 +218,21 @@ fn run(config: Config, recording: Option<record::Plan>) -> u8 {
                 return code;
             }
         };
-        let tls = Arc::clone(app.tls());
+        let reloading = app.reloading();
         let code = tokio::select! {
             failure = app.failed() => {
                 log::error!("{:#}", anyhow::Error::from(failure));
                 daemon::EXIT_FAILURE
             }
-            () = told_to_stop(&tls) => daemon::EXIT_OK,
+            () = told_to_stop(reloading) => daemon::EXIT_OK,
         };
         app.stop().await;
         code
     })
 }
 
-/// Waits for SIGTERM or SIGINT. SIGHUP has the API's certificate looked at; other settings are read at start.
-async fn told_to_stop(tls: &Tls) {
+/// Waits for SIGTERM or SIGINT. SIGHUP has read anew what can be; other settings are read at start.
+async fn told_to_stop(reloading: Reloading) {
     let signals = (|| {
         std::io::Result::Ok((
             signal(SignalKind::terminate())?,
@@ -249,13 +251,7 @@ async fn told_to_stop(tls: &Tls) {
         tokio::select! {
             _ = term.recv() => return,
             _ = interrupt.recv() => return,
-            _ = hangup.recv() => {
-                tls.nudge.notify_one();
-                log::info!(
-                    "SIGHUP: looking at the API's certificate; all other settings are read at start, restart \
-                     the controller to change them"
-                );
-            }
+            _ = hangup.recv() => reloading.begin(),
         }
     }
 }

@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use heartwatch_common::auth::create_secret_file;
 use heartwatch_common::config::Span;
 use serde_json::json;
 
-use super::CtlError;
+use super::client::ClientError;
+use super::place::Place;
 use super::remote::Run;
 use super::text::{Table, between, clean};
+use super::{CtlError, chain};
 use crate::api::Scope;
-use crate::api::types::{TokenBody, TokensJson};
+use crate::api::types::{TokenBody, TokenMade, TokensJson};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ApiToken {
@@ -26,7 +27,8 @@ pub(super) enum ApiToken {
         /// For how long, 1m to 3650d [default: until it is revoked].
         #[arg(long)]
         ttl: Option<Span>,
-        /// Writes it into this new file of mode 0600, and not to the terminal.
+        /// Writes it into this new file of mode 0600, and not to the terminal. The file must not exist; it is
+        /// made before the token is.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
@@ -67,30 +69,61 @@ impl Run<'_> {
         out: Option<&PathBuf>,
     ) -> Result<(), CtlError> {
         let body = TokenBody { name: name.to_owned(), scope, ttl };
-        let made = self.client.create_token(&body).await?;
-        if let Some(path) = out {
-            create_secret_file(path, &made.token).map_err(|e| {
-                CtlError::Failed(format!(
-                    "cannot write {}: {e}; the token is made and lost: revoke it with `heartwatchctl \
-                     api-token revoke {}`",
-                    path.display(),
-                    clean(name)
-                ))
-            })?;
-            if self.global.json {
-                return self.json(&made.row);
-            }
-            return Ok(writeln!(
-                self.out,
-                "the token of {} is in {}",
-                clean(name),
-                path.display()
-            )?);
+        let Some(path) = out else {
+            let made = self.create(&body).await?;
+            let shown = if self.global.json {
+                self.json(&made)
+            } else {
+                writeln!(self.out, "{}", clean(&made.token)).map_err(CtlError::from)
+            };
+            let shown = shown.and_then(|()| Ok(self.out.flush()?));
+            return match shown {
+                Err(CtlError::Output(e)) => {
+                    Err(self.take_back(name, &format!("cannot print the token: {e}")).await)
+                }
+                other => other,
+            };
+        };
+        // The place first: a token that was made and could not be kept is one that nobody has.
+        let place = Place::take(path).map_err(CtlError::Failed)?;
+        let made = self.create(&body).await?;
+        if let Err(e) = place.fill(&made.token) {
+            return Err(self
+                .take_back(name, &format!("cannot write {}: {e}", path.display()))
+                .await);
         }
         if self.global.json {
-            return self.json(&made);
+            return self.json(&made.row);
         }
-        Ok(writeln!(self.out, "{}", clean(&made.token))?)
+        Ok(writeln!(self.out, "the token of {} is in {}", clean(name), path.display())?)
+    }
+
+    async fn create(&self, body: &TokenBody) -> Result<TokenMade, CtlError> {
+        self.client.create_token(body).await.map_err(|e| match e {
+            // Nobody knows what has become of it: what was asked may still happen.
+            ClientError::TimedOut { .. } | ClientError::Broken { .. } | ClientError::Form(_) => {
+                CtlError::Failed(format!(
+                    "{}; if `heartwatchctl api-token list` shows {name}, nobody has its token: \
+                     `heartwatchctl api-token revoke {name}`, and make it again",
+                    chain(&e),
+                    name = clean(&body.name)
+                ))
+            }
+            e => e.into(),
+        })
+    }
+
+    /// Revokes a token that was made and could not be handed over.
+    async fn take_back(&self, name: &str, why: &str) -> CtlError {
+        let name_shown = clean(name);
+        CtlError::Failed(match self.client.revoke_token(name).await {
+            Ok(()) => format!("{why}; the token of {name_shown} was revoked again"),
+            Err(e) => format!(
+                "{why}; and nobody has the token of {name_shown} now, which cannot be revoked either ({}): \
+                 run `heartwatchctl api-token revoke {name_shown}`",
+                chain(&e)
+            ),
+        })
     }
 }
 

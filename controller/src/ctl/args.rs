@@ -27,14 +27,10 @@ pub(super) struct Global {
     /// Where the controller's API answers.
     #[arg(long, global = true, env = "HEARTWATCH_URL", default_value = "http://127.0.0.1:2328")]
     pub(super) url: String,
-    /// The API token's file. Commands that only read need none on the controller's own machine.
-    #[arg(
-        long,
-        global = true,
-        env = "HEARTWATCH_TOKEN_FILE",
-        default_value = "/var/lib/heartwatch-controller/api-token"
-    )]
-    pub(super) token_file: PathBuf,
+    /// The API token's file, mode 0600. Commands that only read need none on the controller's own machine
+    /// [default: /var/lib/heartwatch-controller/api-token].
+    #[arg(long, global = true, env = "HEARTWATCH_TOKEN_FILE", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
     #[command(flatten)]
     pub(super) trust: super::trust::TrustArgs,
     /// Prints the API's JSON instead of a table.

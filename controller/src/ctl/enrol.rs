@@ -62,9 +62,8 @@ struct Create {
     /// Its name [default: drawn].
     #[arg(long)]
     name: Option<String>,
-    /// Who says so.
-    #[arg(long, env = "USER", default_value = "an operator")]
-    by: String,
+    #[command(flatten)]
+    by: super::by::By,
 }
 
 #[derive(Debug, Subcommand)]
@@ -89,9 +88,8 @@ pub(super) struct Revoke {
     /// Lets it enrol again.
     #[arg(long)]
     lift: bool,
-    /// Who says so.
-    #[arg(long, env = "USER", default_value = "an operator")]
-    by: String,
+    #[command(flatten)]
+    by: super::by::By,
 }
 
 #[derive(Debug, Args)]
@@ -114,8 +112,12 @@ enum SecretsVerb {
         #[arg(long)]
         force: bool,
     },
-    /// Reads the secret file anew, after it was edited.
-    Reload,
+    /// Reads the secret file anew, after it was edited. Refused if hosts that lately beat would fall silent.
+    Reload {
+        /// Even so: those hosts fall silent, and are called down.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -172,7 +174,7 @@ impl Run<'_> {
                     uses: create.uses,
                     labels: create.labels.iter().cloned().collect(),
                     clones: create.clones,
-                    by: create.by.clone(),
+                    by: create.by.text(),
                 };
                 let answer = self.client.add_join_token(&wish).await?;
                 if self.global.json {
@@ -202,7 +204,7 @@ impl Run<'_> {
 
     async fn revoke(&mut self, args: &Revoke) -> Result<(), CtlError> {
         let answer = match &args.reason {
-            Some(reason) => self.client.revoke(&args.host, &args.by, reason).await?,
+            Some(reason) => self.client.revoke(&args.host, &args.by.text(), reason).await?,
             None => self.client.lift_revocation(&args.host).await?,
         };
         self.print(answer, |out, e: Enrolment| match e.revoked_ms {
@@ -251,7 +253,9 @@ impl Run<'_> {
         let answer = match &args.verb {
             None | Some(SecretsVerb::List) => self.client.secrets().await?,
             Some(SecretsVerb::Rotate) => self.client.change_secrets(&["rotate"], false).await?,
-            Some(SecretsVerb::Reload) => self.client.change_secrets(&["reload"], false).await?,
+            Some(SecretsVerb::Reload { force }) => {
+                self.client.change_secrets(&["reload"], *force).await?
+            }
             Some(SecretsVerb::Retire { key_id, force }) => {
                 let id = key_id.to_string();
                 self.client.change_secrets(&[&id, "retire"], *force).await?

@@ -52,9 +52,8 @@ struct Say {
     /// Why; others will ask.
     #[arg(long)]
     reason: String,
-    /// Who says so.
-    #[arg(long, env = "USER", default_value = "an operator")]
-    by: String,
+    #[command(flatten)]
+    by: super::by::By,
 }
 
 impl Holds {
@@ -87,7 +86,7 @@ impl Run<'_> {
     }
 
     async fn judge_holds(&mut self, verb: &str, say: &Say) -> Result<(), CtlError> {
-        let body = WordBody { by: say.by.clone(), reason: say.reason.clone() };
+        let body = WordBody { by: say.by.text(), reason: say.reason.clone() };
         let (host, domain) = (say.host.as_deref(), say.domain.as_deref());
         let report = self.client.judge_hold(verb, host, domain, &body).await?;
         if self.global.json {

@@ -48,9 +48,8 @@ struct Add {
     /// Why; others will ask.
     #[arg(long)]
     reason: String,
-    /// Who says so.
-    #[arg(long, env = "USER", default_value = "an operator")]
-    by: String,
+    #[command(flatten)]
+    by: super::by::By,
 }
 
 #[derive(Debug, Args)]
@@ -60,9 +59,8 @@ struct End {
     /// Why.
     #[arg(long)]
     reason: Option<String>,
-    /// Who says so.
-    #[arg(long, env = "USER", default_value = "an operator")]
-    by: String,
+    #[command(flatten)]
+    by: super::by::By,
 }
 
 impl Maintenance {
@@ -82,7 +80,7 @@ impl Run<'_> {
             Some(Verb::Add(add)) => self.add_window(add).await,
             Some(Verb::End(end)) => {
                 let reason = end.reason.as_deref();
-                let window = self.client.end_window(end.window, &end.by, reason).await?;
+                let window = self.client.end_window(end.window, &end.by.text(), reason).await?;
                 if self.global.json {
                     return self.json(&window);
                 }
@@ -113,7 +111,7 @@ impl Run<'_> {
             span: Some(add.span),
             until_ms: None,
             from_ms,
-            by: add.by.clone(),
+            by: add.by.text(),
             reason: add.reason.clone(),
         };
         let added = self.client.add_window(&body).await?;

@@ -14,6 +14,7 @@ use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 
 mod api_token;
 mod args;
+mod by;
 mod candidates;
 pub mod client;
 mod drill;
@@ -24,6 +25,7 @@ mod incidents;
 mod local;
 mod maintenance;
 mod margin;
+mod place;
 mod plan;
 mod receivers;
 mod remote;
@@ -33,6 +35,7 @@ mod short;
 mod show;
 mod story;
 mod text;
+mod token;
 mod trust;
 
 #[cfg(test)]

@@ -4,13 +4,12 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use heartwatch_common::auth::read_secret_file;
 use serde_json::{Value, json};
 
 use super::args::{Command, Deliveries, Events, Global, Hosts, Pause, Redrive};
 use super::client::{Client, ClientError, DeliveriesQuery, EventsQuery, HostsQuery, typed};
 use super::text::{clean, count, human_ms};
-use super::{CtlError, chain, import, receivers, show, story};
+use super::{CtlError, chain, import, receivers, show, story, token};
 use crate::api::types::{EventsPage, FreezeJson, HostsPage, PauseJson};
 use crate::control::{self, FREEZE, ImportReport};
 use crate::store::DeliveryId;
@@ -33,9 +32,31 @@ pub(super) async fn execute(
     command: &Command,
     out: &mut dyn Write,
 ) -> Result<(), CtlError> {
-    let token = match command {
-        Command::Hosts(args) if args.verb.is_some() => Some(token(&global.token_file)?),
-        Command::Receivers(args) if args.needs_token() => Some(token(&global.token_file)?),
+    let (token, missing) = if changes(command) {
+        (Some(token::needed(global)?), None)
+    } else {
+        token::for_reading(global)?
+    };
+    let client = Client::trusting(&global.url, token, &global.trust.for_url(global)?)?;
+    let mut run = Run { global, client, out };
+    let done = run.command(command).await;
+    match (done, missing) {
+        // Why none was sent is worth more than how to send one.
+        (Err(CtlError::Client(ClientError::Problem(p))), Some(why)) if p.status == 401 => {
+            Err(CtlError::Config(format!("{}, and none was sent: {why}", p.title)))
+        }
+        (done, _) => done,
+    }
+}
+
+/// Whether a command is refused without a token, wherever it is given.
+fn changes(command: &Command) -> bool {
+    match command {
+        Command::Hosts(args) => args.verb.is_some(),
+        Command::Receivers(args) => args.needs_token(),
+        Command::Holds(holds) => holds.changes(),
+        Command::Incidents(incidents) => incidents.changes(),
+        Command::Maintenance(args) => args.changes(),
         Command::Redrive(_)
         | Command::Import { .. }
         | Command::Forget { .. }
@@ -45,80 +66,65 @@ pub(super) async fn execute(
         | Command::Drill
         | Command::Token(_)
         | Command::Secrets(_)
-        | Command::Backup { .. } => Some(token(&global.token_file)?),
-        Command::Holds(holds) if holds.changes() => Some(token(&global.token_file)?),
-        Command::Incidents(i) if i.changes() => Some(token(&global.token_file)?),
-        Command::Maintenance(args) if args.changes() => Some(token(&global.token_file)?),
-        Command::ApiToken { .. } => Some(token(&global.token_file)?),
-        _ => token_for_reading(global),
-    };
-    let client = Client::trusting(&global.url, token, &global.trust.for_url(global)?)?;
-    let mut run = Run { global, client, out };
-    match command {
-        Command::Status => {
-            let answer = run.client.status().await?;
-            run.print(answer, |out, status| show::status(out, &status))
-        }
-        Command::Hosts(args) => match &args.verb {
-            Some(verb) => run.hosts_verb(verb).await,
-            None => run.hosts(args).await,
-        },
-        Command::Host { host } => {
-            let answer = run.client.host(host).await?;
-            run.print(answer, |out, host| show::host(out, &host))
-        }
-        Command::Why { host } => {
-            let answer = run.client.why(host).await?;
-            run.print(answer, |out, why| story::write(out, &why))
-        }
-        Command::Events(args) => run.events(args).await,
-        Command::Deliveries(args) => run.deliveries(args).await,
-        Command::Receivers(args) => receivers::run(global, &run.client, args, run.out).await,
-        Command::Redrive(args) => run.redrive(args).await,
-        Command::Holds(args) => run.holds(args).await,
-        Command::Incidents(args) => run.incidents(args).await,
-        Command::Rules(args) => run.rules(args).await,
-        Command::Maintenance(args) => run.maintenance(args).await,
-        Command::Drill => run.drill().await,
-        Command::Token(args) => run.join_tokens(args).await,
-        Command::Secrets(args) => run.secrets(args).await,
-        Command::Candidates(args) => run.candidates(args).await,
-        Command::Import { file } => run.import(file).await,
-        Command::Forget { host } => run.forget(host).await,
-        Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,
-        Command::Unfreeze { host } => run.unfreeze(host).await,
-        Command::Pause(args) => run.pause(args).await,
-        Command::Backup { file } => run.backup(file).await,
-        Command::ApiToken { command } => run.api_token(command).await,
-        // `ctl::execute` keeps these to itself.
-        Command::Restore { .. }
-        | Command::Key { .. }
-        | Command::Enroll(_)
-        | Command::Secret { .. }
-        | Command::Replay(_)
-        | Command::Plan(_)
-        | Command::Generate(_) => {
-            Err(CtlError::Usage("this command asks no controller".to_owned()))
-        }
+        | Command::Backup { .. }
+        | Command::ApiToken { .. } => true,
+        _ => false,
     }
 }
 
-/// A token for what may need none: if there is one here, and nobody on the way could read it.
-fn token_for_reading(global: &Global) -> Option<zeroize::Zeroizing<String>> {
-    let url = reqwest::Url::parse(&global.url).ok()?;
-    let safe = url.scheme() == "https" || super::client::is_loopback(&url);
-    safe.then(|| read_secret_file(&global.token_file).ok())?
-}
-
-fn token(path: &Path) -> Result<zeroize::Zeroizing<String>, CtlError> {
-    read_secret_file(path).map_err(|e| {
-        CtlError::Config(format!(
-            "{}; this command changes something and needs the controller's API token: run it on the \
-             controller's machine as root or as the controller's user, or copy the controller's \
-             api_token_file here (mode 600) and say --token-file or HEARTWATCH_TOKEN_FILE",
-            chain(&e)
-        ))
-    })
+impl Run<'_> {
+    async fn command(&mut self, command: &Command) -> Result<(), CtlError> {
+        let run = self;
+        match command {
+            Command::Status => {
+                let answer = run.client.status().await?;
+                run.print(answer, |out, status| show::status(out, &status))
+            }
+            Command::Hosts(args) => match &args.verb {
+                Some(verb) => run.hosts_verb(verb).await,
+                None => run.hosts(args).await,
+            },
+            Command::Host { host } => {
+                let answer = run.client.host(host).await?;
+                run.print(answer, |out, host| show::host(out, &host))
+            }
+            Command::Why { host } => {
+                let answer = run.client.why(host).await?;
+                run.print(answer, |out, why| story::write(out, &why))
+            }
+            Command::Events(args) => run.events(args).await,
+            Command::Deliveries(args) => run.deliveries(args).await,
+            Command::Receivers(args) => {
+                receivers::run(run.global, &run.client, args, run.out).await
+            }
+            Command::Redrive(args) => run.redrive(args).await,
+            Command::Holds(args) => run.holds(args).await,
+            Command::Incidents(args) => run.incidents(args).await,
+            Command::Rules(args) => run.rules(args).await,
+            Command::Maintenance(args) => run.maintenance(args).await,
+            Command::Drill => run.drill().await,
+            Command::Token(args) => run.join_tokens(args).await,
+            Command::Secrets(args) => run.secrets(args).await,
+            Command::Candidates(args) => run.candidates(args).await,
+            Command::Import { file } => run.import(file).await,
+            Command::Forget { host } => run.forget(host).await,
+            Command::Freeze { host, margin } => run.freeze(host, margin.map(|m| m.0)).await,
+            Command::Unfreeze { host } => run.unfreeze(host).await,
+            Command::Pause(args) => run.pause(args).await,
+            Command::Backup { file } => run.backup(file).await,
+            Command::ApiToken { command } => run.api_token(command).await,
+            // `ctl::execute` keeps these to itself.
+            Command::Restore { .. }
+            | Command::Key { .. }
+            | Command::Enroll(_)
+            | Command::Secret { .. }
+            | Command::Replay(_)
+            | Command::Plan(_)
+            | Command::Generate(_) => {
+                Err(CtlError::Usage("this command asks no controller".to_owned()))
+            }
+        }
+    }
 }
 
 impl Run<'_> {

@@ -15,6 +15,8 @@ use crate::api::types::WhyJson;
 use crate::event::{EventKind, State};
 use crate::store::{DeliveryState, HostRow};
 
+mod tokens;
+
 /// A world whose API is served on a real socket.
 struct Served {
     world: World,

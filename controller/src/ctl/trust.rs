@@ -58,7 +58,7 @@ fn own_certificate(global: &Global) -> Option<PathBuf> {
     if raw.as_ref().is_some_and(|raw| raw.api.certificate_file.is_some()) {
         return None;
     }
-    let beside = global.token_file.parent().map(|dir| dir.join(CERTIFICATE_FILE));
+    let beside = super::token::path(global).parent().map(|dir| dir.join(CERTIFICATE_FILE));
     let in_state = raw.map(|raw| raw.state_dir.join(CERTIFICATE_FILE));
     beside.into_iter().chain(in_state).find(|path| std::fs::File::open(path).is_ok())
 }

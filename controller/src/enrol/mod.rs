@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use heartwatch_common::auth::{Keyring, load_secret, replace_secret_file};
+use heartwatch_common::auth::Keyring;
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, Exchange, Hex, JoinToken, NAME_LEN_MAX, NONCE_LEN, Pin, Purpose,
     RenewAnswer, RenewRequest,
@@ -23,7 +23,7 @@ use heartwatch_common::time::{Clock, Wall};
 use rand::Rng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::canary::CANARY;
@@ -39,6 +39,7 @@ use registry::Enrolled;
 pub mod decide;
 pub mod nonces;
 pub mod registry;
+mod secrets;
 
 /// Join tokens that are kept, the expired ones of the last month among them.
 pub const TOKENS_MAX: usize = 10_000;
@@ -50,8 +51,6 @@ pub const TTL_MAX: Duration = Duration::from_secs(366 * 86_400);
 pub const USES_MAX: u32 = 10_000_000;
 /// A token's name has at most this many bytes.
 pub const TOKEN_NAME_LEN_MAX: usize = 64;
-/// How long a shard may take to say how many hosts use which key.
-const SHARD_ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// The store's part in it. All writes are one transaction each.
 #[async_trait]
@@ -182,6 +181,8 @@ pub struct Parts {
     pub controller: ControllerId,
     /// UDP port for beats.
     pub port: u16,
+    /// Where hosts are told to beat to; empty: to the host of the URL by which they enrol.
+    pub beat_addresses: Vec<String>,
     /// The certificate that the API shows.
     pub pin: Box<dyn Fn() -> Option<Pin> + Send + Sync>,
     /// Where time comes from.
@@ -375,7 +376,7 @@ impl Enrolling {
         let answer = EnrolAnswer {
             host: e.host,
             key: ring.current().host_key(e.host, e.generation).to_text(),
-            controllers: Vec::new(),
+            controllers: self.p.beat_addresses.clone(),
             port: self.p.port,
             labels: e.labels.clone(),
             controller: self.p.controller,
@@ -457,126 +458,6 @@ impl Enrolling {
             // It asks the registry when it next hears of the host anew.
             log::warn!("shard {shard} is too busy to hear of host {host}");
         }
-    }
-
-    /// The fleet secrets and how many hosts beat under each.
-    pub async fn secrets(&self) -> Result<Vec<SecretStatus>, EnrolError> {
-        let mut counts = [0u64; 256];
-        for (i, shard) in self.p.shards.iter().enumerate() {
-            let (answer, answered) = oneshot::channel();
-            let sent = shard.send(ShardCommand::Keys(answer)).is_ok();
-            let told = tokio::time::timeout(SHARD_ANSWER_MAX, answered).await;
-            let Some(Ok(Ok(of_shard))) = sent.then_some(told) else {
-                let text = format!("shard {i} did not answer in time: ask again");
-                return Err(EnrolError::Secrets(text));
-            };
-            for (all, n) in counts.iter_mut().zip(of_shard.iter()) {
-                *all += u64::from(*n);
-            }
-        }
-        let ring = self.keyring();
-        let current = ring.current().key_id();
-        let row = |(key_id, live): (KeyId, bool)| SecretStatus {
-            key_id,
-            state: match live {
-                _ if key_id == current => "current",
-                true => "live",
-                false => "renew-only",
-            }
-            .to_owned(),
-            hosts: counts[usize::from(key_id.0)],
-        };
-        Ok(ring.key_ids().map(row).collect())
-    }
-
-    /// Makes a new secret the current one. Hosts are told to renew as they ask for acks, bounded in rate.
-    pub async fn rotate(&self) -> Result<Vec<SecretStatus>, EnrolError> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        held(&self.rng).fill_bytes(&mut *bytes);
-        self.change(|ring| {
-            ring.rotated(*bytes).map_err(|_| {
-                let text = "all 256 key ids are taken: take retired secrets that no host needs out of \
-                            the file, then run `heartwatchctl secrets reload`";
-                EnrolError::Conflict(text.to_owned())
-            })
-        })
-        .await?;
-        self.secrets().await
-    }
-
-    /// Has a secret's keys renew only. Refused while hosts beat under it, unless `force`.
-    pub async fn retire(
-        &self,
-        key_id: KeyId,
-        force: bool,
-    ) -> Result<Vec<SecretStatus>, EnrolError> {
-        let on = self.secrets().await?.into_iter().find(|s| s.key_id == key_id);
-        let on = on.ok_or_else(|| EnrolError::NotFound(format!("there is no secret {key_id}")))?;
-        if on.hosts > 0 && !force {
-            return Err(EnrolError::Conflict(format!(
-                "{} hosts still beat under secret {key_id}: they would fall silent. Wait until they have \
-                 renewed, give hosts without enrolment their new keys by hand, or say --force",
-                on.hosts
-            )));
-        }
-        self.change(|ring| {
-            ring.retired(key_id).ok_or_else(|| {
-                EnrolError::Conflict(format!(
-                    "secret {key_id} is the current one or retired already: `secrets rotate` first"
-                ))
-            })
-        })
-        .await?;
-        self.secrets().await
-    }
-
-    /// Reads the file anew, after somebody edited it.
-    pub async fn reload(&self) -> Result<Vec<SecretStatus>, EnrolError> {
-        let _writing = self.writing.lock().await;
-        let ring = self.read().await?;
-        self.take(ring);
-        self.secrets().await
-    }
-
-    async fn read(&self) -> Result<Keyring, EnrolError> {
-        let path = self.p.secret_file.clone();
-        let read = tokio::task::spawn_blocking(move || load_secret::<Keyring>(&path)).await;
-        read.map_err(|e| EnrolError::Secrets(e.to_string()))?
-            .map_err(|e| EnrolError::Secrets(format!("{:#}", anyhow::Error::from(e))))
-    }
-
-    /// Changes the file, then the ring in force: a crash between leaves a file that is read at the start.
-    async fn change(
-        &self,
-        how: impl FnOnce(&Keyring) -> Result<Keyring, EnrolError>,
-    ) -> Result<(), EnrolError> {
-        let _writing = self.writing.lock().await;
-        // What is in the file, not what is in force: an edit that was not reloaded must not be lost.
-        let ring = how(&self.read().await?)?;
-        let (path, text) = (self.p.secret_file.clone(), ring.to_text());
-        let write = move || replace_secret_file(&path, &text, None);
-        let written = tokio::task::spawn_blocking(write).await;
-        written.map_err(|e| EnrolError::Secrets(e.to_string()))?.map_err(|e| {
-            EnrolError::Secrets(format!(
-                "cannot write {}: {e}; edit it by hand as root (`heartwatchctl secret new` makes a line), \
-                 then run `heartwatchctl secrets reload`",
-                self.p.secret_file.display()
-            ))
-        })?;
-        self.take(ring);
-        Ok(())
-    }
-
-    fn take(&self, ring: Keyring) {
-        let ids: Vec<String> = ring.key_ids().map(|(id, _)| id.to_string()).collect();
-        let ring = Arc::new(ring);
-        *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&ring);
-        for (i, shard) in self.p.shards.iter().enumerate() {
-            if shard.send(ShardCommand::Keyring(Arc::clone(&ring))).is_err() {
-                log::error!("shard {i} is too busy to take the new secrets: reload them again");
-            }
-        }
-        log::info!("fleet secrets in force: {}", ids.join(", "));
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn enrolling(home: &Path, view: &Arc<View>, clock: Arc<dyn Clock>) ->
         shards: Vec::new(),
         controller: ControllerId(1),
         port: 2328,
+        beat_addresses: vec!["watch.example:2400".to_owned()],
         pin: Box::new(|| Some(heartwatch_common::enrol::Hex([5; 32]))),
         clock,
         rng: StdRng::seed_from_u64(1),

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use heartwatch_common::auth::HostKey;
+use heartwatch_common::auth::{HostKey, load_secret};
 use heartwatch_common::config::Span;
 use heartwatch_common::enrol::Proof;
 use heartwatch_common::time::{Instant, ManualClock};
@@ -56,6 +56,7 @@ async fn a_host_gets_its_key_and_the_tokens_labels_and_then_its_next_key() {
     assert_eq!((expected.id, expected.labels["pool"].as_str()), (HostId([7; 16]), "a"));
     let present: HostKey = answer.key.parse().unwrap();
     assert_eq!((present.key_id(), answer.port), (KeyId(1), 2328));
+    assert_eq!(answer.controllers, ["watch.example:2400"], "as the config says");
     let mut labels = BTreeMap::from([("pool".to_owned(), "mine".to_owned())]);
     w.enrolling.p.enrolled.label(HostId([7; 16]), &mut labels);
     assert_eq!(labels["pool"], "a");

@@ -19,7 +19,7 @@ pub const BUSY_MAX: f64 = 0.7;
 /// datagram a page take up to 4,352.
 pub const DATAGRAM_BUFFER_BYTES: f64 = 832.0;
 
-/// A beat or an ack (`wire::DATAGRAM_LEN`).
+/// A beat (`wire::DATAGRAM_LEN`), or an ack, which is 6 bytes shorter.
 pub const DATAGRAM_BYTES: f64 = 80.0;
 /// UDP's header (RFC 768), IPv4's (RFC 791) and Ethernet's: addresses, type, checksum, preamble and gap
 /// (IEEE 802.3: 14 + 4 + 8 + 12).

@@ -18,8 +18,9 @@ use heartwatch_common::auth::{HostKey, Keyring};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed,
-    HOST_ID_OFFSET, Header, Hello, Message, Probe, ProbeReply, ProbeVia, Stamp, ViaDatagram,
+    self, ANSWER_LEN, Ack, CHALLENGE_NONCE_LEN, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW,
+    FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET, Header, Hello, Message, Probe, ProbeReply,
+    ProbeVia, Stamp, ViaDatagram,
 };
 
 use crate::canary::CANARY;
@@ -89,8 +90,10 @@ pub struct Send {
 /// The bytes of a sealed datagram.
 #[derive(Clone, Debug)]
 pub enum Packet {
-    /// An ack or a probe.
+    /// A probe.
     Fixed(Fixed),
+    /// An ack, or a challenge's probe: shorter than whatever caused it.
+    Answer([u8; ANSWER_LEN]),
     /// A request to a peer: rare, and twice as long.
     Via(Box<ViaDatagram>),
 }
@@ -99,8 +102,22 @@ impl AsRef<[u8]> for Packet {
     fn as_ref(&self) -> &[u8] {
         match self {
             Self::Fixed(bytes) => bytes,
+            Self::Answer(bytes) => bytes,
             Self::Via(bytes) => &bytes[..],
         }
+    }
+}
+
+impl Packet {
+    /// Seals what answers something.
+    fn answer(mut full: Fixed, key: &HostKey) -> Self {
+        if let Some(mut bytes) = wire::shorter(&full) {
+            key.seal(&mut bytes);
+            return Self::Answer(bytes);
+        }
+        // Only with a lease, which nobody has yet.
+        key.seal(&mut full);
+        Self::Fixed(full)
     }
 }
 
@@ -626,9 +643,8 @@ impl ShardCore {
                         epoch: self.identity.epoch,
                         nonce,
                     };
-                    let mut bytes = probe.encode(&header);
-                    admitted.key.seal(&mut bytes);
-                    out.push(Send { to: from, via, bytes: Packet::Fixed(bytes) });
+                    let bytes = Packet::answer(probe.encode(&header), &admitted.key);
+                    out.push(Send { to: from, via, bytes });
                 }
             }
         }
@@ -642,7 +658,8 @@ impl ShardCore {
         hasher.update(&self.nonce_count.to_be_bytes());
         hasher.update(&slot.to_be_bytes());
         let mut nonce = [0; 16];
-        nonce.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        let drawn = &mut nonce[..CHALLENGE_NONCE_LEN];
+        drawn.copy_from_slice(&hasher.finalize().as_bytes()[..CHALLENGE_NONCE_LEN]);
         nonce
     }
 
@@ -705,9 +722,8 @@ impl ShardCore {
             cadence,
             lease: Duration::ZERO,
         };
-        let mut bytes = ack.encode(&Header { flags, ..admitted.datagram.header });
-        admitted.key.seal(&mut bytes);
-        Send { to, via, bytes: Packet::Fixed(bytes) }
+        let full = ack.encode(&Header { flags, ..admitted.datagram.header });
+        Send { to, via, bytes: Packet::answer(full, &admitted.key) }
     }
 
     /// The network says that nobody listens where a datagram of ours went; `quoted` is that datagram.

@@ -197,6 +197,8 @@ pub struct TlsCounts {
     pub handshakes_failed: AtomicU64,
     /// Plain connections from other machines, which were told to use https.
     pub plain_refused: AtomicU64,
+    /// Connections of sources that had as many as they may.
+    pub connections_refused: AtomicU64,
     /// Times that changed files were taken.
     pub reloads: AtomicU64,
     /// Times that changed files could not be used.

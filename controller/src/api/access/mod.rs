@@ -7,7 +7,7 @@
 //!
 //! | from | without a token | with one |
 //! | --- | --- | --- |
-//! | this machine, plain HTTP | reads, unless `api.loopback_reads = false` | what its scope allows |
+//! | this machine, plain HTTP | reads, unless `api.loopback_reads = false`, by a name of its own ([`super::names`]) | what its scope allows |
 //! | anywhere, TLS | `/healthz`, and `/readyz` without reasons | what its scope allows |
 //!
 //! Refusals are counted, and logged at most once a minute; they are not journaled, as strangers must not
@@ -74,10 +74,12 @@ enum Refusal {
     Scope,
     /// The journal cannot be written, and without it this is not done.
     Journal,
+    /// Reading without a token, by a name that may not be this machine's own.
+    Name,
 }
 
 impl Refusal {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Certificate,
         Self::Missing,
         Self::Wrong,
@@ -85,6 +87,7 @@ impl Refusal {
         Self::Throttled,
         Self::Scope,
         Self::Journal,
+        Self::Name,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -96,6 +99,7 @@ impl Refusal {
             Self::Throttled => "throttled",
             Self::Scope => "scope",
             Self::Journal => "journal",
+            Self::Name => "name",
         }
     }
 }
@@ -212,7 +216,9 @@ fn admit(
     request: &Request,
 ) -> Result<Option<Who>, Refused> {
     let need = rule.map_or(Need::Scope(Scope::Read), |rule| rule.need);
-    let reads_freely = peer.local && !peer.tls && api.loopback_reads;
+    let own_name = api.names.check(request, peer);
+    let may_read_freely = peer.local && !peer.tls && api.loopback_reads;
+    let reads_freely = may_read_freely && own_name.is_ok();
     let without = match need {
         Need::Nothing => Some(reads_freely.then(Who::anybody)),
         Need::Scope(Scope::Read) if reads_freely => Some(Some(Who::anybody())),
@@ -230,6 +236,11 @@ fn admit(
     // What anybody may see is shown to who has a wrong token too, as it tells them nothing about tokens.
     if let Some(without) = without {
         return Ok(without);
+    }
+    if let (Refusal::Missing, Need::Scope(Scope::Read), true, Err(name)) =
+        (refusal, need, may_read_freely, &own_name)
+    {
+        return Err(Box::new((Refusal::Name, unknown_name(name), None)));
     }
     let title = "a bearer token is needed";
     let unauthorized =
@@ -260,6 +271,17 @@ fn admit(
             Err(Box::new((Refusal::Throttled, problem, Some(wait))))
         }
     }
+}
+
+/// No web page's name may be made to point here, and read what this machine's own people may.
+fn unknown_name(name: &str) -> Problem {
+    let detail = format!(
+        "without a token this machine is answered only if it asks for itself by a name that is surely its own, \
+         and `{name}` might be a web page's: ask for localhost or 127.0.0.1, send a token, or add the name to \
+         `api.host_names` in the controller's config"
+    );
+    let title = "the request is for another name";
+    Problem::new(StatusCode::MISDIRECTED_REQUEST, "unknown-name", title, detail)
 }
 
 /// Whose token this is. The comparison with the file's is in constant time; on the others see [`book`].
@@ -422,4 +444,7 @@ fn tls_families(f: &mut Families, tls: &Tls, now: Wall) {
     f.counters("api_tls_handshakes_total", help, handshakes);
     let help = "Connections from other machines that spoke plain HTTP and were told to use https.";
     f.counters("api_plain_refused_total", help, [(Vec::new(), count(&c.plain_refused))]);
+    let help = "Connections that the API refused, as their source had as many as one may have.";
+    let refused = [(Vec::new(), count(&c.connections_refused))];
+    f.counters("api_connections_refused_total", help, refused);
 }

@@ -100,7 +100,7 @@ pub(in crate::api) const ROUTES: &[Rule] = &[
     admin("DELETE", "/v1/hosts/{host}/revoke", &[]),
     list("/v1/secrets"),
     admin("POST", "/v1/secrets/rotate", &[]),
-    admin("POST", "/v1/secrets/reload", &[]),
+    admin("POST", "/v1/secrets/reload", &["force"]),
     admin("POST", "/v1/secrets/{key_id}/retire", &["force"]),
     list("/v1/tokens"),
     admin("POST", "/v1/tokens", &["name", "scope", "ttl"]),

@@ -59,6 +59,11 @@ impl Who {
     pub(in crate::api) fn anybody() -> Self {
         Self { name: "anybody on this machine".to_owned(), scope: Scope::Read }
     }
+
+    /// Who is named as having said something; if nobody is, whose token it is.
+    pub(in crate::api) fn said(&self, by: &str) -> String {
+        if by.trim().is_empty() { format!("token {}", self.name) } else { by.to_owned() }
+    }
 }
 
 #[cfg(test)]

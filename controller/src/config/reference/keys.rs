@@ -144,6 +144,14 @@ const TOP: &[Key] = &[
          the machine's networks only, or on another port.",
     ),
     key(
+        "beat_addresses",
+        List("names or addresses, with a port or without", 0, 8),
+        "Where hosts that enrol are told to send their beats: how they reach this controller. Set it where \
+         that is not the host of the URL by which they enrol: behind a NAT or a proxy, or with a network of \
+         its own for beats. A host beats to each of them: a second one is another controller with the same \
+         fleet secrets, and no second address of this one. Without a port it is that of the first `listen`.",
+    ),
+    key(
         "api_listen",
         Free("a TCP address"),
         "Where the HTTP API listens. Change it to reach it from other machines, which must use https; see \
@@ -165,8 +173,9 @@ const TOP: &[Key] = &[
     key(
         "api_token_file",
         Free("a file of mode 0600"),
-        "The bearer token of the API. Set it where secrets are provisioned, not made; a file outside of \
-         `state_dir` must be there.",
+        "A bearer token of the API, of scope admin: whoever has it may do everything. Programs and people get \
+         tokens of smaller scopes by `heartwatchctl api-token create`. Set it where secrets are provisioned, \
+         not made; a file outside of `state_dir` must be there.",
     )
     .unset("`api-token` in `state_dir`, made at first start"),
     key(

@@ -1,6 +1,6 @@
 //! The keys of how the API is reached.
 
-use super::super::Form::{Flag, Free};
+use super::super::Form::{Flag, Free, List};
 use super::super::Key;
 use super::key;
 
@@ -30,5 +30,12 @@ pub(super) const API: &[Key] = &[
         Flag,
         "Plain HTTP from this machine itself may read without a token. Switch it off where people are on \
          the machine who may not see the fleet, and give Prometheus a token.",
+    ),
+    key(
+        "host_names",
+        List("names", 0, 32),
+        "Names of this machine, beside `localhost` and its addresses, by which it may read so: others are \
+         answered with 421, as a web page could make its own name point here (DNS rebinding). Set it where \
+         people on the machine, or a proxy on it, ask for it by its name.",
     ),
 ];

@@ -60,10 +60,10 @@ fn every_kind(w: &World, stamp: Stamp) -> Vec<(&'static str, Vec<u8>)> {
     kinds.into_iter().map(|(kind, bytes)| (kind, w.seal(bytes))).collect()
 }
 
-/// Bytes out ÷ bytes in is at most one for every kind, true, recorded, forged, cut, of known hosts and of
+/// Bytes out ÷ bytes in is below one for every kind, true, recorded, forged, cut, of known hosts and of
 /// strangers; and what does not authenticate is not answered at all.
 #[test]
-fn no_kind_of_datagram_is_answered_by_more_bytes_than_it_had() {
+fn every_kind_of_datagram_is_answered_by_fewer_bytes_than_it_had_or_not_at_all() {
     let mut most: BTreeMap<&str, f64> = BTreeMap::new();
     for (epoch, boot, seq) in
         [(EPOCH, 5, 11), (EPOCH, 5, 10), (EPOCH, 4, 99), (EPOCH, 6, 1), (Epoch(1), 5, 11)]
@@ -79,7 +79,7 @@ fn no_kind_of_datagram_is_answered_by_more_bytes_than_it_had() {
                     assert!(answers.iter().all(|(to, _)| *to == elsewhere()), "{kind}");
                     let out: usize = answers.iter().map(|(_, len)| len).sum();
                     let factor = out as f64 / bytes.len() as f64;
-                    assert!(factor <= 1.0, "{kind}: {out} bytes for {}", bytes.len());
+                    assert!(factor < 1.0, "{kind}: {out} bytes for {}", bytes.len());
                     let of_kind = most.entry(kind).or_default();
                     *of_kind = of_kind.max(factor);
                 }
@@ -93,7 +93,10 @@ fn no_kind_of_datagram_is_answered_by_more_bytes_than_it_had() {
         }
     }
     println!("bytes out / bytes in, the most of each kind: {most:?}");
-    assert!(["ack", "probe", "probe-via"].iter().all(|kind| most[kind] == 0.0), "{most:?}");
+    let unanswered = ["ack", "probe", "probe-via", "probe-reply"];
+    assert!(unanswered.iter().all(|kind| most[kind] == 0.0), "{most:?}");
+    let worst = most.values().copied().fold(0.0, f64::max);
+    assert_eq!(worst, 74.0 / 80.0, "SECURITY.md says so: {most:?}");
 }
 
 #[test]
@@ -108,7 +111,7 @@ fn a_flood_of_recordings_is_answered_once_a_second_and_moves_no_address() {
         if i % 1_000 == 500 {
             let at = 1_100 + i;
             let beat = w.beat(5, 11 + (i / 1_000) as u32, at, EPOCH);
-            assert_eq!(give_from(&mut w, &beat, here(), at), [(here(), 80)]);
+            assert_eq!(give_from(&mut w, &beat, here(), at), [(here(), 74)]);
         }
     }
     assert!((9..=11).contains(&answered), "{answered} answers in ten seconds");
