@@ -12,9 +12,10 @@ use heartwatch_common::id::HostId;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::problem::Problem;
 use super::types::{
-    DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, WhyJson, cursor_text,
+    DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, SingleJson, WhyJson,
+    WordBody, cursor_text,
 };
-use super::{Api, incidents};
+use super::{Api, holds, incidents};
 use crate::control::{FREEZE, Freeze, IMPORT_LEN_MAX, ImportHost, ImportReport};
 use crate::event::{EventKind, State as HostState};
 use crate::policy::{is_action, parse_domain};
@@ -161,7 +162,12 @@ pub(super) async fn one(
 ) -> Result<Json<HostJson>, Problem> {
     params.only(&[])?;
     let host = find(&api, &name)?;
-    Ok(Json(HostJson::new(&host, &api.control.maintenance(), api.clock.now())))
+    let mut shown = HostJson::new(&host, &api.control.maintenance(), api.clock.now());
+    if shown.duplicate {
+        // A busy shard must not hide the rest.
+        shown.twin = api.control.why(shown.id).await.ok().and_then(|why| why.twin);
+    }
+    Ok(Json(shown))
 }
 
 /// The newest deliveries about a host, newest first, and whether some are not among them.
@@ -391,6 +397,21 @@ pub(super) async fn unfreeze(
 ) -> Result<Json<FreezeJson>, Problem> {
     params.only(&[])?;
     frozen(&api, &name, Freeze::Off).await
+}
+
+/// `POST /v1/hosts/{host}/single`
+pub(super) async fn single(
+    _: Operator,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+    Body(body): Body<WordBody>,
+) -> Result<Json<SingleJson>, Problem> {
+    params.only(&[])?;
+    let host = find(&api, &name)?.row.id;
+    let held = api.control.hold_of(host).await?.is_some();
+    api.control.single(host, holds::word(body)?).await?;
+    Ok(Json(SingleJson { host, held }))
 }
 
 async fn frozen(api: &Api, name: &str, what: Freeze) -> Result<Json<FreezeJson>, Problem> {

@@ -158,6 +158,10 @@ impl From<ControlError> for Problem {
             ControlError::Unknown(detail) => {
                 Self::new(StatusCode::NOT_FOUND, "unknown-window", "no such window", detail)
             }
+            ControlError::Conflict(detail) => {
+                let title = "this does not fit how things stand";
+                Self::new(StatusCode::CONFLICT, "conflict", title, detail)
+            }
             ControlError::Busy(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "busy", "a shard did not answer in time", e.to_string())

@@ -230,6 +230,7 @@ impl Control for TestControl {
             mistakes: 0,
             probes: None,
             excuse: None,
+            twin: None,
             shard_drop_ppm: 0,
             shard_lag_ms: 0,
         })
@@ -258,6 +259,14 @@ impl Control for TestControl {
             Freeze::At(margin) => Some(margin),
             Freeze::AsItIs => Some(Duration::from_millis(121)),
         })
+    }
+
+    async fn single(&self, host: HostId, word: Word) -> Result<(), ControlError> {
+        if host == HostId([1; 16]) {
+            return Err(ControlError::Conflict("there is nothing to end".to_owned()));
+        }
+        lock(&self.words).push(("single", Target::Host(host), word));
+        Ok(())
     }
 
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {

@@ -304,6 +304,10 @@ impl Control for Running {
         self.ask(|answer| Command::Freeze(host, margin, answer)).await
     }
 
+    async fn single(&self, host: HostId, word: Word) -> Result<(), ControlError> {
+        self.ask(|answer| Command::Single(host, word, answer)).await
+    }
+
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {
         if span > PAUSE_MAX || reason.len() > REASON_LEN_MAX {
             return Err(ControlError::Invalid(format!(

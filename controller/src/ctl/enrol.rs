@@ -74,6 +74,12 @@ pub(super) enum HostsVerb {
     /// Nothing is failed over for it: it was taken out on purpose. It stays out until --lift, and then has to
     /// enrol anew.
     Revoke(Revoke),
+    /// Says that of two machines under one identity (state duplicate) only one is left.
+    ///
+    /// While two may be there a failover is held, as the other may still do the work: until that one has been
+    /// silent for ten minutes, until the host has a new key, or until somebody says this. What is held of the
+    /// host is then judged again. Be certain: a failover may start a second copy of what still runs.
+    Single(super::twin::Single),
     /// Lists hosts that enrolled, or were revoked.
     Enrolled,
 }
@@ -196,6 +202,7 @@ impl Run<'_> {
     pub(super) async fn hosts_verb(&mut self, verb: &HostsVerb) -> Result<(), CtlError> {
         match verb {
             HostsVerb::Revoke(args) => self.revoke(args).await,
+            HostsVerb::Single(args) => self.single(args).await,
             HostsVerb::Enrolled => self.enrolled().await,
         }
     }

@@ -34,6 +34,7 @@ mod show;
 mod story;
 mod text;
 mod trust;
+mod twin;
 
 #[cfg(test)]
 mod tests;

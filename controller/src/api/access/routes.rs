@@ -59,6 +59,7 @@ pub(in crate::api) const ROUTES: &[Rule] = &[
     get("/v1/hosts/{host}/why"),
     operate("PUT", "/v1/hosts/{host}/freeze", &["margin_ms"]),
     operate("DELETE", "/v1/hosts/{host}/freeze", &[]),
+    operate("POST", "/v1/hosts/{host}/single", &["by", "reason"]),
     get("/v1/events"),
     get("/v1/deliveries"),
     operate("POST", "/v1/deliveries/redrive", &["ids", "dead"]),
