@@ -76,12 +76,15 @@ pub struct ImportHost {
 }
 
 /// What an import did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportReport {
     /// Registered as pending.
     pub added: u64,
     /// Known already; left as they are.
     pub known: u64,
+    /// Left out: their keys were revoked, and until that is lifted nothing of them is believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<HostId>,
 }
 
 /// What a redrive did.

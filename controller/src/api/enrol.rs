@@ -5,14 +5,15 @@
 //! | `GET /v1/enrol/nonce` | anybody | a nonce for a proof |
 //! | `POST /v1/enrol` | who has a join token | a host's key |
 //! | `POST /v1/enrol/renew` | who proves a host's present key | its next key |
+//! | `POST /v1/enrol/standing` | who proves a host's key, revoked or not | whether it was revoked, when and why |
 //! | `GET`, `POST /v1/join-tokens`, `DELETE /v1/join-tokens/{name}` | ▲ | join tokens; a secret is told once |
 //! | `GET /v1/identities?after=` | ▲ | who came in by which, and who was revoked |
-//! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry; `DELETE` lets it enrol again |
+//! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry (`already`: it was before, and that reason stands); `DELETE` lets it enrol again |
 //! | `GET /v1/secrets`, `POST /v1/secrets/rotate`, `/reload`, `/{key id}/retire` | ▲ | fleet secrets, never themselves |
 //!
 //! ▲: scope `admin`; changes are audited.
 //!
-//! The first three hand out keys and are therefore refused over plain HTTP from another machine (as is every
+//! The first four hand out keys, or speak of them, and are therefore refused over plain HTTP from another machine (as is every
 //! route of the API).
 
 use axum::extract::State;
@@ -21,6 +22,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NonceAnswer, RenewAnswer, RenewRequest,
+    StandingAnswer, StandingRequest,
 };
 use heartwatch_common::id::{HostId, KeyId};
 use serde::{Deserialize, Serialize};
@@ -30,7 +32,7 @@ use super::problem::Problem;
 use super::{Api, hosts};
 use crate::control::ControlError;
 use crate::enrol::decide::{Enrolment, Refusal, TokenRow};
-use crate::enrol::{EnrolError, NewToken, SecretStatus, TokenMade};
+use crate::enrol::{EnrolError, NewToken, Revoked, SecretStatus, TokenMade};
 
 /// All of these routes.
 pub(super) fn routes() -> Router<Api> {
@@ -39,6 +41,7 @@ pub(super) fn routes() -> Router<Api> {
         .route("/v1/enrol/nonce", get(nonce))
         .route("/v1/enrol", post(enrol).layer(limit()))
         .route("/v1/enrol/renew", post(renew).layer(limit()))
+        .route("/v1/enrol/standing", post(standing).layer(limit()))
         .route("/v1/join-tokens", get(tokens).post(create))
         .route("/v1/join-tokens/{name}", delete(revoke_token))
         .route("/v1/identities", get(enrolments))
@@ -112,6 +115,15 @@ async fn renew(
     Ok(Json(api.enrol.renew(&ask)?))
 }
 
+async fn standing(
+    State(api): State<Api>,
+    params: Params,
+    Body(ask): Body<StandingRequest>,
+) -> Result<Json<StandingAnswer>, Problem> {
+    params.only(&[])?;
+    Ok(Json(api.enrol.standing(&ask).await?))
+}
+
 /// Answer of `GET /v1/join-tokens`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct TokensJson {
@@ -158,7 +170,15 @@ async fn enrolments(
 ) -> Result<Json<EnrolmentsJson>, Problem> {
     let params = params.only(&["after"])?;
     let after = params.parsed::<HostId>("after")?;
-    Ok(Json(EnrolmentsJson { enrolments: api.enrol.enrolments(after).await? }))
+    let mut enrolments = api.enrol.enrolments(after).await?;
+    for e in &mut enrolments {
+        // What it is called now, where it is known.
+        let now = api.view.get(e.host).map(|known| known.row.name).unwrap_or_default();
+        if !now.is_empty() {
+            e.name = now;
+        }
+    }
+    Ok(Json(EnrolmentsJson { enrolments }))
 }
 
 /// Body of `POST /v1/hosts/{host}/revoke`.
@@ -178,16 +198,19 @@ async fn revoke(
     Name(name): Name,
     params: Params,
     Body(body): Body<RevokeBody>,
-) -> Result<Json<Enrolment>, Problem> {
+) -> Result<Json<Revoked>, Problem> {
     params.only(&[])?;
     if body.reason.trim().is_empty() {
         return Err(Problem::bad_request("`reason` must say why: others will ask"));
     }
     // A host that is not registered can be revoked too, by its id: its key may be in wrong hands.
-    let host = hosts::find_id(&api, &name)?;
+    let host = match hosts::find_id(&api, &name) {
+        Ok(host) => host,
+        Err(unknown) => api.enrol.revocation(&name).await?.ok_or(unknown)?.host,
+    };
     let by = if body.by.is_empty() { "an operator" } else { &body.by };
     let gone = api.enrol.revoke(host, &format!("{} ({by})", body.reason)).await?;
-    match api.control.revoke(host, gone.reason.clone()).await {
+    match api.control.revoke(host, gone.enrolment.reason.clone()).await {
         Ok(()) | Err(ControlError::UnknownHost(_)) => {}
         Err(e) => return Err(e.into()),
     }
@@ -201,7 +224,11 @@ async fn lift(
     params: Params,
 ) -> Result<Json<Enrolment>, Problem> {
     params.only(&[])?;
-    let host = hosts::find_id(&api, &name)?;
+    // Its name left the registry with it; another host may have it by now.
+    let host = match api.enrol.revocation(&name).await? {
+        Some(revoked) => revoked.host,
+        None => hosts::find_id(&api, &name)?,
+    };
     Ok(Json(api.enrol.lift(host).await?))
 }
 

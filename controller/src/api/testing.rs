@@ -239,7 +239,7 @@ impl Control for TestControl {
     async fn import(&self, hosts: Vec<ImportHost>) -> Result<ImportReport, ControlError> {
         let added = hosts.len() as u64;
         lock(&self.imported).extend(hosts);
-        Ok(ImportReport { added, known: 0 })
+        Ok(ImportReport { added, ..ImportReport::default() })
     }
 
     async fn forget(&self, host: HostId) -> Result<(), ControlError> {

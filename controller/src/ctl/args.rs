@@ -88,7 +88,7 @@ pub(super) enum Command {
         /// The file; `-` reads the standard input.
         file: PathBuf,
     },
-    /// Removes a host from the registry; it comes back if it says hello again.
+    /// Removes a host from the registry; it comes back if it says hello again. For good: `hosts revoke`.
     Forget {
         /// Its id or its name.
         host: String,
@@ -131,9 +131,9 @@ pub(super) enum Command {
     Key {
         /// 32 hexadecimal digits, as `heartwatch-agent id` prints them.
         host: HostId,
-        /// Raise it to revoke the host's older keys.
-        #[arg(long, default_value_t = 0)]
-        generation: u16,
+        /// Raise it to revoke the host's older keys [default: the least that is accepted].
+        #[arg(long)]
+        generation: Option<u16>,
     },
     /// Tells what settings would have done to recorded beats: detection times against mistakes.
     #[command(after_help = REPLAY_HELP)]

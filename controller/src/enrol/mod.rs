@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use heartwatch_common::auth::{Keyring, load_secret, replace_secret_file};
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, Exchange, Hex, JoinToken, NAME_LEN_MAX, NONCE_LEN, Pin, Purpose,
-    RenewAnswer, RenewRequest,
+    RenewAnswer, RenewRequest, StandingAnswer, StandingRequest,
 };
 use heartwatch_common::id::{ControllerId, Generation, HostId, KeyId};
 use heartwatch_common::time::{Clock, Wall};
@@ -71,16 +71,11 @@ pub trait EnrolStore: Send + Sync {
     /// Decides, takes a use if it is a new enrolment, and keeps it.
     async fn enrol(&self, asked: Asked) -> Result<Result<Grant, Refusal>, StoreError>;
 
-    /// Raises a host's least generation above `generation` and all that it was given; `fresh` is random.
-    /// Revoking again changes nothing.
-    async fn revoke_host(
-        &self,
-        host: HostId,
-        generation: Generation,
-        reason: String,
-        fresh: Hex<16>,
-        at: Wall,
-    ) -> Result<Enrolment, StoreError>;
+    /// Raises a host's least generation above all that it was given. Revoking again changes nothing.
+    async fn revoke_host(&self, what: Revocation) -> Result<Revoked, StoreError>;
+
+    /// Revoked hosts that were called so; two at most.
+    async fn revoked_named(&self, name: String) -> Result<Vec<Enrolment>, StoreError>;
 
     /// Lets a revoked host enrol again; its old keys stay dead. `None`: it was not revoked.
     async fn lift(&self, host: HostId) -> Result<Option<Enrolment>, StoreError>;
@@ -90,6 +85,33 @@ pub trait EnrolStore: Send + Sync {
 
     /// One host's.
     async fn enrolment(&self, host: HostId) -> Result<Option<Enrolment>, StoreError>;
+}
+
+/// Whose keys are to be revoked.
+#[derive(Clone, Debug)]
+pub struct Revocation {
+    /// Whose.
+    pub host: HostId,
+    /// What it is called; empty: it is not known.
+    pub name: String,
+    /// The least generation that is accepted of it now.
+    pub generation: Generation,
+    /// Why, and who says so.
+    pub reason: String,
+    /// Random, for a host that never enrolled.
+    pub fresh: Hex<16>,
+    /// Now.
+    pub at: Wall,
+}
+
+/// A host that is revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// How it stands.
+    #[serde(flatten)]
+    pub enrolment: Enrolment,
+    /// It was revoked before, and that reason stands.
+    pub already: bool,
 }
 
 /// Why not.
@@ -354,6 +376,7 @@ impl Enrolling {
             attempt: ask.attempt,
             machine: ask.machine,
             proved,
+            name: ask.name.clone(),
             standing: known.as_ref().map(|k| k.row.state).into(),
             generation: least.max(self.p.enrolled.least(ask.host)),
             fresh: HostId(Hex::<16>::draw(&mut *held(&self.rng)).0),
@@ -407,27 +430,84 @@ impl Enrolling {
         Ok(RenewAnswer::seal(&ex, &present, &next, (self.p.pin)()))
     }
 
+    /// How a host stands, for its own agent alone: it proves a key that it has or had.
+    pub async fn standing(&self, ask: &StandingRequest) -> Result<StandingAnswer, EnrolError> {
+        let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
+        let ex = Exchange { host: ask.host, nonce: ask.nonce, own: ask.own };
+        let present = self
+            .keyring()
+            .renewable_key(ask.key_id, ask.host, ask.generation)
+            .filter(|key| ask.mac.is(&ex.proof(Purpose::Standing, key)))
+            .ok_or_else(|| {
+                EnrolError::Unproved("this controller does not know that key".to_owned())
+            })?;
+        self.take_nonce(&ask.nonce)?;
+        let found = match self.is_revoked(ask.host) {
+            true => self.p.store.enrolment(ask.host).await?,
+            false => None,
+        };
+        let revoked = found.and_then(|e| {
+            e.revoked_ms.map(|at_ms| heartwatch_common::enrol::Revoked { at_ms, reason: e.reason })
+        });
+        Ok(StandingAnswer::seal(&ex, &present, revoked))
+    }
+
     /// Revokes a host's keys, all that it has ever had. From now on nothing of it is believed; what becomes
     /// of its row is the policy's.
-    pub async fn revoke(&self, host: HostId, reason: &str) -> Result<Enrolment, EnrolError> {
+    pub async fn revoke(&self, host: HostId, reason: &str) -> Result<Revoked, EnrolError> {
         plain("the reason", reason, 512)?;
         if host == CANARY {
             let text = "the canary is the controller's own: see `canary` in its config";
             return Err(EnrolError::Invalid(text.to_owned()));
         }
-        let known = self.p.view.get(host).map_or(Generation(0), |k| k.row.generation);
-        let generation = known.max(self.p.enrolled.least(host));
-        let (fresh, at) = (Hex::draw(&mut *held(&self.rng)), self.p.clock.wall());
-        let gone = self.p.store.revoke_host(host, generation, reason.to_owned(), fresh, at).await?;
-        self.p.enrolled.set(host, gone.least, &gone.labels);
-        self.tell(host, ShardCommand::Least(host, gone.least));
-        log::warn!("host {host} was revoked: {reason}");
+        let row = self.p.view.get(host).map(|known| known.row);
+        let known = row.as_ref().map_or(Generation(0), |row| row.generation);
+        let what = Revocation {
+            host,
+            name: row.map(|row| row.name).unwrap_or_default(),
+            generation: known.max(self.p.enrolled.least(host)),
+            reason: reason.to_owned(),
+            fresh: Hex::draw(&mut *held(&self.rng)),
+            at: self.p.clock.wall(),
+        };
+        let gone = self.p.store.revoke_host(what).await?;
+        let e = &gone.enrolment;
+        self.p.enrolled.set(host, e.least, &e.labels);
+        self.p.enrolled.set_revoked(host, true);
+        self.tell(host, ShardCommand::Least(host, e.least));
+        match gone.already {
+            true => log::info!("host {host} is revoked already: {}", e.reason),
+            false => log::warn!("host {host} was revoked: {reason}"),
+        }
         Ok(gone)
+    }
+
+    /// The revoked host of that id, or of that name if only one has it; `None`: there is none.
+    pub async fn revocation(&self, name: &str) -> Result<Option<Enrolment>, EnrolError> {
+        if let Ok(host) = name.parse::<HostId>() {
+            let found = self.p.store.enrolment(host).await?;
+            return Ok(found.filter(|e| e.revoked_ms.is_some()));
+        }
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let mut named = self.p.store.revoked_named(name.to_owned()).await?;
+        if named.len() > 1 {
+            let text = format!("more than one host named `{name}` is revoked: use an id");
+            return Err(EnrolError::Conflict(text));
+        }
+        Ok(named.pop())
+    }
+
+    /// Whether a host is revoked.
+    pub fn is_revoked(&self, host: HostId) -> bool {
+        self.p.enrolled.is_revoked(host)
     }
 
     /// Lets a revoked host enrol again.
     pub async fn lift(&self, host: HostId) -> Result<Enrolment, EnrolError> {
         let lifted = self.p.store.lift(host).await?;
+        self.p.enrolled.set_revoked(host, false);
         lifted.ok_or_else(|| EnrolError::NotFound(format!("host {host} is not revoked")))
     }
 
@@ -589,6 +669,7 @@ async fn load_enrolled(store: &dyn EnrolStore, enrolled: &Enrolled) -> Result<()
         after = Some(last.host);
         for e in &page {
             enrolled.set(e.host, e.least, &e.labels);
+            enrolled.set_revoked(e.host, e.revoked_ms.is_some());
         }
     }
 }

@@ -99,6 +99,39 @@ async fn a_host_gets_its_key_and_the_tokens_labels_and_then_its_next_key() {
 }
 
 #[tokio::test]
+async fn who_proves_a_key_that_was_revoked_is_told_so_and_nobody_else() {
+    let w = World::new();
+    let token = w.token(1).await;
+    let (answer, _) = w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
+    let present: HostKey = answer.key.parse().unwrap();
+    let ask = |purpose| {
+        let ex =
+            Exchange { host: HostId([7; 16]), nonce: w.enrolling.nonce(), own: Hex([3; 16]) };
+        let (key_id, generation) = (present.key_id(), present.generation());
+        let mac = ex.proof(purpose, &present);
+        let ask =
+            StandingRequest { host: ex.host, key_id, generation, nonce: ex.nonce, own: ex.own, mac };
+        (ex, ask)
+    };
+    let (ex, good) = ask(Purpose::Standing);
+    let answer = w.enrolling.standing(&good).await.unwrap();
+    assert!(answer.answers(&ex, &present) && answer.revoked.is_none());
+    w.enrolling.revoke(HostId([7; 16]), "lost (ann)").await.unwrap();
+    let (ex, late) = ask(Purpose::Standing);
+    let answer = w.enrolling.standing(&late).await.unwrap();
+    assert!(answer.answers(&ex, &present));
+    assert_eq!(answer.revoked.unwrap().reason, "lost (ann)");
+    // Not to who proved something else, nor to who only heard it.
+    assert!(matches!(w.enrolling.standing(&late).await, Err(EnrolError::Unproved(_))));
+    let (_, other) = ask(Purpose::Renew);
+    let refused = w.enrolling.standing(&other).await.unwrap_err().to_string();
+    assert!(!refused.contains("revoked") && !refused.contains("lost"), "{refused}");
+    w.enrolling.lift(HostId([7; 16])).await.unwrap();
+    let (_, lifted) = ask(Purpose::Standing);
+    assert_eq!(w.enrolling.standing(&lifted).await.unwrap().revoked, None);
+}
+
+#[tokio::test]
 async fn strangers_the_used_up_and_the_late_are_told_so() {
     let w = World::new();
     let other = "hwj1_00112233445566778899aabbccddeeff";

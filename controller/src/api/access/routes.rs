@@ -93,6 +93,7 @@ pub(in crate::api) const ROUTES: &[Rule] = &[
     open("GET", "/v1/enrol/nonce"),
     open("POST", "/v1/enrol"),
     open("POST", "/v1/enrol/renew"),
+    open("POST", "/v1/enrol/standing"),
     list("/v1/join-tokens"),
     admin("POST", "/v1/join-tokens", &["name", "ttl", "uses", "labels", "clones", "by"]),
     admin("DELETE", "/v1/join-tokens/{name}", &[]),
