@@ -473,6 +473,9 @@ pub trait Control: Send + Sync {
     /// Keeps a host's margin where an operator wants it, or lets it learn again. Answers where it is kept.
     async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError>;
 
+    /// Journals how a host enrolled, as `host.enrolled`, in order with what else is journaled of it.
+    async fn enrolled(&self, host: HostId, news: Map<String, Value>) -> Result<(), ControlError>;
+
     /// Takes an operator's word that of two machines under one identity one is left.
     async fn single(&self, host: HostId, word: Word) -> Result<(), ControlError>;
 

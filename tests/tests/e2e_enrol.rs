@@ -104,6 +104,9 @@ async fn two_commands_make_a_bare_host_beat_with_the_tokens_labels() {
         let host = bare.id()?;
         ensure!(said.contains(&host.to_string()), "{said}");
         bare.verb(&["configured"])?.ok()?;
+        let told = api.wait_event(host, "host.enrolled", PATIENCE).await?;
+        ensure!(text(&told, "/data/enrolment/how") == "new", "{told:#}");
+        ensure!(api.metric("heartwatch_enrolments_total", &["outcome=\"new\""]).await? == 1.0);
         // Known before it beats, as expected.
         ensure!(api.state(host).await? == "pending");
         let _agent = bare.start()?;

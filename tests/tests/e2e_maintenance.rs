@@ -201,7 +201,8 @@ async fn two_agents_of_one_identity_are_a_duplicate_told_with_both_addresses() {
         ensure!(holds.contains("hosts single") && holds.contains("duplicate"), "{holds}");
         let why = controller.ctl(&["why", &host.to_string()])?.ok()?;
         ensure!(why.contains("was last heard") && why.contains("it is taken for gone in"), "{why}");
-        let said = controller.ctl(&["hosts", "single", "db-1", "--reason", "the copy is off"])?;
+        let id = host.to_string();
+        let said = controller.ctl(&["hosts", "single", &id, "--reason", "the copy is off"])?;
         let said = said.ok()?;
         ensure!(said.contains("judged again now"), "{said}");
         eventually(PATIENCE, "the failover", async || {
@@ -210,7 +211,7 @@ async fn two_agents_of_one_identity_are_a_duplicate_told_with_both_addresses() {
         .await?;
         let single = api.wait_event(host, "host.single", PATIENCE).await?;
         ensure!(text(&single, "/data/reason").ends_with("the copy is off"), "{single:#}");
-        let again = controller.ctl(&["hosts", "single", "db-1", "--reason", "x"])?.ok();
+        let again = controller.ctl(&["hosts", "single", &id, "--reason", "x"])?.ok();
         ensure!(again.is_err_and(|e| format!("{e:#}").contains("nothing to end")));
         Ok(())
     })

@@ -51,7 +51,9 @@ impl App {
             (s.was_heard, s.due, s.revoked) = (true, None, None);
             return;
         }
-        let Some(url) = self.standing.url.clone().filter(|_| !self.standing.under_way) else { return };
+        let Some(url) = self.standing.url.clone().filter(|_| !self.standing.under_way) else {
+            return;
+        };
         let Some(due) = self.standing.due else {
             let span = if self.standing.was_heard { LATER } else { FIRST };
             let draw: f64 = self.rng.random();

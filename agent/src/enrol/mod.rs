@@ -209,7 +209,9 @@ impl Plan {
         let owner = owner(&self.state_dir);
         replace_secret_file(&self.key_file, &key.to_text(), owner)
             .map_err(|e| state(&self.key_file, e))?;
-        if let Some(aside) = Enrolment::set_aside(&self.state_dir).map_err(|e| state(&self.state_dir, e))? {
+        if let Some(aside) =
+            Enrolment::set_aside(&self.state_dir).map_err(|e| state(&self.state_dir, e))?
+        {
             log::warn!("the enrolment file could not be read: it is {} now", aside.display());
         }
         enrolment.write(&self.state_dir, owner).map_err(|e| state(&self.state_dir, e))?;

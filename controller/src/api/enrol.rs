@@ -28,11 +28,12 @@ use heartwatch_common::id::{HostId, KeyId};
 use serde::{Deserialize, Serialize};
 
 use super::extract::{Body, Name, Params, Trusted};
+use super::metrics::Families;
 use super::problem::Problem;
 use super::{Api, hosts};
 use crate::control::ControlError;
 use crate::enrol::decide::{Enrolment, Refusal, TokenRow};
-use crate::enrol::{EnrolError, NewToken, Revoked, SecretStatus, TokenMade};
+use crate::enrol::{EnrolError, LetIn, NewToken, Revoked, SecretStatus, TokenMade};
 
 /// All of these routes.
 pub(super) fn routes() -> Router<Api> {
@@ -98,10 +99,15 @@ async fn enrol(
     Body(ask): Body<EnrolRequest>,
 ) -> Result<Json<EnrolAnswer>, Problem> {
     params.only(&[])?;
-    let (answer, expected) = api.enrol.enrol(ask).await?;
+    let LetIn { answer, expected, news, .. } = api.enrol.enrol(ask).await?;
     // It is granted whatever becomes of this: its hello would register it too.
     if let Err(e) = api.control.import(vec![expected]).await {
         log::warn!("host {} enrolled, but is not shown as pending: {e}", answer.host);
+    }
+    if let Some(news) = news
+        && let Err(e) = api.control.enrolled(answer.host, news).await
+    {
+        log::warn!("host {} enrolled, which is not in the journal: {e}", answer.host);
     }
     Ok(Json(answer))
 }
@@ -155,6 +161,21 @@ async fn revoke_token(
     params.only(&[])?;
     api.enrol.revoke_token(&name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What `/metrics` shows of it.
+pub(super) fn families(f: &mut Families, api: &Api) {
+    let counts = api.enrol.counts();
+    let by = |key: &'static str| move |(value, n): (&str, u64)| (vec![(key, value.to_owned())], n);
+    let help = "Enrolments that were granted: of a new host, one with a new key, one that kept its own, or repeated.";
+    f.counters("enrolments_total", help, counts.granted().map(by("outcome")));
+    let help = "Enrolments that were refused, by reason.";
+    f.counters("enrolments_refused_total", help, counts.refused().map(by("reason")));
+    let help = "Keys that hosts renewed.";
+    f.counters("key_renewals_total", help, [(Vec::new(), counts.renewals())]);
+    let help = "Renewals of keys that were refused, by reason.";
+    f.counters("key_renewals_refused_total", help, counts.renewals_refused().map(by("reason")));
+    f.gauge("hosts_revoked", "Hosts whose keys are revoked.", api.enrol.revoked_len() as f64);
 }
 
 /// Answer of `GET /v1/identities`.

@@ -154,6 +154,7 @@ pub(crate) struct TestControl {
     pub(crate) imported: Mutex<Vec<ImportHost>>,
     pub(crate) forgotten: Mutex<Vec<HostId>>,
     pub(crate) frozen: Mutex<Vec<(HostId, Freeze)>>,
+    pub(crate) enrolled: Mutex<Vec<(HostId, Map<String, Value>)>>,
     pub(crate) words: Mutex<Vec<(&'static str, Target, Word)>>,
     pub(crate) completed: Mutex<Vec<(IncidentId, Completion)>>,
     pub(crate) windows: Mutex<Arc<Maintenance>>,
@@ -259,6 +260,11 @@ impl Control for TestControl {
             Freeze::At(margin) => Some(margin),
             Freeze::AsItIs => Some(Duration::from_millis(121)),
         })
+    }
+
+    async fn enrolled(&self, host: HostId, news: Map<String, Value>) -> Result<(), ControlError> {
+        lock(&self.enrolled).push((host, news));
+        Ok(())
     }
 
     async fn single(&self, host: HostId, word: Word) -> Result<(), ControlError> {

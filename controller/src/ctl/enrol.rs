@@ -160,6 +160,33 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Labels as they were typed, each key once.
+fn labels(typed: &[(String, String)]) -> Result<BTreeMap<String, String>, CtlError> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in typed {
+        if let Some(other) = labels.insert(key.clone(), value.clone()).filter(|o| o != value) {
+            return Err(CtlError::Usage(format!(
+                "the label `{}` cannot be both `{}` and `{}`: say one",
+                clean(key),
+                clean(&other),
+                clean(value)
+            )));
+        }
+    }
+    Ok(labels)
+}
+
+/// A name, and not the secret itself: that must not go into a URL, which servers log.
+pub(super) fn name_of_token<'a>(name: &'a str, list: &str) -> Result<&'a str, CtlError> {
+    if ["hwj1", "hwt1"].iter().any(|begin| name.trim_start().starts_with(begin)) {
+        return Err(CtlError::Usage(format!(
+            "that is a token itself and not its name: nothing was sent. `heartwatchctl {list}` tells the names; \
+             the token is in your shell's history now, so revoke it"
+        )));
+    }
+    Ok(name)
+}
+
 impl Run<'_> {
     pub(super) async fn join_tokens(&mut self, args: &Token) -> Result<(), CtlError> {
         match &args.verb {
@@ -168,7 +195,7 @@ impl Run<'_> {
                 self.print(answer, |out, all: TokensJson| tokens(out, &all))
             }
             TokenVerb::Revoke { name } => {
-                self.client.revoke_join_token(name).await?;
+                self.client.revoke_join_token(name_of_token(name, "token list")?).await?;
                 Ok(writeln!(self.out, "{} lets nobody in any more", clean(name))?)
             }
             TokenVerb::Create(create) => {
@@ -176,7 +203,7 @@ impl Run<'_> {
                     name: create.name.clone(),
                     ttl: create.ttl,
                     uses: create.uses,
-                    labels: create.labels.iter().cloned().collect(),
+                    labels: labels(&create.labels)?,
                     clones: create.clones,
                     by: create.by.clone(),
                 };
@@ -346,7 +373,7 @@ pub(super) fn offline(global: &Global, args: &Enroll, out: &mut dyn Write) -> Re
     let mut hosts = args.host.clone();
     hosts.extend((0..args.count.unwrap_or(0)).map(|_| HostId(Hex::<16>::draw(&mut rng).0)));
     let generations = local::generations(&config.state_dir, &hosts, args.generation)?;
-    let labels: BTreeMap<String, String> = args.labels.iter().cloned().collect();
+    let labels = labels(&args.labels)?;
     let shown = args.out.display();
     let cannot = |e: io::Error| CtlError::Failed(format!("{shown}: {e}"));
     std::fs::create_dir(&args.out).map_err(cannot)?;
@@ -391,6 +418,7 @@ pub(super) fn offline(global: &Global, args: &Enroll, out: &mut dyn Write) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use heartwatch_common::daemon::EXIT_USAGE;
 
     #[test]
     fn offline_keys_are_those_that_the_controller_derives() {
@@ -434,6 +462,19 @@ mod tests {
         assert_eq!(enrolment["labels"], json!({"pool": "a", "rack": "7"}));
         let list = super::super::import::read(&out.join("hosts.json")).unwrap();
         assert_eq!((list[0].id, list[0].labels["rack"].as_str()), (id, "7"));
+    }
+
+    #[test]
+    fn a_label_has_one_value_and_a_token_is_not_its_name() {
+        let pair = |value: &str| ("pool".to_owned(), value.to_owned());
+        assert_eq!(labels(&[pair("a"), pair("a")]).unwrap()["pool"], "a");
+        let told = labels(&[pair("a"), pair("b")]).unwrap_err();
+        assert!(told.to_string().contains("both `a` and `b`") && told.exit_code() == EXIT_USAGE);
+        assert_eq!(name_of_token("ci-hwj1", "token list").unwrap(), "ci-hwj1");
+        for secret in ["hwj1_00112233", " hwj1_00", "hwt1_00ff"] {
+            let told = name_of_token(secret, "token list").unwrap_err().to_string();
+            assert!(told.contains("nothing was sent") && !told.contains("00"), "{told}");
+        }
     }
 
     /// They were made without a word, and nothing of the host was believed.

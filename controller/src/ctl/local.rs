@@ -11,8 +11,8 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::args::Global;
-use super::{CtlError, chain};
 use super::text::clean;
+use super::{CtlError, chain};
 use crate::config::{Config, RawConfig};
 use crate::store::sqlite::{KeyStanding, standings};
 

@@ -251,6 +251,7 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::MaintenanceStarted, _) => "it was put into maintenance",
         (EventKind::MaintenanceEnded, _) => "its maintenance was over",
         (EventKind::HostForgotten, _) => "removed from the registry",
+        (EventKind::HostEnrolled, _) => "it enrolled",
         (EventKind::HostFrozen, _) => "an operator froze its margin",
         (EventKind::HostUnfrozen, _) => "an operator let its margin learn again",
         (EventKind::ControllerBlind, _) => "the controller could not trust its own eyes",

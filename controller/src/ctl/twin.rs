@@ -73,8 +73,14 @@ pub(super) fn of_host(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
             let verb = if both_answer(why) { "answer" } else { "answered" };
             writeln!(out, "Two machines {verb} under its identity (a clone?): {}.", other(twin))?;
             match twin.over_in_ms {
-                0 => writeln!(out, "That one is taken for gone with the host's next sign of life.")?,
-                ms => writeln!(out, "If that one stays silent it is taken for gone in {}.", human_ms(ms))?,
+                0 => {
+                    writeln!(out, "That one is taken for gone with the host's next sign of life.")?
+                }
+                ms => writeln!(
+                    out,
+                    "If that one stays silent it is taken for gone in {}.",
+                    human_ms(ms)
+                )?,
             }
         }
         None => writeln!(

@@ -23,6 +23,7 @@ use heartwatch_common::time::{Clock, Wall};
 use rand::Rng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, oneshot};
 use zeroize::Zeroizing;
 
@@ -32,10 +33,12 @@ use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::StoreError;
 use crate::view::View;
+use counts::{Counts, Gained};
 use decide::{Asked, Enrolment, Grant, Refusal, TokenRow};
 use nonces::Nonces;
 use registry::Enrolled;
 
+pub mod counts;
 pub mod decide;
 pub mod nonces;
 pub mod registry;
@@ -112,6 +115,45 @@ pub struct Revoked {
     pub enrolment: Enrolment,
     /// It was revoked before, and that reason stands.
     pub already: bool,
+}
+
+/// A host that was let in.
+pub struct LetIn {
+    /// What it is told.
+    pub answer: EnrolAnswer,
+    /// How it is to be registered, as pending, if it is not known.
+    pub expected: ImportHost,
+    /// What it changed.
+    pub gained: Gained,
+    /// What the journal keeps of it (`host.enrolled`); none of a repetition.
+    pub news: Option<Map<String, Value>>,
+}
+
+/// What the journal keeps of an enrolment, nothing secret; `asked_for`: the id that was taken.
+fn news(e: &Enrolment, gained: Gained, asked_for: Option<HostId>) -> Option<Map<String, Value>> {
+    let (token, generation) = (&e.token, e.generation);
+    let reason = match gained {
+        Gained::Repeated => return None,
+        Gained::New => format!("let in by the join token `{token}`"),
+        Gained::Rekeyed => format!(
+            "given a new key (generation {generation}) by the join token `{token}`: its older keys are dead"
+        ),
+        Gained::Kept => format!("proved its key, and enrolled again by the join token `{token}`"),
+    };
+    let instead = asked_for.map_or_else(String::new, |host| {
+        format!("; it asked for the id {host}, which another machine has")
+    });
+    let enrolment = json!({
+        "how": gained.as_str(),
+        "token": token,
+        "generation": generation,
+        "labels": e.labels,
+        "asked_for": asked_for,
+    });
+    Some(Map::from_iter([
+        ("reason".to_owned(), json!(format!("{reason}{instead}"))),
+        ("enrolment".to_owned(), enrolment),
+    ]))
 }
 
 /// Why not.
@@ -220,6 +262,7 @@ pub struct Enrolling {
     nonces: Mutex<Nonces>,
     tokens: Mutex<HashSet<Hex<32>>>,
     places: Semaphore,
+    counts: Counts,
     /// One change of the secret file at a time.
     writing: tokio::sync::Mutex<()>,
 }
@@ -251,6 +294,7 @@ impl Enrolling {
             nonces: Mutex::new(Nonces::new(key)),
             tokens: Mutex::new(hashes.into_iter().collect()),
             places: Semaphore::new(AT_ONCE_MAX),
+            counts: Counts::default(),
             writing: tokio::sync::Mutex::new(()),
             p,
         })
@@ -341,8 +385,24 @@ impl Enrolling {
         })
     }
 
-    /// Lets a host in. Answers also how it is to be registered, as pending, if it is not known.
-    pub async fn enrol(&self, ask: EnrolRequest) -> Result<(EnrolAnswer, ImportHost), EnrolError> {
+    /// How enrolments and renewals ended, since the start.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// How many hosts are revoked.
+    pub fn revoked_len(&self) -> usize {
+        self.p.enrolled.revoked_len()
+    }
+
+    /// Lets a host in.
+    pub async fn enrol(&self, ask: EnrolRequest) -> Result<LetIn, EnrolError> {
+        let done = self.let_in(ask).await;
+        self.counts.enrolled(done.as_ref().map(|let_in| let_in.gained));
+        done
+    }
+
+    async fn let_in(&self, ask: EnrolRequest) -> Result<LetIn, EnrolError> {
         let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
         let token: JoinToken =
             ask.token.parse().map_err(|e| EnrolError::Invalid(format!("`token`: {e}")))?;
@@ -382,16 +442,23 @@ impl Enrolling {
             fresh: HostId(Hex::<16>::draw(&mut *held(&self.rng)).0),
             at: self.p.clock.wall(),
         };
+        let before = asked.generation;
         let granted = self.p.store.enrol(asked).await??;
-        let again = matches!(granted, Grant::Again(_));
         let e = granted.enrolment();
+        let gained = match granted {
+            Grant::Again(_) => Gained::Repeated,
+            Grant::Kept(_) => Gained::Kept,
+            Grant::New(_) if proved.is_some() => Gained::Kept,
+            Grant::New(_) if e.host == ask.host && e.least > before => Gained::Rekeyed,
+            Grant::New(_) => Gained::New,
+        };
         self.p.enrolled.set(e.host, e.least, &e.labels);
         self.tell(e.host, ShardCommand::Least(e.host, e.least));
         log::info!(
-            "host {} ({}) {} by join token {}, generation {}",
+            "host {} ({}) enrolled ({}) by join token {}, generation {}",
             e.host,
             ask.name,
-            if again { "got its enrolment again" } else { "enrolled" },
+            gained.as_str(),
             e.token,
             e.generation
         );
@@ -404,11 +471,19 @@ impl Enrolling {
             controller: self.p.controller,
         };
         let expected = ImportHost { id: e.host, name: ask.name, labels: e.labels.clone() };
-        Ok((answer, expected))
+        let asked_for = (e.host != ask.host).then_some(ask.host);
+        let news = news(e, gained, asked_for);
+        Ok(LetIn { answer, expected, gained, news })
     }
 
     /// Gives a host its next key: the one under the current secret.
     pub fn renew(&self, ask: &RenewRequest) -> Result<RenewAnswer, EnrolError> {
+        let done = self.next_key(ask);
+        self.counts.renewed(done.as_ref().map(drop));
+        done
+    }
+
+    fn next_key(&self, ask: &RenewRequest) -> Result<RenewAnswer, EnrolError> {
         let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
         let ring = self.keyring();
         let ex = Exchange { host: ask.host, nonce: ask.nonce, own: ask.own };

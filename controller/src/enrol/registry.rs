@@ -74,6 +74,11 @@ impl Enrolled {
         }
     }
 
+    /// How many hosts are revoked.
+    pub fn revoked_len(&self) -> usize {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).revoked.len()
+    }
+
     /// Whether a host was revoked, and that was not lifted.
     pub fn is_revoked(&self, host: HostId) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).revoked.contains(&host)

@@ -87,6 +87,8 @@ pub enum Command {
     Freeze(HostId, Option<Duration>, oneshot::Sender<Result<Option<Duration>, ControlError>>),
     /// Of two machines under one identity one is left: an operator says so.
     Single(HostId, SaidWhy, oneshot::Sender<Result<(), ControlError>>),
+    /// A host enrolled: what the journal keeps of that.
+    Enrolled(HostId, Map<String, Value>),
     /// Pause, or end a pause.
     Pause(Option<Pause>, oneshot::Sender<Result<Option<Pause>, ControlError>>),
     /// Send dead letters again.
@@ -541,6 +543,13 @@ impl Running {
                 None => drop(answer.send(Err(ControlError::UnknownHost(host)))),
             },
             Command::Single(host, word, answer) => self.single(host, &word, answer),
+            Command::Enrolled(host, news) => {
+                let wall = self.d.clock.wall();
+                let known = self.d.view.get(host);
+                let row = known.map_or_else(|| new_row(host, wall), |known| known.row);
+                let event = self.d.policy.enrolled(&row, news, wall, &mut self.rng);
+                self.work.push(Work::Event(Box::new(event)));
+            }
             Command::Pause(pause, answer) => {
                 self.pause(pause);
                 let pause = self.d.policy.pause().cloned();

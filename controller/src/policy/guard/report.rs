@@ -167,10 +167,10 @@ impl Guard {
             Why::Own => self.own.clone().unwrap_or_else(|| {
                 "the controller has been restarted: every host gets its chance first".to_owned()
             }),
+            // Short: tables cut what is long, and what is to be done must stand there.
             Why::Twin => format!(
-                "two machines answered under its identity (duplicate), and the other may still do its work: it \
-                 goes {} after that one was last heard, or once somebody says that one is left \
-                 (heartwatchctl hosts single {host} --reason …)",
+                "two machines answered under its identity: it goes {} after the other was last heard, or by \
+                 `heartwatchctl hosts single HOST`",
                 humantime::format_duration(DUPLICATE_WINDOW)
             ),
             Why::Storm(id) => {

@@ -36,12 +36,12 @@ pub fn standings(state_dir: &Path, hosts: &[HostId]) -> Result<Vec<KeyStanding>,
     if schema::version(&c)? < VERSION_MIN {
         return Ok(vec![KeyStanding::default(); hosts.len()]);
     }
-    let mut enrolled = c.prepare("SELECT least, revoked, reason FROM enrolments WHERE host = ?1")?;
+    let mut enrolled =
+        c.prepare("SELECT least, revoked, reason FROM enrolments WHERE host = ?1")?;
     let mut row = c.prepare("SELECT generation FROM hosts WHERE id = ?1")?;
     let standing = |host: &HostId| -> Result<KeyStanding, StoreError> {
-        let known: Option<(u16, Option<i64>, String)> = enrolled
-            .query_row([host.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
-            .optional()?;
+        let known: Option<(u16, Option<i64>, String)> =
+            enrolled.query_row([host.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional()?;
         let used: Option<u16> = row.query_row([host.0], |r| r.get(0)).optional()?;
         let (least, revoked, reason) = known.unwrap_or_default();
         Ok(KeyStanding {
