@@ -47,6 +47,9 @@ impl Run<'_> {
 /// Who the other is, and when it was last heard.
 pub(super) fn other(twin: &TwinWhy) -> String {
     let Some(silence) = twin.silence_ms else {
+        if twin.over_in_ms == 0 {
+            return "the host was given a new key since, and the other has none".to_owned();
+        }
         return "the other has not been heard since the controller's start".to_owned();
     };
     let boot = twin.boot.map_or_else(String::new, |boot| format!("life {boot} of its agent, "));
@@ -97,4 +100,44 @@ pub(super) fn of_host(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
          hosts revoke {} --reason …",
         host.id, host.id
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ctl::tests::fixture;
+    use crate::event::State;
+    use heartwatch_common::id::Boot;
+
+    fn told(silence_ms: Option<u64>, over_in_ms: u64) -> String {
+        let mut why = fixture();
+        (why.host.duplicate, why.host.state) = (true, State::Duplicate);
+        let boot = silence_ms.map(|_| Boot(9));
+        let address = silence_ms.map(|_| std::net::SocketAddr::from(([192, 0, 2, 2], 4_000)));
+        let twin = TwinWhy { boot, address, silence_ms, over_in_ms };
+        why.detector.as_mut().unwrap().twin = Some(twin);
+        let mut out = Vec::new();
+        crate::ctl::story::write(&mut out, &why).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    /// It said "from two machines" ten minutes long, of a clone that had lived for two seconds.
+    #[test]
+    fn of_another_that_fell_silent_it_is_told_when_and_not_that_it_answers() {
+        let now = told(Some(700), 599_300);
+        assert!(now.contains("Beats arrive, but from two machines."), "{now}");
+        let then = told(Some(240_000), 360_000);
+        for part in [
+            "from one machine now; not long ago two answered",
+            "Two machines answered under its identity (a clone?): the other (life 9 of its agent, at 192.0.2.2:4000) \
+             was last heard 4m ago.",
+            "taken for gone in 6m.",
+            "its failover is held",
+            "hosts single 8a4e3b1c5d6f70819203a4b5c6d7e8f9 --reason",
+        ] {
+            assert!(then.contains(part), "{part}\n{then}");
+        }
+        assert!(told(None, 500_000).contains("not been heard since the controller's start"));
+        assert!(told(None, 0).contains("was given a new key since"));
+    }
 }
