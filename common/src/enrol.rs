@@ -19,8 +19,9 @@
 //! proof   = BLAKE3-keyed(mac key, host id (16) ‖ the controller's nonce (48) ‖ the agent's nonce (16))
 //! ```
 //!
-//! with the context `heartwatch enrol proof 1`, `heartwatch renew proof 1` or `heartwatch standing proof 1`. Tags of datagrams are made of
-//! bodies that begin with the byte 1, contexts begin with a letter: one can't stand for the other.
+//! with the context `heartwatch enrol proof 1`, `heartwatch renew proof 1` or `heartwatch standing proof 1`.
+//! Tags of datagrams are made of bodies that begin with the byte 1, contexts begin with a letter: one can't
+//! stand for the other.
 //!
 //! # Renewal
 //!

@@ -34,7 +34,8 @@ impl Joined {
         Self::with(config::read(overrides, &identity::hostname())?)
     }
 
-    /// The same for who is about to enrol: an enrolment that cannot be used is none, as another takes its place.
+    /// The same for who is about to enrol: an enrolment that cannot be used is none, as another takes its
+    /// place.
     pub fn read_to_enrol(overrides: &Overrides) -> Result<Self, AppError> {
         let config = config::read(overrides, &identity::hostname())?;
         let enrolment = Enrolment::read(&config.state_dir, credentials().as_deref());

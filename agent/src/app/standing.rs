@@ -1,5 +1,5 @@
-//! Whether this host was revoked, asked beside the loop when no controller answers: datagrams under a dead key
-//! are answered by nobody, and its owner shall not have to guess.
+//! Whether this host was revoked, asked beside the loop when no controller answers: datagrams under a dead
+//! key are answered by nobody, and its owner shall not have to guess.
 
 use std::sync::Arc;
 use std::time::Duration;

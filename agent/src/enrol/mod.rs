@@ -262,7 +262,8 @@ pub fn renew<R: Rng + ?Sized>(
     next.ok_or_else(|| EnrolError::Answer("it is not sealed with this host's key".to_owned()))
 }
 
-/// Asks whether this host was revoked. The answer is sealed under its key, so it matters little who carries it.
+/// Asks whether this host was revoked. The answer is sealed under its key, so it matters little who carries
+/// it.
 pub fn standing<R: Rng + ?Sized>(
     url: &Url,
     host: HostId,

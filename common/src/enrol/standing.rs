@@ -1,8 +1,8 @@
-//! How a host stands with its controller: asked by an agent that no controller answers any more, over HTTPS, as
-//! datagrams under a revoked key are never answered.
+//! How a host stands with its controller: asked by an agent that no controller answers any more, over HTTPS,
+//! as datagrams under a revoked key are never answered.
 //!
-//! The question proves the host's present key, revoked or not, so strangers learn nothing. The answer is sealed
-//! under the same key, so that nobody between can tell a host that it was taken out:
+//! The question proves the host's present key, revoked or not, so strangers learn nothing. The answer is
+//! sealed under the same key, so that nobody between can tell a host that it was taken out:
 //!
 //! ```text
 //! mac = BLAKE3-keyed(BLAKE3-keyed(host key, "heartwatch standing answer 1"),

@@ -13,8 +13,8 @@
 //!
 //! ▲: scope `admin`; changes are audited.
 //!
-//! The first four hand out keys, or speak of them, and are therefore refused over plain HTTP from another machine (as is every
-//! route of the API).
+//! The first four hand out keys, or speak of them, and are therefore refused over plain HTTP from another
+//! machine (as is every route of the API).
 
 use axum::extract::State;
 use axum::http::StatusCode;

@@ -50,8 +50,8 @@ pub(super) struct Global {
 pub(super) enum Command {
     /// How the controller is: hosts by state, doubts, shards, deliveries.
     Status,
-    /// Lists hosts; `hosts revoke` ends one's keys, `hosts enrolled` lists who has which, `hosts single` ends a
-    /// duplicate.
+    /// Lists hosts; `hosts revoke` ends one's keys, `hosts enrolled` lists who has which, `hosts single` ends
+    /// a duplicate.
     Hosts(Hosts),
     /// Shows one host.
     Host {

@@ -80,7 +80,8 @@ pub(super) enum HostsVerb {
     /// silent for ten minutes, until the host has a new key, or until somebody says this. What is held of the
     /// host is then judged again. Be certain: a failover may start a second copy of what still runs.
     Single(super::twin::Single),
-    /// Lists hosts that enrolled, or were revoked: by which token, with which generation of key, when and why.
+    /// Lists hosts that enrolled, or were revoked: by which token, with which generation of key, when and
+    /// why.
     Enrolled,
 }
 

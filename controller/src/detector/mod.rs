@@ -63,8 +63,9 @@ use timeout::{GroupId, MarginSource, Siblings};
 /// Most hosts of one detector.
 pub const HOSTS_MAX: usize = 4_000_000;
 /// How long after a change of boot the return of the other one means that two are alive, and how long the
-/// other of two must be silent to be taken for gone. Not shorter: a clone that was paused, or whose path is cut
-/// for some minutes, is still there, and what is ordered meanwhile may start a second copy of what it runs.
+/// other of two must be silent to be taken for gone. Not shorter: a clone that was paused, or whose path is
+/// cut for some minutes, is still there, and what is ordered meanwhile may start a second copy of what it
+/// runs.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 /// How often two must have taken turns to be two. A machine that is restored from a snapshot comes back as an
 /// older boot once, and after that never as the newer.

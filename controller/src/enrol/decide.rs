@@ -2,12 +2,12 @@
 //!
 //! The order of questions: is the token good? was this very enrolment granted before (a lost answer)? may
 //! this host have the id that it wants? A join token lets machines *in*; it must let nobody take over the
-//! id of a machine that is in already. What a use pays for is that: a machine let in, or one that gets the labels
-//! of a token and did not have them. Who proves its key and gains nothing pays nothing, also with a token that is
-//! used up: `enroll` may be run as often as one likes. So an id that is heard, or that another machine enrolled, goes to
-//! whoever proves its present key and to nobody else. An id whose machine is down or has said goodbye goes
-//! to any bearer of a token: a reinstalled host has lost its key. Its generation is then raised, which ends
-//! the old key, stolen or not.
+//! id of a machine that is in already. What a use pays for is that: a machine let in, or one that gets the
+//! labels of a token and did not have them. Who proves its key and gains nothing pays nothing, also with a
+//! token that is used up: `enroll` may be run as often as one likes. So an id that is heard, or that another
+//! machine enrolled, goes to whoever proves its present key and to nobody else. An id whose machine is down
+//! or has said goodbye goes to any bearer of a token: a reinstalled host has lost its key. Its generation is
+//! then raised, which ends the old key, stolen or not.
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,8 @@
 //! What shards must know of enrolments: least generations and given labels, by host.
 //!
 //! Shared by all shards and asked only off the way of a beat: for a host that is not registered, and for a
-//! hello. A host takes some 25 bytes, and only if its generation was raised or it was given labels (another 16
-//! while it is revoked); hosts
-//! with the same labels share one copy of them.
+//! hello. A host takes some 25 bytes, and only if its generation was raised or it was given labels (another
+//! 16 while it is revoked); hosts with the same labels share one copy of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};

@@ -7,9 +7,9 @@
 //!
 //! Seeing and acting are apart: the row (the state) is always true at once; only *actions* (`host.down`,
 //! `host.agent-lost`, `host.unreachable`) are ever held, by the [`guard`]: while the controller is blind or
-//! paused, in a storm, while a host flaps or may be there twice, or for a rate. Alerts, recoveries, goodbyes and joins never are,
-//! nor what a rule sends `always`. What was held is judged again on release ([`Policy::rejudge`]), against
-//! the present state; it is not replayed.
+//! paused, in a storm, while a host flaps or may be there twice, or for a rate. Alerts, recoveries, goodbyes
+//! and joins never are, nor what a rule sends `always`. What was held is judged again on release
+//! ([`Policy::rejudge`]), against the present state; it is not replayed.
 //!
 //! The caller hands in every change of a row, turns by [`Policy::take`] and others by [`Policy::changed`],
 //! lets time pass by [`Policy::step`], and does what [`Policy::orders`] says.

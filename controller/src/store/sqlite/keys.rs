@@ -1,4 +1,5 @@
-//! What a store says of hosts' keys, read beside a controller that may be running: for who makes keys by hand.
+//! What a store says of hosts' keys, read beside a controller that may be running: for who makes keys by
+//! hand.
 
 use std::path::Path;
 
