@@ -40,12 +40,14 @@ pub use goodbye::expected_absence;
 use goodbye::leave_reason;
 pub use join::Joined;
 use renewal::{Fetched, Renewal, Reread};
+use standing::{Standing, Stood};
 use told::{Planned, Told};
 
 mod error;
 mod goodbye;
 mod join;
 mod renewal;
+mod standing;
 mod told;
 
 /// Time between the two goodbyes: longer than a short burst of losses.
@@ -114,6 +116,7 @@ enum Event {
     Reload,
     Reloaded(Box<Result<Reread, AppError>>),
     Fetched(Fetched),
+    Stood(Stood),
     Stop,
 }
 
@@ -150,6 +153,8 @@ struct App {
     reloaded: Channel<Result<Reread, AppError>>,
     renewal: Renewal,
     fetched: Channel<Fetched>,
+    standing: Standing,
+    stood: Channel<Stood>,
     os: String,
     started: Instant,
     watchdog: Option<Duration>,
@@ -165,7 +170,8 @@ struct App {
 impl App {
     /// Everything that may fail, before the first beat. Needs a Tokio runtime around it.
     fn new(overrides: Overrides, joined: Joined, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
-        let url = joined.own().and_then(|e| e.url.as_deref()).and_then(|url| url.parse().ok());
+        let url: Option<enrol::Url> =
+            joined.own().and_then(|e| e.url.as_deref()).and_then(|url| url.parse().ok());
         let key_home = joined.key_home();
         let config = joined.config;
         let system = |what| move |source| AppError::System { what, source };
@@ -202,6 +208,7 @@ impl App {
         if let Some(previous) = enrol::previous(&config.state_dir) {
             core.may_go_back_to(previous, now);
         }
+        let standing = Standing::new(url.clone());
         let renewal = Renewal::new(url, config.state_dir.clone(), key_home, now);
         Ok(Self {
             transport: Transport::new(&config.controllers, now),
@@ -225,6 +232,8 @@ impl App {
             reloaded: unbounded_channel(),
             renewal,
             fetched: unbounded_channel(),
+            standing,
+            stood: unbounded_channel(),
             os,
             started: now,
             watchdog: daemon::watchdog_period(),
@@ -257,6 +266,7 @@ impl App {
                 Event::Reload => self.read_config(),
                 Event::Reloaded(result) => self.reload(*result, now),
                 Event::Fetched(fetched) => self.fetched(fetched, now),
+                Event::Stood(stood) => self.stood(stood, now),
                 Event::Stop => break,
             }
             self.beat(now);
@@ -292,6 +302,7 @@ impl App {
             Some(told) = self.told.1.recv() => Event::Told(told),
             Some(result) = self.reloaded.1.recv() => Event::Reloaded(Box::new(result)),
             Some(fetched) = self.fetched.1.recv() => Event::Fetched(fetched),
+            Some(stood) = self.stood.1.recv() => Event::Stood(stood),
             family = self.transport.readable() => Event::Datagrams(family),
             stream = asked => Event::Asked(stream),
             stream = spoken_to => Event::Speaks(stream),
@@ -370,6 +381,7 @@ impl App {
         }
         self.transport.look_up(now, &self.found.0);
         self.look_after_keys(now);
+        self.look_after_standing(now);
     }
 
     fn answer(&mut self, stream: std::io::Result<UnixStream>, now: Instant) {
@@ -419,6 +431,7 @@ impl App {
             relayed: core.relayed,
             relay_replies: core.relay_replies,
             rejects: core.rejects,
+            revoked: self.standing.revoked.clone(),
             maintenance: self.core.announced(now).map(|a| MaintenanceLine {
                 remaining_seconds: u64::from(a.seconds_left(now)),
                 reason: a.reason.clone(),

@@ -267,6 +267,18 @@ fn text(key: &str, text: &str, len_max: usize) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Labels of the command line, each key once: of two values one would be dropped without a word.
+fn once_each(typed: &[(String, String)]) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in typed {
+        if let Some(other) = labels.insert(key.clone(), value.clone()).filter(|o| o != value) {
+            let text = format!("it cannot be both `{other}` and `{value}`: say one");
+            return Err(ConfigError::value(&format!("labels.{key}"), text));
+        }
+    }
+    Ok(labels)
+}
+
 fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ConfigError> {
     for (key, value) in labels {
         let at = format!("labels.{key}");
@@ -328,7 +340,7 @@ impl AgentConfig {
         let name = o.name.clone().or(raw.name).unwrap_or_else(|| hostname.to_owned());
         text("name", &name, NAME_LEN_MAX)?;
         let mut labels = raw.labels.unwrap_or_default();
-        labels.extend(o.labels.iter().flatten().cloned());
+        labels.extend(once_each(o.labels.as_deref().unwrap_or_default())?);
         check_labels(&labels)?;
         let controllers = o.controllers.clone().or(raw.controllers).unwrap_or_default();
         if let Some(url) = &raw.enroll_url {

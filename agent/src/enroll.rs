@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use heartwatch_agent::app::{AppError, Joined};
 use heartwatch_agent::config::Overrides;
+use heartwatch_agent::enrol::file::BROKEN_NAME;
 use heartwatch_common::time::SystemClock;
 
 /// Where systemd runs.
@@ -20,7 +21,7 @@ pub(crate) fn enroll(
 ) -> anyhow::Result<()> {
     // For this verb it is a URL, not where to beat to.
     let given = overrides.controllers.take().unwrap_or_default();
-    let joined = Joined::read(&overrides)?;
+    let joined = Joined::read_to_enrol(&overrides)?;
     let known = || joined.enrolment.as_ref().and_then(|e| e.url.clone());
     let url = match given.as_slice() {
         [one] => Some(one.clone()),
@@ -44,6 +45,10 @@ pub(crate) fn enroll(
         text += &format!(", labels {}", labels.join(","));
     }
     text += &format!("\nkey and enrolment are in {}\n", joined.config.state_dir.display());
+    let broken = joined.config.state_dir.join(BROKEN_NAME);
+    if broken.exists() {
+        text += &format!("the enrolment that could not be read is kept as {}\n", broken.display());
+    }
     text += &start(&joined, &overrides, no_start)?;
     crate::print(&text)
 }

@@ -48,8 +48,8 @@ enum Command {
     /// Get this host's key from a controller by a join token, and start the agent
     ///
     /// Needs `--controller https://HOST:2328`. The token says which certificate the controller has; or give
-    /// --ca. Run it again if it fails: a repetition takes no second use of the token. On a host that has a
-    /// key already it enrols it anew, as the same host.
+    /// --ca. Run it as often as you like: neither a repetition after a failure takes a second use of the
+    /// token, nor a host that has its key already and gains no labels by it, which stays who it is.
     Enroll {
         /// File with the join token, mode 600; `-` reads the standard input [default: join_token_file,
         /// else systemd's credential `join-token`]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use heartwatch_common::config::Span;
+use heartwatch_common::enrol::Revoked;
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::{LoadSample, Share};
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,9 @@ pub struct AgentStatus {
     /// The maintenance that it announces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<MaintenanceLine>,
+    /// The cluster's operators revoked this host: nobody believes its beats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Revoked>,
     /// One per configured controller.
     pub controllers: Vec<ControllerLine>,
 }
@@ -255,6 +259,14 @@ impl std::fmt::Display for AgentStatus {
             millis(self.interval_default_ms),
             millis(self.next_beat_ms)
         )?;
+        if let Some(r) = &self.revoked {
+            writeln!(
+                f,
+                "REVOKED     by the cluster's operators at {}: {}\n            nobody believes its beats; once an \
+                 operator has lifted that, enrol it again: heartwatch-agent enroll",
+                r.at_ms, r.reason
+            )?;
+        }
         if let Some(m) = &self.maintenance {
             writeln!(f, "maintenance {}", m.text(&self.controllers))?;
         }
@@ -323,6 +335,7 @@ impl std::fmt::Display for ControllerLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use heartwatch_common::time::Wall;
 
     fn status() -> AgentStatus {
         let session = r#"{"id":"00000000000003e8","heard":true,"last_ack_age_ms":120.5,
@@ -347,6 +360,7 @@ mod tests {
                 remaining_seconds: 90,
                 reason: "new disk".to_owned(),
             }),
+            revoked: Some(Revoked { at_ms: Wall(0), reason: "lost (ann)".to_owned() }),
             controllers: vec![ControllerLine {
                 endpoint: "ctl:2328".to_owned(),
                 address: Some(SocketAddr::from(([192, 0, 2, 1], 2328))),
@@ -375,6 +389,8 @@ mod tests {
             "2s (default 1s)",
             "CPU 50 %, memory unknown",
             "maintenance 1m 30s more (new disk); 1 of 1 controllers know of it",
+            "REVOKED     by the cluster's operators at 1970-01-01T00:00:00",
+            ": lost (ann)",
             "5 probes to other hosts, 4 answers back",
             "3 wrong_tag",
             "ctl:2328 at 192.0.2.1:2328: heard",

@@ -19,8 +19,9 @@
 //! proof   = BLAKE3-keyed(mac key, host id (16) ‖ the controller's nonce (48) ‖ the agent's nonce (16))
 //! ```
 //!
-//! with the context `heartwatch enrol proof 1` or `heartwatch renew proof 1`. Tags of datagrams are made of
-//! bodies that begin with the byte 1, contexts begin with a letter: one can't stand for the other.
+//! with the context `heartwatch enrol proof 1`, `heartwatch renew proof 1` or `heartwatch standing proof 1`.
+//! Tags of datagrams are made of bodies that begin with the byte 1, contexts begin with a letter: one can't
+//! stand for the other.
 //!
 //! # Renewal
 //!
@@ -36,6 +37,8 @@
 //!                       parts ‖ key id (1) ‖ generation (2, BE) ‖ sealed (32) ‖ pin (32), if there is one)
 //! ```
 
+mod standing;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -45,6 +48,7 @@ use zeroize::Zeroizing;
 
 use crate::auth::HostKey;
 use crate::id::{ControllerId, Generation, HostId, KeyId};
+pub use standing::{Revoked, STANDING_PATH, StandingAnswer, StandingRequest};
 
 /// Route that gives a nonce.
 pub const NONCE_PATH: &str = "/v1/enrol/nonce";
@@ -203,6 +207,8 @@ pub enum Purpose {
     Enrol,
     /// To get the next key.
     Renew,
+    /// To hear whether it is believed.
+    Standing,
 }
 
 impl Purpose {
@@ -210,6 +216,7 @@ impl Purpose {
         match self {
             Self::Enrol => b"heartwatch enrol proof 1",
             Self::Renew => b"heartwatch renew proof 1",
+            Self::Standing => b"heartwatch standing proof 1",
         }
     }
 }

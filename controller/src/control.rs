@@ -76,12 +76,15 @@ pub struct ImportHost {
 }
 
 /// What an import did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportReport {
     /// Registered as pending.
     pub added: u64,
     /// Known already; left as they are.
     pub known: u64,
+    /// Left out: their keys were revoked, and until that is lifted nothing of them is believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<HostId>,
 }
 
 /// What a redrive did.
@@ -305,6 +308,21 @@ pub struct ProbeWhy {
     pub spacing_ms: u64,
 }
 
+/// The other of two machines under one identity. Which of the two is the true one nobody here can know: this
+/// is the one that was not heard last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TwinWhy {
+    /// Life of its agent; `None`: it has not been heard since the controller's start.
+    pub boot: Option<Boot>,
+    /// Where it was last heard from.
+    pub address: Option<SocketAddr>,
+    /// How long ago, milliseconds; `None`: before the controller's start.
+    pub silence_ms: Option<u64>,
+    /// If it stays silent it is taken for gone in so long, milliseconds; zero: at the next sign of life of
+    /// the host.
+    pub over_in_ms: u64,
+}
+
 /// What the detector knows of one host right now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostWhy {
@@ -369,6 +387,9 @@ pub struct HostWhy {
     /// What excuses its silence, or did until it was judged.
     #[serde(default)]
     pub excuse: Option<ExcuseWhy>,
+    /// The other machine, if two answered under its identity.
+    #[serde(default)]
+    pub twin: Option<TwinWhy>,
     /// This shard's drop share in the last window, parts per million.
     pub shard_drop_ppm: u64,
     /// How far this shard's judging lags, milliseconds.
@@ -411,6 +432,9 @@ pub enum ControlError {
     /// No such maintenance window.
     #[error("{0}")]
     Unknown(String),
+    /// What is asked for does not fit how things stand.
+    #[error("{0}")]
+    Conflict(String),
     /// A shard did not answer in time.
     #[error("shard {0} did not answer in time")]
     Busy(u16),
@@ -448,6 +472,12 @@ pub trait Control: Send + Sync {
 
     /// Keeps a host's margin where an operator wants it, or lets it learn again. Answers where it is kept.
     async fn freeze(&self, host: HostId, what: Freeze) -> Result<Option<Duration>, ControlError>;
+
+    /// Journals how a host enrolled, as `host.enrolled`, in order with what else is journaled of it.
+    async fn enrolled(&self, host: HostId, news: Map<String, Value>) -> Result<(), ControlError>;
+
+    /// Takes an operator's word that of two machines under one identity one is left.
+    async fn single(&self, host: HostId, word: Word) -> Result<(), ControlError>;
 
     /// Holds all actions for a time; state stays true and visible. Zero ends a pause.
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError>;

@@ -137,6 +137,8 @@ pub enum EventKind {
     HostFrozen,
     /// Its margin learns again.
     HostUnfrozen,
+    /// A join token let it in, or gave it another key or other labels.
+    HostEnrolled,
     /// The controller can't trust its own eyes: actions are held.
     ControllerBlind,
     /// It can again: what was held has been judged again.
@@ -186,7 +188,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::HostJoined,
         Self::HostSuspect,
         Self::HostUnreachable,
@@ -202,6 +204,7 @@ impl EventKind {
         Self::HostForgotten,
         Self::HostFrozen,
         Self::HostUnfrozen,
+        Self::HostEnrolled,
         Self::ControllerBlind,
         Self::ControllerSighted,
         Self::ControllerPaused,
@@ -248,6 +251,7 @@ impl EventKind {
             self,
             Self::HostFrozen
                 | Self::HostUnfrozen
+                | Self::HostEnrolled
                 | Self::HostFlapping
                 | Self::HostSteady
                 | Self::HoldApproved
@@ -303,6 +307,7 @@ impl EventKind {
             Self::HostForgotten => "host.forgotten",
             Self::HostFrozen => "host.frozen",
             Self::HostUnfrozen => "host.unfrozen",
+            Self::HostEnrolled => "host.enrolled",
             Self::ControllerBlind => "controller.blind",
             Self::ControllerSighted => "controller.sighted",
             Self::ControllerPaused => "controller.paused",

@@ -104,6 +104,9 @@ async fn two_commands_make_a_bare_host_beat_with_the_tokens_labels() {
         let host = bare.id()?;
         ensure!(said.contains(&host.to_string()), "{said}");
         bare.verb(&["configured"])?.ok()?;
+        let told = api.wait_event(host, "host.enrolled", PATIENCE).await?;
+        ensure!(text(&told, "/data/enrolment/how") == "new", "{told:#}");
+        ensure!(api.metric("heartwatch_enrolments_total", &["outcome=\"new\""]).await? == 1.0);
         // Known before it beats, as expected.
         ensure!(api.state(host).await? == "pending");
         let _agent = bare.start()?;
@@ -116,9 +119,25 @@ async fn two_commands_make_a_bare_host_beat_with_the_tokens_labels() {
         })
         .await?;
         ensure!(left(&controller, "t")? == 1);
-        // Enrolling anew while it beats: it proves its key and stays who it is.
+        // Enrolling again while it beats: it proves its key, stays who it is, and pays nothing.
         bare.enroll(&controller, &token)?.ok()?;
-        ensure!(bare.id()? == host && left(&controller, "t")? == 0);
+        ensure!(bare.id()? == host && left(&controller, "t")? == 1);
+        // A broken enrolment is replaced, and kept aside.
+        let enrolment = bare.dir.join("state/enrolment");
+        std::fs::write(&enrolment, "{ \"host\": ")?;
+        let told = bare.verb(&["id"])?.ok().err().map(|e| format!("{e:#}")).unwrap_or_default();
+        ensure!(told.contains("`heartwatch-agent enroll`"), "{told}");
+        let said = bare.enroll(&controller, &token)?.ok()?;
+        ensure!(said.contains("enrolment.broken"), "{said}");
+        ensure!(bare.id()? == host && left(&controller, "t")? == 1);
+        // Other labels cost a use, and a token that is used up gives none.
+        let other = self::token(world, &controller, "other", &["--labels", "pool=b"])?;
+        bare.enroll(&controller, &other)?.ok()?;
+        ensure!(left(&controller, "other")? == 0);
+        bare.enroll(&controller, &other)?.ok()?;
+        let used = Bare::new(world, "used", TWO)?;
+        let said = used.enroll(&controller, &other)?.ok();
+        ensure!(said.is_err_and(|e| format!("{e:#}").contains("is used up")));
         api.wait_state(host, "alive").await
     })
     .await;
@@ -305,6 +324,36 @@ async fn a_revoked_host_is_believed_no_more_and_stays_out_over_a_restart() {
         let n = refused(0.0).await?;
         refused(n).await?;
         ensure!(api.hosts().await?.is_empty());
+        // Its own agent is told, and so is who asks for it.
+        agent.signal(Signal::SIGTERM)?;
+        agent.stop(PATIENCE).await?;
+        agent = bare.start()?;
+        eventually(PATIENCE, "the agent knows that it is revoked", async || {
+            let shown = bare.verb(&["status"])?.ok().unwrap_or_default();
+            Ok((shown.contains("REVOKED") && shown.contains("lost")).then_some(()))
+        })
+        .await?;
+        let log = std::fs::read_to_string(world.path("bare.log"))?;
+        ensure!(log.contains("was revoked by the cluster's operators"), "{log}");
+        let config = controller.config().display().to_string();
+        for verb in [
+            &["why", "bare"][..],
+            &["host", &id],
+            &["forget", "bare"],
+            &["--config", &config, "key", &id],
+        ] {
+            let told = controller.ctl(verb)?.ok().err().map(|e| format!("{e:#}"));
+            let told = told.unwrap_or_default();
+            ensure!(told.contains("lost") && told.contains("--lift"), "{verb:?}: {told}");
+        }
+        let list = world.write("hosts.csv", &format!("id,name,labels\n{id},bare,\n"))?;
+        let said = controller.ctl(&["import", &list.display().to_string()])?.ok()?;
+        ensure!(said.contains("1 left out, as they are revoked"), "{said}");
+        ensure!(api.hosts().await?.is_empty());
+        let said = controller.ctl(&["hosts", "revoke", "bare", "--reason", "again"])?.ok()?;
+        ensure!(said.contains("revoked already") && said.contains("lost"), "{said}");
+        let listed = controller.ctl(&["hosts", "enrolled"])?.ok()?;
+        ensure!(listed.contains("bare") && listed.contains("lost"), "{listed}");
         // Not even a token lets it in, until somebody says so.
         let said = bare.enroll(&controller, &token)?.ok();
         let told = said.err().map(|e| format!("{e:#}")).unwrap_or_default();
@@ -317,7 +366,8 @@ async fn a_revoked_host_is_believed_no_more_and_stays_out_over_a_restart() {
         })
         .await?;
         ensure!(api.hosts().await?.is_empty());
-        controller.ctl(&["hosts", "revoke", &id, "--lift"])?.ok()?;
+        let lifted = controller.ctl(&["hosts", "revoke", "bare", "--lift"])?.ok()?;
+        ensure!(lifted.contains("may enrol again"), "{lifted}");
         bare.enroll(&controller, &token)?.ok()?;
         agent.signal(Signal::SIGTERM)?;
         agent.stop(PATIENCE).await?;

@@ -187,16 +187,32 @@ async fn two_agents_of_one_identity_are_a_duplicate_told_with_both_addresses() {
         ensure!(counted == 1.0, "{counted}");
         let why = controller.ctl(&["why", &host.to_string()])?.ok()?;
         ensure!(why.contains("from two machines"), "{why}");
-        // Both fall silent: it is seen, and never acted upon.
+        // Both fall silent: it is seen, and not acted upon before somebody says that one is left.
         one.process()?.signal(Signal::SIGSTOP)?;
         two.process()?.signal(Signal::SIGSTOP)?;
         api.wait_state(host, "down").await?;
         let down = api.wait_event(host, "host.down", PATIENCE).await?;
-        ensure!(text(&down, "/data/verdicts/0/verdict") == "suppress", "{down:#}");
+        ensure!(text(&down, "/data/verdicts/0/verdict") == "hold", "{down:#}");
         let kinds = api.kinds_of(host).await?;
         let told = kinds.iter().filter(|k| *k == "host.duplicate").count();
         ensure!(told == 1, "told once: {kinds:?}");
         ensure!(receiver.calls().is_empty(), "{:?}", receiver.calls());
+        let holds = controller.ctl(&["holds"])?.ok()?;
+        ensure!(holds.contains("hosts single") && holds.contains("duplicate"), "{holds}");
+        let why = controller.ctl(&["why", &host.to_string()])?.ok()?;
+        ensure!(why.contains("was last heard") && why.contains("it is taken for gone in"), "{why}");
+        let id = host.to_string();
+        let said = controller.ctl(&["hosts", "single", &id, "--reason", "the copy is off"])?;
+        let said = said.ok()?;
+        ensure!(said.contains("judged again now"), "{said}");
+        eventually(PATIENCE, "the failover", async || {
+            Ok(receiver.calls().iter().any(|c| c.kind() == "host.down").then_some(()))
+        })
+        .await?;
+        let single = api.wait_event(host, "host.single", PATIENCE).await?;
+        ensure!(text(&single, "/data/reason").ends_with("the copy is off"), "{single:#}");
+        let again = controller.ctl(&["hosts", "single", &id, "--reason", "x"])?.ok();
+        ensure!(again.is_err_and(|e| format!("{e:#}").contains("nothing to end")));
         Ok(())
     })
     .await;

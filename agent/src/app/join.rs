@@ -34,9 +34,21 @@ impl Joined {
         Self::with(config::read(overrides, &identity::hostname())?)
     }
 
-    fn with(mut config: AgentConfig) -> Result<Self, AppError> {
-        let machine = Machine::this(&config.machine_id_file);
+    /// The same for who is about to enrol: an enrolment that cannot be used is none, as another takes its
+    /// place.
+    pub fn read_to_enrol(overrides: &Overrides) -> Result<Self, AppError> {
+        let config = config::read(overrides, &identity::hostname())?;
+        let enrolment = Enrolment::read(&config.state_dir, credentials().as_deref());
+        Self::completed(config, enrolment.unwrap_or_default())
+    }
+
+    fn with(config: AgentConfig) -> Result<Self, AppError> {
         let enrolment = Enrolment::read(&config.state_dir, credentials().as_deref())?;
+        Self::completed(config, enrolment)
+    }
+
+    fn completed(mut config: AgentConfig, enrolment: Option<Enrolment>) -> Result<Self, AppError> {
+        let machine = Machine::this(&config.machine_id_file);
         if let Some(own) = enrolment.as_ref().filter(|e| !e.is_foreign(&machine)) {
             config.complete(own)?;
         }

@@ -54,6 +54,11 @@ fn flags_outrank_the_file_and_labels_add_up() {
     assert_eq!(c.controllers, ["b:1".parse().unwrap()]);
     assert_eq!((c.interval, c.name.as_str()), (Duration::from_secs(3), "n"));
     assert_eq!((c.labels["zone"].as_str(), c.labels["rack"].as_str()), ("flag", "r1"));
+    // Of two values the last won, without a word.
+    let pair = |value: &str| ("zone".to_owned(), value.to_owned());
+    let twice = Overrides { labels: Some(vec![pair("a"), pair("b")]), ..Overrides::default() };
+    let told = with("", &twice).unwrap_err();
+    assert!(told.contains("labels.zone") && told.contains("both `a` and `b`"), "{told}");
 }
 
 #[test]

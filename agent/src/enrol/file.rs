@@ -13,6 +13,8 @@ use super::machine::Machine;
 
 /// Its name in the state folder, and of the credential.
 pub const FILE_NAME: &str = "enrolment";
+/// What one that cannot be used is called when another takes its place.
+pub const BROKEN_NAME: &str = "enrolment.broken";
 /// Longest, bytes.
 const LEN_MAX: u64 = 64 * 1024;
 
@@ -36,7 +38,10 @@ pub struct Enrolment {
 
 /// The file is there and cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the enrolment file {path} cannot be used: enrol anew, or remove it")]
+#[error(
+    "the enrolment file {path} cannot be used: `heartwatch-agent enroll` puts a good one in its place, and keeps \
+     this one beside it"
+)]
 pub struct BadFile {
     /// Which.
     pub path: PathBuf,
@@ -62,6 +67,21 @@ impl Enrolment {
     pub fn write(&self, state_dir: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
         replace_secret_file(&state_dir.join(FILE_NAME), &text, owner)
+    }
+
+    /// Puts one that cannot be used out of the way, for people to look at: in the state folder, under
+    /// [`BROKEN_NAME`]. `None`: there is none, or it is good.
+    pub fn set_aside(state_dir: &Path) -> io::Result<Option<PathBuf>> {
+        let path = state_dir.join(FILE_NAME);
+        match read(&path) {
+            Ok(_) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(_) => {
+                let aside = state_dir.join(BROKEN_NAME);
+                std::fs::rename(&path, &aside)?;
+                Ok(Some(aside))
+            }
+        }
     }
 
     /// Whether it belongs to another machine.
@@ -97,12 +117,18 @@ mod tests {
         assert_eq!(read().unwrap(), Some(given.clone()));
         let here = Machine::this(Path::new("/none"));
         assert!(!given.is_foreign(&here));
-        let own = Enrolment { host: HostId([2; 16]), machine: Some(here), ..given };
+        let own = Enrolment { host: HostId([2; 16]), machine: Some(here), ..given.clone() };
         own.write(state.path(), None).unwrap();
         assert_eq!(read().unwrap(), Some(own.clone()));
         let other = Machine { id: heartwatch_common::enrol::Hex([7; 32]), product: None };
         assert!(!own.is_foreign(&here) && own.is_foreign(&other));
         std::fs::write(state.path().join(FILE_NAME), "{").unwrap();
-        assert!(read().unwrap_err().to_string().contains("enrol anew"));
+        assert!(read().unwrap_err().to_string().contains("heartwatch-agent enroll"));
+        let aside = Enrolment::set_aside(state.path()).unwrap().unwrap();
+        assert_eq!(std::fs::read_to_string(aside).unwrap(), "{");
+        assert_eq!(read().unwrap(), Some(given), "what the credentials say");
+        assert_eq!(Enrolment::set_aside(state.path()).unwrap(), None);
+        own.write(state.path(), None).unwrap();
+        assert_eq!(Enrolment::set_aside(state.path()).unwrap(), None, "a good one stays");
     }
 }

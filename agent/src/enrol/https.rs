@@ -47,6 +47,16 @@ impl FromStr for Url {
             format!("`{text}` is no URL of a controller: write https://HOST:{PORT}")
         })?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if let Some(at) = authority.find(['/', '?', '#', '@']) {
+            let (host, extra) = authority.split_at(at);
+            return Err(if extra.starts_with('@') {
+                format!("`{text}`: a controller's URL has no user name: write https://HOST:{PORT}")
+            } else {
+                format!(
+                    "`{text}`: a controller's URL has no path (`{extra}`): write https://{host}"
+                )
+            });
+        }
         let endpoint = authority.parse().map_err(|e: String| format!("`{text}`: {e}"))?;
         Ok(Self(endpoint))
     }
@@ -338,6 +348,12 @@ mod tests {
         for bad in ["http://c", "c:2328", "https://", "https://c/path", "https://u@c:99x"] {
             assert!(parsed(bad).unwrap_err().contains("https://"), "{bad}");
         }
+        let told = parsed("https://c:2328/foo").unwrap_err();
+        assert!(
+            told.contains("has no path (`/foo`)") && told.ends_with("https://c:2328"),
+            "{told}"
+        );
+        assert!(parsed("https://u@c").unwrap_err().contains("no user name"));
     }
 
     #[test]

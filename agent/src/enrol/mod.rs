@@ -7,6 +7,7 @@
 //! | `key` | the host's key |
 //! | `key.previous` | the one before, until the controller has answered under the new one |
 //! | `enrolment` | whom this host belongs to, and as whom: [`Enrolment`] |
+//! | `enrolment.broken` | one that could not be read, and whose place another took |
 //! | `enrolling` | the number of an enrolment that is not done yet, so that a repetition is known as such |
 //!
 //! Everything here blocks: on names, on connections, on the disk. It runs before the first beat, or on a
@@ -21,7 +22,8 @@ use heartwatch_common::auth::{
 };
 use heartwatch_common::enrol::{
     ENROL_PATH, EnrolAnswer, EnrolRequest, Exchange, Hex, JoinToken, NONCE_PATH, NonceAnswer,
-    Proof, Purpose, RENEW_PATH, RenewAnswer, RenewRequest,
+    Proof, Purpose, RENEW_PATH, RenewAnswer, RenewRequest, Revoked, STANDING_PATH, StandingAnswer,
+    StandingRequest,
 };
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::Clock;
@@ -209,6 +211,11 @@ impl Plan {
         let owner = owner(&self.state_dir);
         replace_secret_file(&self.key_file, &key.to_text(), owner)
             .map_err(|e| state(&self.key_file, e))?;
+        if let Some(aside) =
+            Enrolment::set_aside(&self.state_dir).map_err(|e| state(&self.state_dir, e))?
+        {
+            log::warn!("the enrolment file could not be read: it is {} now", aside.display());
+        }
         enrolment.write(&self.state_dir, owner).map_err(|e| state(&self.state_dir, e))?;
         for done in [PREVIOUS, ATTEMPT] {
             let path = self.state_dir.join(done);
@@ -255,6 +262,30 @@ pub fn renew<R: Rng + ?Sized>(
     let answer: RenewAnswer = parsed(&text)?;
     let next = answer.open(&ex, present);
     next.ok_or_else(|| EnrolError::Answer("it is not sealed with this host's key".to_owned()))
+}
+
+/// Asks whether this host was revoked. The answer is sealed under its key, so it matters little who carries
+/// it.
+pub fn standing<R: Rng + ?Sized>(
+    url: &Url,
+    host: HostId,
+    present: &HostKey,
+    clock: &dyn Clock,
+    rng: &mut R,
+) -> Result<Option<Revoked>, EnrolError> {
+    let text = https::request(url, &Trust::Sealed, NONCE_PATH, None, clock)?;
+    let nonce = parsed::<NonceAnswer>(&text)?.nonce;
+    let ex = Exchange { host, nonce, own: Hex::draw(rng) };
+    let (key_id, generation) = (present.key_id(), present.generation());
+    let mac = ex.proof(Purpose::Standing, present);
+    let ask = StandingRequest { host, key_id, generation, nonce, own: ex.own, mac };
+    let body = serde_json::to_string(&ask).map_err(|e| EnrolError::Answer(e.to_string()))?;
+    let text = https::request(url, &Trust::Sealed, STANDING_PATH, Some(&body), clock)?;
+    let answer: StandingAnswer = parsed(&text)?;
+    if !answer.answers(&ex, present) {
+        return Err(EnrolError::Answer("it is not sealed with this host's key".to_owned()));
+    }
+    Ok(answer.revoked)
 }
 
 /// Keeps a renewed key beside the one before it: a crash at any moment leaves one that is good.

@@ -5,16 +5,17 @@
 //! | `GET /v1/enrol/nonce` | anybody | a nonce for a proof |
 //! | `POST /v1/enrol` | who has a join token | a host's key |
 //! | `POST /v1/enrol/renew` | who proves a host's present key | its next key |
+//! | `POST /v1/enrol/standing` | who proves a host's key, revoked or not | whether it was revoked, when and why |
 //! | `GET`, `POST /v1/join-tokens`, `DELETE /v1/join-tokens/{name}` | ▲ | join tokens; a secret is told once |
 //! | `GET /v1/identities?after=` | ▲ | who came in by which, and who was revoked |
-//! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry; `DELETE` lets it enrol again |
+//! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry (`already`: it was before, and that reason stands); `DELETE` lets it enrol again |
 //! | `GET /v1/secrets`, `POST /v1/secrets/rotate`, `/reload`, `/{key id}/retire` | ▲ | fleet secrets, never themselves |
 //!
 //! ▲: scope `admin`; changes are audited. `retire` and `reload` refuse to silence hosts that lately proved
 //! themselves, but for `?force=true`.
 //!
-//! The first three hand out keys and are therefore refused over plain HTTP from another machine (as is every
-//! route of the API).
+//! The first four hand out keys, or speak of them, and are therefore refused over plain HTTP from another
+//! machine (as is every route of the API).
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -22,17 +23,19 @@ use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NonceAnswer, RenewAnswer, RenewRequest,
+    StandingAnswer, StandingRequest,
 };
 use heartwatch_common::id::{HostId, KeyId};
 use serde::{Deserialize, Serialize};
 
 use super::access::Who;
 use super::extract::{Body, Name, Params, Trusted};
+use super::metrics::Families;
 use super::problem::Problem;
 use super::{Api, hosts};
 use crate::control::ControlError;
 use crate::enrol::decide::{Enrolment, Refusal, TokenRow};
-use crate::enrol::{EnrolError, NewToken, SecretStatus, TokenMade};
+use crate::enrol::{EnrolError, LetIn, NewToken, Revoked, SecretStatus, TokenMade};
 
 /// All of these routes.
 pub(super) fn routes() -> Router<Api> {
@@ -41,6 +44,7 @@ pub(super) fn routes() -> Router<Api> {
         .route("/v1/enrol/nonce", get(nonce))
         .route("/v1/enrol", post(enrol).layer(limit()))
         .route("/v1/enrol/renew", post(renew).layer(limit()))
+        .route("/v1/enrol/standing", post(standing).layer(limit()))
         .route("/v1/join-tokens", get(tokens).post(create))
         .route("/v1/join-tokens/{name}", delete(revoke_token))
         .route("/v1/identities", get(enrolments))
@@ -97,10 +101,15 @@ async fn enrol(
     Body(ask): Body<EnrolRequest>,
 ) -> Result<Json<EnrolAnswer>, Problem> {
     params.only(&[])?;
-    let (answer, expected) = api.enrol.enrol(ask).await?;
+    let LetIn { answer, expected, news, .. } = api.enrol.enrol(ask).await?;
     // It is granted whatever becomes of this: its hello would register it too.
     if let Err(e) = api.control.import(vec![expected]).await {
         log::warn!("host {} enrolled, but is not shown as pending: {e}", answer.host);
+    }
+    if let Some(news) = news
+        && let Err(e) = api.control.enrolled(answer.host, news).await
+    {
+        log::warn!("host {} enrolled, which is not in the journal: {e}", answer.host);
     }
     Ok(Json(answer))
 }
@@ -112,6 +121,15 @@ async fn renew(
 ) -> Result<Json<RenewAnswer>, Problem> {
     params.only(&[])?;
     Ok(Json(api.enrol.renew(&ask)?))
+}
+
+async fn standing(
+    State(api): State<Api>,
+    params: Params,
+    Body(ask): Body<StandingRequest>,
+) -> Result<Json<StandingAnswer>, Problem> {
+    params.only(&[])?;
+    Ok(Json(api.enrol.standing(&ask).await?))
 }
 
 /// Answer of `GET /v1/join-tokens`.
@@ -149,6 +167,21 @@ async fn revoke_token(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What `/metrics` shows of it.
+pub(super) fn families(f: &mut Families, api: &Api) {
+    let counts = api.enrol.counts();
+    let by = |key: &'static str| move |(value, n): (&str, u64)| (vec![(key, value.to_owned())], n);
+    let help = "Enrolments that were granted: of a new host, one with a new key, one that kept its own, or repeated.";
+    f.counters("enrolments_total", help, counts.granted().map(by("outcome")));
+    let help = "Enrolments that were refused, by reason.";
+    f.counters("enrolments_refused_total", help, counts.refused().map(by("reason")));
+    let help = "Keys that hosts renewed.";
+    f.counters("key_renewals_total", help, [(Vec::new(), counts.renewals())]);
+    let help = "Renewals of keys that were refused, by reason.";
+    f.counters("key_renewals_refused_total", help, counts.renewals_refused().map(by("reason")));
+    f.gauge("hosts_revoked", "Hosts whose keys are revoked.", api.enrol.revoked_len() as f64);
+}
+
 /// Answer of `GET /v1/identities`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct EnrolmentsJson {
@@ -162,7 +195,15 @@ async fn enrolments(
 ) -> Result<Json<EnrolmentsJson>, Problem> {
     let params = params.only(&["after"])?;
     let after = params.parsed::<HostId>("after")?;
-    Ok(Json(EnrolmentsJson { enrolments: api.enrol.enrolments(after).await? }))
+    let mut enrolments = api.enrol.enrolments(after).await?;
+    for e in &mut enrolments {
+        // What it is called now, where it is known.
+        let now = api.view.get(e.host).map(|known| known.row.name).unwrap_or_default();
+        if !now.is_empty() {
+            e.name = now;
+        }
+    }
+    Ok(Json(EnrolmentsJson { enrolments }))
 }
 
 /// Body of `POST /v1/hosts/{host}/revoke`.
@@ -183,16 +224,19 @@ async fn revoke(
     Name(name): Name,
     params: Params,
     Body(body): Body<RevokeBody>,
-) -> Result<Json<Enrolment>, Problem> {
+) -> Result<Json<Revoked>, Problem> {
     params.only(&[])?;
     if body.reason.trim().is_empty() {
         return Err(Problem::bad_request("`reason` must say why: others will ask"));
     }
     // A host that is not registered can be revoked too, by its id: its key may be in wrong hands.
-    let host = hosts::find_id(&api, &name)?;
+    let host = match hosts::find_id(&api, &name) {
+        Ok(host) => host,
+        Err(unknown) => api.enrol.revocation(&name).await?.ok_or(unknown)?.host,
+    };
     let by = who.said(&body.by);
     let gone = api.enrol.revoke(host, &format!("{} ({by})", body.reason)).await?;
-    match api.control.revoke(host, gone.reason.clone()).await {
+    match api.control.revoke(host, gone.enrolment.reason.clone()).await {
         Ok(()) | Err(ControlError::UnknownHost(_)) => {}
         Err(e) => return Err(e.into()),
     }
@@ -206,7 +250,11 @@ async fn lift(
     params: Params,
 ) -> Result<Json<Enrolment>, Problem> {
     params.only(&[])?;
-    let host = hosts::find_id(&api, &name)?;
+    // Its name left the registry with it; another host may have it by now.
+    let host = match api.enrol.revocation(&name).await? {
+        Some(revoked) => revoked.host,
+        None => hosts::find_id(&api, &name)?,
+    };
     Ok(Json(api.enrol.lift(host).await?))
 }
 

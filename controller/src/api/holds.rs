@@ -39,7 +39,7 @@ pub(super) fn check(key: &str, text: &str, max: usize) -> Result<String, Problem
     Ok(text)
 }
 
-fn word(body: WordBody) -> Result<Word, Problem> {
+pub(super) fn word(body: WordBody) -> Result<Word, Problem> {
     Ok(Word {
         by: check("by", &body.by, BY_LEN_MAX)?,
         reason: check("reason", &body.reason, REASON_LEN_MAX)?,

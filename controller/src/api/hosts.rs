@@ -12,9 +12,10 @@ use heartwatch_common::id::HostId;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::problem::Problem;
 use super::types::{
-    DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, WhyJson, cursor_text,
+    DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, SingleJson, WhyJson,
+    WordBody, cursor_text,
 };
-use super::{Api, incidents};
+use super::{Api, holds, incidents};
 use crate::control::{FREEZE, Freeze, IMPORT_LEN_MAX, ImportHost, ImportReport};
 use crate::event::{EventKind, State as HostState};
 use crate::policy::{is_action, parse_domain};
@@ -148,6 +149,16 @@ pub(super) fn find(api: &Api, name: &str) -> Result<HostView, Problem> {
     }
 }
 
+/// The same; of a host that was revoked it is told when, why and by whom.
+pub(super) async fn find_or_say(api: &Api, name: &str) -> Result<HostView, Problem> {
+    match find(api, name) {
+        Err(unknown) if unknown.status == StatusCode::NOT_FOUND.as_u16() => {
+            Err(api.enrol.revocation(name).await?.map_or(unknown, |e| Problem::revoked(&e)))
+        }
+        found => found,
+    }
+}
+
 /// The id that a filter means: any id (the host may be forgotten by now), or a registered host's name.
 pub(super) fn find_id(api: &Api, name: &str) -> Result<HostId, Problem> {
     name.parse().or_else(|_| find(api, name).map(|h| h.row.id))
@@ -160,8 +171,13 @@ pub(super) async fn one(
     params: Params,
 ) -> Result<Json<HostJson>, Problem> {
     params.only(&[])?;
-    let host = find(&api, &name)?;
-    Ok(Json(HostJson::new(&host, &api.control.maintenance(), api.clock.now())))
+    let host = find_or_say(&api, &name).await?;
+    let mut shown = HostJson::new(&host, &api.control.maintenance(), api.clock.now());
+    if shown.duplicate {
+        // A busy shard must not hide the rest.
+        shown.twin = api.control.why(shown.id).await.ok().and_then(|why| why.twin);
+    }
+    Ok(Json(shown))
 }
 
 /// The newest deliveries about a host, newest first, and whether some are not among them.
@@ -247,7 +263,7 @@ pub(super) async fn why(
     params: Params,
 ) -> Result<Json<WhyJson>, Problem> {
     params.only(&[])?;
-    let id = find(&api, &name)?.row.id;
+    let id = find_or_say(&api, &name).await?.row.id;
     // A busy shard must not hide the rest of the story: it is then told why that part is missing.
     let (detector, detector_error) = match api.control.why(id).await {
         Ok(why) => (Some(why), None),
@@ -313,7 +329,10 @@ pub(super) async fn import(
         check_import(host)
             .map_err(|e| Problem::bad_request(format!("host {i} ({}): {e}", host.id)))?;
     }
-    Ok(Json(api.control.import(hosts).await?))
+    let (revoked, hosts): (Vec<_>, Vec<_>) =
+        hosts.into_iter().partition(|host| api.enrol.is_revoked(host.id));
+    let report = api.control.import(hosts).await?;
+    Ok(Json(ImportReport { revoked: revoked.into_iter().map(|host| host.id).collect(), ..report }))
 }
 
 /// Whether a host can be imported: its texts are bounded and hold no control characters.
@@ -349,7 +368,7 @@ pub(super) async fn forget(
     params: Params,
 ) -> Result<StatusCode, Problem> {
     params.only(&[])?;
-    let host = find(&api, &name)?;
+    let host = find_or_say(&api, &name).await?;
     api.control.forget(host.row.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -393,8 +412,23 @@ pub(super) async fn unfreeze(
     frozen(&api, &name, Freeze::Off).await
 }
 
+/// `POST /v1/hosts/{host}/single`
+pub(super) async fn single(
+    _: Operator,
+    State(api): State<Api>,
+    Name(name): Name,
+    params: Params,
+    Body(body): Body<WordBody>,
+) -> Result<Json<SingleJson>, Problem> {
+    params.only(&[])?;
+    let host = find_or_say(&api, &name).await?.row.id;
+    let held = api.control.hold_of(host).await?.is_some();
+    api.control.single(host, holds::word(body)?).await?;
+    Ok(Json(SingleJson { host, held }))
+}
+
 async fn frozen(api: &Api, name: &str, what: Freeze) -> Result<Json<FreezeJson>, Problem> {
-    let host = find(api, name)?.row.id;
+    let host = find_or_say(api, name).await?.row.id;
     let margin = api.control.freeze(host, what).await?;
     Ok(Json(FreezeJson { host, frozen_ms: margin.map(|m| m.as_millis() as u64) }))
 }

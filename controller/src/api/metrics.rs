@@ -81,6 +81,7 @@ pub(super) async fn scrape(State(api): State<Api>, params: Params) -> Result<Res
     };
     let mut all = Families(families(&snapshot));
     super::access::families(&mut all, &api);
+    super::enrol::families(&mut all, &api);
     let text = TextEncoder::new().encode_to_string(&all.0).map_err(|e| {
         let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
         Problem::of_status(status, &format!("the metrics cannot be written: {e}"))

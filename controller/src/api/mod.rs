@@ -21,6 +21,7 @@
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
 //! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
 //! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
+//! | `POST /v1/hosts/{id or name}/single` | ▲ `{"by", "reason"}`: of two machines under its identity one is left |
 //! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
 //! | `POST /v1/holds/{host id or name}/approve`, `…/reject` | ▲ `{"by", "reason"}`: one held order goes, or is cancelled |
 //! | `POST /v1/holds/approve?domain=`, `…/reject?domain=` | ▲ the same for all of a domain; approved ones go at its action rate |
@@ -205,6 +206,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/hosts/{host}", get(hosts::one).delete(hosts::forget))
         .route("/v1/hosts/{host}/why", get(hosts::why))
         .route("/v1/hosts/{host}/freeze", put(hosts::freeze).delete(hosts::unfreeze))
+        .route("/v1/hosts/{host}/single", post(hosts::single))
         .merge(enrol::routes())
         .route("/v1/events", get(events::list))
         .route("/v1/deliveries", get(deliveries::list))

@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::control::ControlError;
+use crate::enrol::decide::Enrolment;
 use crate::store::{StoreError, Token};
 
 /// Media type of a problem.
@@ -67,6 +68,18 @@ impl Problem {
     pub fn unknown_host(host: &str) -> Self {
         let detail = format!("no host `{host}` is registered");
         Self::new(StatusCode::NOT_FOUND, "unknown-host", "no such host", detail)
+    }
+
+    /// The host was revoked, and is therefore not registered.
+    pub fn revoked(e: &Enrolment) -> Self {
+        let called = if e.name.is_empty() { String::new() } else { format!(" ({})", e.name) };
+        let at = e.revoked_ms.map_or_else(String::new, |at| format!(" at {at}"));
+        let detail = format!(
+            "host {}{called} was revoked{at}: {}. Nothing of it is believed, and it is not registered; `heartwatchctl \
+             hosts revoke {} --lift` lets it enrol again",
+            e.host, e.reason, e.host
+        );
+        Self::new(StatusCode::GONE, "host-revoked", "the host was revoked", detail)
     }
 
     /// A problem that is told by its status alone.
@@ -157,6 +170,10 @@ impl From<ControlError> for Problem {
             }
             ControlError::Unknown(detail) => {
                 Self::new(StatusCode::NOT_FOUND, "unknown-window", "no such window", detail)
+            }
+            ControlError::Conflict(detail) => {
+                let title = "this does not fit how things stand";
+                Self::new(StatusCode::CONFLICT, "conflict", title, detail)
             }
             ControlError::Busy(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;

@@ -154,6 +154,7 @@ pub(crate) struct TestControl {
     pub(crate) imported: Mutex<Vec<ImportHost>>,
     pub(crate) forgotten: Mutex<Vec<HostId>>,
     pub(crate) frozen: Mutex<Vec<(HostId, Freeze)>>,
+    pub(crate) enrolled: Mutex<Vec<(HostId, Map<String, Value>)>>,
     pub(crate) words: Mutex<Vec<(&'static str, Target, Word)>>,
     pub(crate) completed: Mutex<Vec<(IncidentId, Completion)>>,
     pub(crate) windows: Mutex<Arc<Maintenance>>,
@@ -230,6 +231,7 @@ impl Control for TestControl {
             mistakes: 0,
             probes: None,
             excuse: None,
+            twin: None,
             shard_drop_ppm: 0,
             shard_lag_ms: 0,
         })
@@ -238,7 +240,7 @@ impl Control for TestControl {
     async fn import(&self, hosts: Vec<ImportHost>) -> Result<ImportReport, ControlError> {
         let added = hosts.len() as u64;
         lock(&self.imported).extend(hosts);
-        Ok(ImportReport { added, known: 0 })
+        Ok(ImportReport { added, ..ImportReport::default() })
     }
 
     async fn forget(&self, host: HostId) -> Result<(), ControlError> {
@@ -258,6 +260,19 @@ impl Control for TestControl {
             Freeze::At(margin) => Some(margin),
             Freeze::AsItIs => Some(Duration::from_millis(121)),
         })
+    }
+
+    async fn enrolled(&self, host: HostId, news: Map<String, Value>) -> Result<(), ControlError> {
+        lock(&self.enrolled).push((host, news));
+        Ok(())
+    }
+
+    async fn single(&self, host: HostId, word: Word) -> Result<(), ControlError> {
+        if host == HostId([1; 16]) {
+            return Err(ControlError::Conflict("there is nothing to end".to_owned()));
+        }
+        lock(&self.words).push(("single", Target::Host(host), word));
+        Ok(())
     }
 
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {

@@ -16,7 +16,8 @@ use serde_json::{Map, Value};
 use super::access::{Scope, TokenRow};
 use crate::config::Config;
 use crate::control::{
-    Doubt, HoldStatus, HostWhy, Maintenance, Pause, ReceiverReport, Status, WaitStatus, Window,
+    Doubt, HoldStatus, HostWhy, Maintenance, Pause, ReceiverReport, Status, TwinWhy, WaitStatus,
+    Window,
 };
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{AttemptRow, Cursor, DeliveryRow, EventRow, Token};
@@ -86,8 +87,11 @@ pub struct HostJson {
     pub address: Option<SocketAddr>,
     /// The outage that it is in.
     pub incident: Option<IncidentId>,
-    /// Two boots answer under this identity.
+    /// Two machines answered under this identity, and it is not certain that one is left.
     pub duplicate: bool,
+    /// What is known of the other; only where one host is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<TwinWhy>,
     /// Where an operator keeps its margin, milliseconds.
     #[serde(default)]
     pub frozen_ms: Option<u64>,
@@ -114,6 +118,15 @@ pub struct FreezeJson {
     pub frozen_ms: Option<u64>,
 }
 
+/// An operator's word that one machine is left under a host's identity, taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SingleJson {
+    /// Whose.
+    pub host: HostId,
+    /// An order of it was held: it is judged again now.
+    pub held: bool,
+}
+
 impl HostJson {
     /// A host as of `now`.
     pub fn new(host: &HostView, windows: &Maintenance, now: Instant) -> Self {
@@ -135,6 +148,7 @@ impl HostJson {
             address: row.address,
             incident: row.incident,
             duplicate: row.duplicate,
+            twin: None,
             frozen_ms: row.frozen_ms,
             back_by_ms: row.back_by,
             maintenance: windows.cover(row.id, &row.labels).map(|w| Window::clone(w)),

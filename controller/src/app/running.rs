@@ -304,6 +304,19 @@ impl Control for Running {
         self.ask(|answer| Command::Freeze(host, margin, answer)).await
     }
 
+    async fn enrolled(&self, host: HostId, news: Map<String, Value>) -> Result<(), ControlError> {
+        let send = self.commands.send(Command::Enrolled(host, news));
+        let sent = tokio::time::timeout(ANSWER_MAX, send).await;
+        sent.is_ok_and(|sent| sent.is_ok()).then_some(()).ok_or_else(|| {
+            let message = "more waits to be journaled than there is room for";
+            ControlError::Invalid(message.to_owned())
+        })
+    }
+
+    async fn single(&self, host: HostId, word: Word) -> Result<(), ControlError> {
+        self.ask(|answer| Command::Single(host, word, answer)).await
+    }
+
     async fn pause(&self, span: Duration, reason: String) -> Result<Option<Pause>, ControlError> {
         if span > PAUSE_MAX || reason.len() > REASON_LEN_MAX {
             return Err(ControlError::Invalid(format!(

@@ -52,6 +52,7 @@ impl Run<'_> {
                 self.print(answer, table)
             }
             ApiToken::Revoke { name } => {
+                let name = super::enrol::name_of_token(name, "api-token list")?;
                 self.client.revoke_token(name).await?;
                 if self.global.json {
                     return self.json(&json!({"revoked": name}));

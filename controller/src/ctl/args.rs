@@ -46,7 +46,8 @@ pub(super) struct Global {
 pub(super) enum Command {
     /// How the controller is: hosts by state, doubts, shards, deliveries.
     Status,
-    /// Lists hosts; `hosts revoke` ends one's keys.
+    /// Lists hosts; `hosts revoke` ends one's keys, `hosts enrolled` lists who has which, `hosts single` ends
+    /// a duplicate.
     Hosts(Hosts),
     /// Shows one host.
     Host {
@@ -83,7 +84,7 @@ pub(super) enum Command {
         /// The file; `-` reads the standard input.
         file: PathBuf,
     },
-    /// Removes a host from the registry; it comes back if it says hello again.
+    /// Removes a host from the registry; it comes back if it says hello again. For good: `hosts revoke`.
     Forget {
         /// Its id or its name.
         host: String,
@@ -126,9 +127,9 @@ pub(super) enum Command {
     Key {
         /// 32 hexadecimal digits, as `heartwatch-agent id` prints them.
         host: HostId,
-        /// Raise it to revoke the host's older keys.
-        #[arg(long, default_value_t = 0)]
-        generation: u16,
+        /// Raise it to revoke the host's older keys [default: the least that is accepted].
+        #[arg(long)]
+        generation: Option<u16>,
     },
     /// Tells what settings would have done to recorded beats: detection times against mistakes.
     #[command(after_help = REPLAY_HELP)]

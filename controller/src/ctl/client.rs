@@ -345,6 +345,11 @@ impl Client {
         self.answer(self.act(Method::DELETE, &["v1", "hosts", host, "freeze"])?).await
     }
 
+    /// `POST /v1/hosts/{host}/single`: a [`crate::api::types::SingleJson`].
+    pub async fn single(&self, host: &str, word: &WordBody) -> Result<Value, ClientError> {
+        self.post(&["v1", "hosts", host, "single"], word).await
+    }
+
     /// `GET /v1/join-tokens`
     pub async fn join_tokens(&self) -> Result<Value, ClientError> {
         self.get(&["v1", "join-tokens"], &Vec::new()).await

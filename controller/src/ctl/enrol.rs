@@ -21,7 +21,7 @@ use super::{CtlError, chain, local};
 use crate::api::{SecretsJson, TokensJson};
 use crate::control::ImportHost;
 use crate::enrol::decide::Enrolment;
-use crate::enrol::{NewToken, TokenMade};
+use crate::enrol::{NewToken, Revoked, TokenMade};
 
 /// Most hosts that are made keys for at once.
 const OFFLINE_MAX: u32 = 100_000;
@@ -71,18 +71,25 @@ pub(super) enum HostsVerb {
     /// Ends all keys that a host ever had: nothing of it is believed any more, and it leaves the registry.
     ///
     /// Nothing is failed over for it: it was taken out on purpose. It stays out until --lift, and then has to
-    /// enrol anew.
+    /// enrol anew. Its own agent is told, and who asks for the host here.
     Revoke(Revoke),
-    /// Lists hosts that enrolled, or were revoked.
+    /// Says that of two machines under one identity (state duplicate) only one is left.
+    ///
+    /// While two may be there a failover is held, as the other may still do the work: until that one has been
+    /// silent for ten minutes, until the host has a new key, or until somebody says this. What is held of the
+    /// host is then judged again. Be certain: a failover may start a second copy of what still runs.
+    Single(super::twin::Single),
+    /// Lists hosts that enrolled, or were revoked: by which token, with which generation of key, when and
+    /// why.
     Enrolled,
 }
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["reason", "lift"])))]
 pub(super) struct Revoke {
-    /// Its id, or its name.
+    /// Its id, or its name, also after it was revoked.
     host: String,
-    /// Why; others will ask.
+    /// Why; others will ask, and its own owner is told.
     #[arg(long)]
     reason: Option<String>,
     /// Lets it enrol again.
@@ -141,9 +148,9 @@ pub(super) struct Enroll {
     /// Labels that they say, key=value.
     #[arg(long, value_delimiter = ',', value_parser = label)]
     labels: Vec<(String, String)>,
-    /// Raise it for a host whose older keys were revoked.
-    #[arg(long, default_value_t = 0)]
-    generation: u16,
+    /// Raise it to revoke a host's older keys [default: the least that is accepted].
+    #[arg(long)]
+    generation: Option<u16>,
     /// The folder to make: one folder for each host, with `key` and `enrolment`, and hosts.json for `import`.
     #[arg(long)]
     out: PathBuf,
@@ -156,6 +163,33 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Labels as they were typed, each key once.
+fn labels(typed: &[(String, String)]) -> Result<BTreeMap<String, String>, CtlError> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in typed {
+        if let Some(other) = labels.insert(key.clone(), value.clone()).filter(|o| o != value) {
+            return Err(CtlError::Usage(format!(
+                "the label `{}` cannot be both `{}` and `{}`: say one",
+                clean(key),
+                clean(&other),
+                clean(value)
+            )));
+        }
+    }
+    Ok(labels)
+}
+
+/// A name, and not the secret itself: that must not go into a URL, which servers log.
+pub(super) fn name_of_token<'a>(name: &'a str, list: &str) -> Result<&'a str, CtlError> {
+    if ["hwj1", "hwt1"].iter().any(|begin| name.trim_start().starts_with(begin)) {
+        return Err(CtlError::Usage(format!(
+            "that is a token itself and not its name: nothing was sent. `heartwatchctl {list}` tells the names; \
+             the token is in your shell's history now, so revoke it"
+        )));
+    }
+    Ok(name)
+}
+
 impl Run<'_> {
     pub(super) async fn join_tokens(&mut self, args: &Token) -> Result<(), CtlError> {
         match &args.verb {
@@ -164,7 +198,7 @@ impl Run<'_> {
                 self.print(answer, |out, all: TokensJson| tokens(out, &all))
             }
             TokenVerb::Revoke { name } => {
-                self.client.revoke_join_token(name).await?;
+                self.client.revoke_join_token(name_of_token(name, "token list")?).await?;
                 Ok(writeln!(self.out, "{} lets nobody in any more", clean(name))?)
             }
             TokenVerb::Create(create) => {
@@ -172,7 +206,7 @@ impl Run<'_> {
                     name: create.name.clone(),
                     ttl: create.ttl,
                     uses: create.uses,
-                    labels: create.labels.iter().cloned().collect(),
+                    labels: labels(&create.labels)?,
                     clones: create.clones,
                     by: create.by.text(),
                 };
@@ -198,27 +232,26 @@ impl Run<'_> {
     pub(super) async fn hosts_verb(&mut self, verb: &HostsVerb) -> Result<(), CtlError> {
         match verb {
             HostsVerb::Revoke(args) => self.revoke(args).await,
+            HostsVerb::Single(args) => self.single(args).await,
             HostsVerb::Enrolled => self.enrolled().await,
         }
     }
 
     async fn revoke(&mut self, args: &Revoke) -> Result<(), CtlError> {
         let answer = match &args.reason {
-            Some(reason) => self.client.revoke(&args.host, &args.by.text(), reason).await?,
+            Some(reason) => {
+                let answer = self.client.revoke(&args.host, &args.by.text(), reason).await?;
+                return self.print(answer, |out, gone: Revoked| revoked(out, &gone));
+            }
             None => self.client.lift_revocation(&args.host).await?,
         };
-        self.print(answer, |out, e: Enrolment| match e.revoked_ms {
-            Some(_) => writeln!(
+        self.print(answer, |out, e: Enrolment| {
+            writeln!(
                 out,
-                "{} is revoked: keys below generation {} are dead, and it left the registry. Nothing is failed \
-                 over for it. `heartwatchctl hosts revoke {} --lift` lets it enrol again.",
-                e.host, e.least, e.host
-            ),
-            None => writeln!(
-                out,
-                "{} may enrol again; for a key by hand: heartwatchctl key {} --generation {}",
-                e.host, e.host, e.least
-            ),
+                "{} may enrol again; for a key by hand: heartwatchctl key {}",
+                called(&e),
+                e.host
+            )
         })
     }
 
@@ -235,9 +268,11 @@ impl Run<'_> {
         if self.global.json {
             return self.json(&json!({"enrolments": all}));
         }
-        let mut table = Table::new(&["HOST", "TOKEN", "GENERATION", "AT", "REVOKED", "WHY"], &[]);
+        let header = ["NAME", "HOST", "TOKEN", "GENERATION", "AT", "REVOKED", "WHY"];
+        let mut table = Table::new(&header, &[]);
         for e in &all {
             table.row([
+                if e.name.is_empty() { "-".to_owned() } else { shorten(&e.name, 64) },
                 e.host.to_string(),
                 shorten(&e.token, 64),
                 e.generation.to_string(),
@@ -275,6 +310,36 @@ impl Run<'_> {
     }
 }
 
+/// Who it is, for people.
+fn called(e: &Enrolment) -> String {
+    match e.name.as_str() {
+        "" => e.host.to_string(),
+        name => format!("{} ({})", clean(name), e.host),
+    }
+}
+
+/// A host that is revoked now, or was before.
+fn revoked(out: &mut dyn Write, gone: &Revoked) -> io::Result<()> {
+    let e = &gone.enrolment;
+    if gone.already {
+        let at = e.revoked_ms.map_or_else(String::new, |at| at.to_string());
+        return writeln!(
+            out,
+            "{} is revoked already, since {at}: {}. That stands, with its reason; nothing was changed.",
+            called(e),
+            clean(&e.reason)
+        );
+    }
+    writeln!(
+        out,
+        "{} is revoked: keys below generation {} are dead, and it left the registry. Nothing is failed over for \
+         it. `heartwatchctl hosts revoke {} --lift` lets it enrol again.",
+        called(e),
+        e.least,
+        e.host
+    )
+}
+
 fn tokens(out: &mut dyn Write, all: &TokensJson) -> io::Result<()> {
     if all.tokens.is_empty() {
         return writeln!(out, "There is no join token: `heartwatchctl token create` makes one.");
@@ -305,21 +370,23 @@ fn tokens(out: &mut dyn Write, all: &TokensJson) -> io::Result<()> {
 
 /// `enroll --offline`
 pub(super) fn offline(global: &Global, args: &Enroll, out: &mut dyn Write) -> Result<(), CtlError> {
-    let file = local::config(global)?.fleet_secret_file;
+    let config = local::config(global)?;
+    let file = config.fleet_secret_file;
     let ring: Keyring = load_secret(&file).map_err(|e| CtlError::Config(chain(&e)))?;
     let mut rng = StdRng::try_from_rng(&mut SysRng)
         .map_err(|e| CtlError::Failed(format!("the system gives no randomness: {e}")))?;
     let mut hosts = args.host.clone();
     hosts.extend((0..args.count.unwrap_or(0)).map(|_| HostId(Hex::<16>::draw(&mut rng).0)));
-    let labels: BTreeMap<String, String> = args.labels.iter().cloned().collect();
+    let generations = local::generations(&config.state_dir, &hosts, args.generation)?;
+    let labels = labels(&args.labels)?;
     let shown = args.out.display();
     let cannot = |e: io::Error| CtlError::Failed(format!("{shown}: {e}"));
     std::fs::create_dir(&args.out).map_err(cannot)?;
     let mut expected = Vec::with_capacity(hosts.len());
-    for host in hosts {
+    for (host, generation) in hosts.into_iter().zip(generations) {
         let known = ImportHost { id: host, name: String::new(), labels: labels.clone() };
         crate::api::check_import(&known).map_err(|e| CtlError::Usage(format!("labels: {e}")))?;
-        let key = ring.current().host_key(host, Generation(args.generation));
+        let key = ring.current().host_key(host, Generation(generation));
         let mut enrolment =
             json!({"host": host, "controllers": args.controllers, "labels": labels});
         if let Some(url) = &args.renew_at {
@@ -356,6 +423,7 @@ pub(super) fn offline(global: &Global, args: &Enroll, out: &mut dyn Write) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use heartwatch_common::daemon::EXIT_USAGE;
 
     #[test]
     fn offline_keys_are_those_that_the_controller_derives() {
@@ -364,8 +432,9 @@ mod tests {
         let file = dir.path().join("fleet-secret");
         create_secret_file(&file, secret).unwrap();
         let config = dir.path().join("controller.toml");
-        std::fs::write(&config, format!("fleet_secret_file = {:?}\n", file.to_str().unwrap()))
-            .unwrap();
+        let state = dir.path().join("state");
+        let text = format!("fleet_secret_file = {file:?}\nstate_dir = {state:?}\n");
+        std::fs::write(&config, text).unwrap();
         let out = dir.path().join("made");
         let host = "8a4e3b1c5d6f70819203a4b5c6d7e8f9";
         let code = super::super::run(
@@ -398,5 +467,49 @@ mod tests {
         assert_eq!(enrolment["labels"], json!({"pool": "a", "rack": "7"}));
         let list = super::super::import::read(&out.join("hosts.json")).unwrap();
         assert_eq!((list[0].id, list[0].labels["rack"].as_str()), (id, "7"));
+    }
+
+    #[test]
+    fn a_label_has_one_value_and_a_token_is_not_its_name() {
+        let pair = |value: &str| ("pool".to_owned(), value.to_owned());
+        assert_eq!(labels(&[pair("a"), pair("a")]).unwrap()["pool"], "a");
+        let told = labels(&[pair("a"), pair("b")]).unwrap_err();
+        assert!(told.to_string().contains("both `a` and `b`") && told.exit_code() == EXIT_USAGE);
+        assert_eq!(name_of_token("ci-hwj1", "token list").unwrap(), "ci-hwj1");
+        for secret in ["hwj1_00112233", " hwj1_00", "hwt1_00ff"] {
+            let told = name_of_token(secret, "token list").unwrap_err().to_string();
+            assert!(told.contains("nothing was sent") && !told.contains("00"), "{told}");
+        }
+    }
+
+    /// They were made without a word, and nothing of the host was believed.
+    #[test]
+    fn no_key_is_made_by_hand_for_a_host_that_is_revoked_nor_one_that_is_dead_already() {
+        use crate::enrol::{EnrolStore, Revocation};
+        use crate::store::sqlite::SqliteStore;
+        use heartwatch_common::id::ControllerId;
+        use heartwatch_common::time::Wall;
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostId([7; 16]);
+        let made = |asked| local::generations(dir.path(), &[host], asked);
+        assert_eq!(made(None).unwrap(), [0], "without a store nothing is known");
+        // It is open, as a running controller's is.
+        let store = SqliteStore::open(dir.path(), ControllerId(1)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let what = Revocation {
+            host,
+            name: "web-1".to_owned(),
+            generation: Generation(4),
+            reason: "lost (ann)".to_owned(),
+            fresh: Hex([1; 16]),
+            at: Wall(0),
+        };
+        runtime.block_on(store.revoke_host(what)).unwrap();
+        let told = made(None).unwrap_err().to_string();
+        assert!(told.contains("lost (ann)") && told.contains("--lift"), "{told}");
+        runtime.block_on(store.lift(host)).unwrap();
+        assert_eq!(made(None).unwrap(), [5]);
+        assert_eq!(made(Some(9)).unwrap(), [9]);
+        assert!(made(Some(4)).unwrap_err().to_string().contains("below generation 5"));
     }
 }

@@ -11,8 +11,10 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::args::Global;
+use super::text::clean;
 use super::{CtlError, chain};
 use crate::config::{Config, RawConfig};
+use crate::store::sqlite::{KeyStanding, standings};
 
 /// Where packages put the controller's settings.
 const CONFIG_DEFAULT: &str = "/etc/heartwatch/controller.toml";
@@ -34,17 +36,19 @@ pub(super) fn config(global: &Global) -> Result<Config, CtlError> {
 pub(super) fn key(
     global: &Global,
     host: HostId,
-    generation: u16,
+    generation: Option<u16>,
     out: &mut dyn Write,
 ) -> Result<(), CtlError> {
-    let file = config(global)?.fleet_secret_file;
-    let ring: Keyring = load_secret(&file).map_err(|e| {
+    let config = config(global)?;
+    let file = &config.fleet_secret_file;
+    let ring: Keyring = load_secret(file).map_err(|e| {
         CtlError::Config(format!(
             "{}; keys are made where the controller's fleet secret is: run this there as root or as the \
              controller's user, or say --config",
             chain(&e)
         ))
     })?;
+    let generation = generations(&config.state_dir, &[host], generation)?[0];
     let key = ring.current().host_key(host, Generation(generation)).to_text();
     if global.json {
         writeln!(out, "{}", json!({"host": host, "generation": generation, "key": *key}))?;
@@ -52,6 +56,46 @@ pub(super) fn key(
         writeln!(out, "{}", *key)?;
     }
     Ok(())
+}
+
+/// The generation of each host's next key: the one that is asked for, else the least that is accepted.
+///
+/// # Errors
+/// A host is revoked, or its key would be dead.
+pub(super) fn generations(
+    state_dir: &Path,
+    hosts: &[HostId],
+    asked: Option<u16>,
+) -> Result<Vec<u16>, CtlError> {
+    let standings = match standings(state_dir, hosts) {
+        Ok(standings) => standings,
+        Err(e) => {
+            let line = format!(
+                "warning: the store in {} cannot be read ({}), so it is not known whether a host is revoked\n",
+                state_dir.display(),
+                chain(&e)
+            );
+            drop(std::io::stderr().write_all(line.as_bytes()));
+            vec![KeyStanding::default(); hosts.len()]
+        }
+    };
+    let one = |(host, standing): (&HostId, &KeyStanding)| {
+        if let Some((at, reason)) = &standing.revoked {
+            return Err(CtlError::Failed(format!(
+                "host {host} was revoked at {at}: {}. A key of it would be worth nothing; if it may come back, say \
+                 `heartwatchctl hosts revoke {host} --lift` first",
+                clean(reason)
+            )));
+        }
+        let least = standing.least.0;
+        match asked {
+            Some(generation) if generation < least => Err(CtlError::Usage(format!(
+                "keys of host {host} below generation {least} are believed no more: leave --generation out"
+            ))),
+            generation => Ok(generation.unwrap_or(least)),
+        }
+    };
+    hosts.iter().zip(&standings).map(one).collect()
 }
 
 /// `secret new`

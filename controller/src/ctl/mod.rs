@@ -37,6 +37,7 @@ mod story;
 mod text;
 mod token;
 mod trust;
+mod twin;
 
 #[cfg(test)]
 mod tests;

@@ -287,7 +287,7 @@ impl Run<'_> {
         let mut total = ImportReport::default();
         for chunk in import::chunks(&hosts) {
             let report = self.client.import(chunk).await.map_err(|e| {
-                let done = total.added + total.known;
+                let done = total.added + total.known + total.revoked.len() as u64;
                 let text = format!(
                     "{}; the first {done} hosts of the file are imported, and importing \
                      it again is harmless",
@@ -297,11 +297,23 @@ impl Run<'_> {
             })?;
             total.added += report.added;
             total.known += report.known;
+            total.revoked.extend(report.revoked);
         }
         if self.global.json {
             return self.json(&total);
         }
         writeln!(self.out, "{} added as pending, {} known already", total.added, total.known)?;
+        let revoked = &total.revoked;
+        if !revoked.is_empty() {
+            let shown: Vec<String> = revoked.iter().take(5).map(|id| id.to_string()).collect();
+            writeln!(
+                self.out,
+                "{} left out, as they are revoked: {}{}; `heartwatchctl hosts revoke ID --lift` lets one in again",
+                revoked.len(),
+                shown.join(", "),
+                if revoked.len() > shown.len() { ", …" } else { "" }
+            )?;
+        }
         Ok(())
     }
 

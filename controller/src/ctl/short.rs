@@ -89,7 +89,10 @@ fn now(why: &WhyJson, outage: IncidentId) -> String {
     let how = match why.host.state {
         State::Alive => "it is alive",
         State::Suspect => "it is suspect",
-        State::Duplicate => "two machines answer under its identity",
+        State::Duplicate if super::twin::both_answer(why) => {
+            "two machines answer under its identity"
+        }
+        State::Duplicate => "one machine answers under its identity, and not long ago two did",
         State::Down => "it is down",
         State::Left => "it has left",
         State::Pending => "it is waited for",

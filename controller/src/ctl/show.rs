@@ -84,6 +84,7 @@ pub(super) fn host(out: &mut dyn Write, host: &HostJson) -> io::Result<()> {
             ("id", host.id.to_string()),
             ("state", format!("{} since {}", state(host), host.since_ms)),
             ("cause", host.cause.map(|c| cause(c).to_owned()).unwrap_or_default()),
+            ("two machines", host.twin.as_ref().map(super::twin::other).unwrap_or_default()),
             ("last beat", silence),
             ("gap", host.gap_ms.map(human_ms).unwrap_or_default()),
             (

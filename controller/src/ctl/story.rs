@@ -62,7 +62,10 @@ fn verdict(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
             "It said goodbye, and when it would be back. Until then that is no outage."
         }
         (State::Left, _) => "It said goodbye for good. That is no outage.",
-        (State::Duplicate, _) => "Beats arrive, but from two machines.",
+        (State::Duplicate, _) if super::twin::both_answer(why) => {
+            "Beats arrive, but from two machines."
+        }
+        (State::Duplicate, _) => "Beats arrive, from one machine now; not long ago two answered.",
         (State::Down, None) => "It is taken for dead.",
         (State::Down, Some(Cause::AgentLost)) => {
             "Its machine is up, but its agent is gone: its operating system says that nobody listens."
@@ -77,12 +80,7 @@ fn verdict(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
 }
 
 fn rest(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
-    if why.host.duplicate {
-        writeln!(
-            out,
-            "Two machines answer under its identity (a clone?): it is never failed over while they do."
-        )?;
-    }
+    super::twin::of_host(out, why)?;
     if let Some(incident) = &why.incident {
         let opened = incident.opened_ms.map_or_else(String::new, |at| format!(", opened {at}"));
         writeln!(out, "It is in outage {}{opened}.", incident.id)?;
@@ -253,6 +251,7 @@ fn tell(out: &mut dyn Write, event: &EventJson) -> io::Result<()> {
         (EventKind::MaintenanceStarted, _) => "it was put into maintenance",
         (EventKind::MaintenanceEnded, _) => "its maintenance was over",
         (EventKind::HostForgotten, _) => "removed from the registry",
+        (EventKind::HostEnrolled, _) => "it enrolled",
         (EventKind::HostFrozen, _) => "an operator froze its margin",
         (EventKind::HostUnfrozen, _) => "an operator let its margin learn again",
         (EventKind::ControllerBlind, _) => "the controller could not trust its own eyes",

@@ -305,7 +305,7 @@ fn a_closed_pipe_is_no_failure() {
     assert_eq!(CtlError::Output(io::ErrorKind::StorageFull.into()).exit_code(), EXIT_FAILURE);
 }
 
-fn fixture() -> WhyJson {
+pub(super) fn fixture() -> WhyJson {
     let (a, b) = ("018f0000-0000-7000-8000-000000000001", "018f0000-0000-7000-8000-000000000002");
     let outage = "018f0000-0000-7000-8000-00000000000a";
     serde_json::from_value(json!({

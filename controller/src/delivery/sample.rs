@@ -157,6 +157,15 @@ pub fn sample(kind: EventKind, host: &Sample) -> Outgoing {
             put("what", json!({ "method": "POST", "path": path, "parameters": parameters }));
             put("status", json!(200));
         }
+        EventKind::HostEnrolled => {
+            let labels = json!({ "pool": "a" });
+            put(
+                "enrolment",
+                json!({
+                    "how": "new", "token": "t", "generation": 0, "labels": labels, "asked_for": null,
+                }),
+            );
+        }
         EventKind::HostFrozen => put("frozen_ms", json!(5_000)),
         EventKind::HostUnfrozen => put("frozen_ms", Value::Null),
         kind if is_action(kind) => {
@@ -185,7 +194,7 @@ fn state(kind: EventKind) -> &'static str {
         | EventKind::IncidentFailed
         | EventKind::IncidentVetoed
         | EventKind::IncidentEscalated => "down",
-        EventKind::HostMissing => "pending",
+        EventKind::HostMissing | EventKind::HostEnrolled => "pending",
         EventKind::HostLeft | EventKind::HostForgotten => "left",
         _ => "alive",
     }

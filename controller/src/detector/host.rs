@@ -214,6 +214,7 @@ pub(crate) struct Rare {
     pub(crate) other_boot: Boot,
     /// Where it was heard from before.
     pub(crate) other_address: Address,
+    /// [`DUPLICATE_WINDOW`](super::DUPLICATE_WINDOW) after it was last heard; zero: it can't come back.
     pub(crate) other_until: Instant,
     /// How often the two have taken turns since.
     pub(crate) turns: u8,
@@ -361,6 +362,15 @@ impl Host {
     }
 }
 
+/// Why no more than one machine is taken to be left under an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OneLeft {
+    /// The other has been silent for [`DUPLICATE_WINDOW`](super::DUPLICATE_WINDOW).
+    Silent,
+    /// The keys that the other may have are believed no more.
+    Rekeyed,
+}
+
 /// How a host's story turned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -400,8 +410,8 @@ pub enum Turn {
         /// Where the other was heard from.
         address: Option<SocketAddr>,
     },
-    /// Of two that did only one answers any more.
-    Single,
+    /// Of two that did only one is left.
+    Single(OneLeft),
     /// Left or down for so long that it may be forgotten.
     Forgettable,
 }

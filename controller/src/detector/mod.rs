@@ -30,6 +30,7 @@ pub mod peers;
 mod records;
 mod slab;
 pub mod timeout;
+mod twins;
 mod why;
 
 pub use records::Ahead;
@@ -61,8 +62,11 @@ use timeout::{GroupId, MarginSource, Siblings};
 
 /// Most hosts of one detector.
 pub const HOSTS_MAX: usize = 4_000_000;
-/// How long after a change of boot the return of the other one means that two are alive.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
+/// How long after a change of boot the return of the other one means that two are alive, and how long the
+/// other of two must be silent to be taken for gone. Not shorter: a clone that was paused, or whose path is
+/// cut for some minutes, is still there, and what is ordered meanwhile may start a second copy of what it
+/// runs.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 /// How often two must have taken turns to be two. A machine that is restored from a snapshot comes back as an
 /// older boot once, and after that never as the newer.
 const TWINS_TURNS: u8 = 2;
@@ -506,6 +510,16 @@ impl Detector {
                 State::Left if self.host(slot).is(AWAITED) => {
                     again.extend(self.overdue(slot, seen, now, out).map(|at| (slot, at)));
                 }
+                State::Down if self.host(slot).is(DUPLICATE) => {
+                    // While nothing at all is heard, that the other is not says nothing.
+                    if self.holds {
+                        let until = seen + LOOK_EVERY;
+                        self.host_mut(slot).until = until;
+                        again.push((slot, until));
+                        continue;
+                    }
+                    out.push(Judged::Turn(self.outlast(slot, now)));
+                }
                 State::Down | State::Left => {
                     // Asked again in an hour, should the registry not have forgotten it by then.
                     let again = now + Duration::from_secs(3_600);
@@ -665,8 +679,9 @@ impl Detector {
         (evidence.peers_asked, evidence.testimonies) = (tally.asked, tally.testimonies);
         self.set_state(slot, State::Down);
         let forget = now + self.settings.forget_after;
-        self.host_mut(slot).until = forget;
-        self.file(slot, forget);
+        let until = self.twin_until(slot).map_or(forget, |over| over.max(now));
+        self.host_mut(slot).until = until;
+        self.file(slot, until);
         out.push(Judged::Turn(self.turn(slot, Turn::Down(cause), now, evidence)));
     }
 

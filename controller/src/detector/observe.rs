@@ -12,7 +12,7 @@ use heartwatch_common::id::Boot;
 use heartwatch_common::time::{Instant, nanos};
 
 use super::host::{
-    AWAITED, Address, DUPLICATE, EXCUSED, Evidence, HELLO_WANTED, Host, MISSING_REPORTED,
+    AWAITED, Address, DUPLICATE, EXCUSED, Evidence, HELLO_WANTED, Host, MISSING_REPORTED, OneLeft,
     Transition, Turn,
 };
 use super::timeout::{LEARN_MAX, Patience, Siblings};
@@ -170,6 +170,7 @@ impl Detector {
             h.learned.choose(&h.histograms, patience, siblings.prior(h.group));
         }
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
+        let rekeyed = rare.get(&slot).is_some_and(|r| r.other_until == Instant(0));
         if h.is(EXCUSED)
             && let Entry::Occupied(mut of) = rare.entry(slot)
         {
@@ -236,7 +237,8 @@ impl Detector {
             State::Left if !same_boot => Some(Turn::Restarted),
             State::Suspect | State::Down | State::Left => Some(Turn::Recovered { same_boot }),
         };
-        let single = single.then_some(Turn::Single);
+        let one_left = if rekeyed { OneLeft::Rekeyed } else { OneLeft::Silent };
+        let single = single.then_some(Turn::Single(one_left));
         turns.extend(single.into_iter().chain(turn).map(|t| self.turn(slot, t, arrival, evidence)));
         if let Some((other, address)) = two_alive {
             // Not before: that it is one is told by this turn, and not by the one on the way to it.

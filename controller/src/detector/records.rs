@@ -211,7 +211,9 @@ impl Detector {
             }
             State::Down | State::Left => {
                 let left = s.forget_after.saturating_sub(known.in_state);
-                Some(now + left.max(s.restart_grace.min(s.forget_after)))
+                let left = left.max(s.restart_grace.min(s.forget_after));
+                let twin = known.duplicate && known.state == State::Down;
+                Some(now + if twin { DUPLICATE_WINDOW } else { left })
             }
         };
         let hash = self.hash(known.id);

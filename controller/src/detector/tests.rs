@@ -1,4 +1,4 @@
-use super::host::Known;
+use super::host::{Known, OneLeft};
 use super::knobs::Profile;
 use super::timeout::Patience;
 use super::*;
@@ -212,7 +212,7 @@ fn a_duplicate_ends_when_the_other_boot_has_been_silent_for_ten_minutes() {
         while at < silent_until {
             at += 1_000;
             let turns = w.beat(1, 1, ms(at), SECOND);
-            assert!(turns.is_empty() || turns == [Turn::Single], "{turns:?}");
+            assert!(turns.is_empty() || turns == [Turn::Single(OneLeft::Silent)], "{turns:?}");
         }
         let mut out = Vec::new();
         w.detector.judge(ms(at + 1_500), ms(at + 1_500), ms(at + 1_500), &mut out);

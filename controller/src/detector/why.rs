@@ -64,6 +64,7 @@ impl Detector {
                 since_ms: now.since(e.since).as_millis() as u64,
                 remaining_ms: e.until.since(now).as_millis() as u64,
             }),
+            twin: self.twin(slot, now),
             shard_drop_ppm: self.doubt.drop_ppm(),
             shard_lag_ms: lag.as_millis() as u64,
         }

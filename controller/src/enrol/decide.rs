@@ -2,10 +2,12 @@
 //!
 //! The order of questions: is the token good? was this very enrolment granted before (a lost answer)? may
 //! this host have the id that it wants? A join token lets machines *in*; it must let nobody take over the
-//! id of a machine that is in already. So an id that is heard, or that another machine enrolled, goes to
-//! whoever proves its present key and to nobody else. An id whose machine is down or has said goodbye goes
-//! to any bearer of a token: a reinstalled host has lost its key. Its generation is then raised, which ends
-//! the old key, stolen or not.
+//! id of a machine that is in already. What a use pays for is that: a machine let in, or one that gets the
+//! labels of a token and did not have them. Who proves its key and gains nothing pays nothing, also with a
+//! token that is used up: `enroll` may be run as often as one likes. So an id that is heard, or that another
+//! machine enrolled, goes to whoever proves its present key and to nobody else. An id whose machine is down
+//! or has said goodbye goes to any bearer of a token: a reinstalled host has lost its key. Its generation is
+//! then raised, which ends the old key, stolen or not.
 
 use std::collections::BTreeMap;
 
@@ -62,6 +64,9 @@ pub struct Enrolment {
     pub revoked_ms: Option<Wall>,
     /// Why, and who said so.
     pub reason: String,
+    /// What it was called as it enrolled, or was revoked; empty: it is not known.
+    #[serde(default)]
+    pub name: String,
 }
 
 /// How the registry knows a host.
@@ -101,6 +106,8 @@ pub struct Asked {
     pub machine: Hex<32>,
     /// It proved the host's present key, of this generation.
     pub proved: Option<Generation>,
+    /// What it is called.
+    pub name: String,
     /// How the registry knows `host`.
     pub standing: Standing,
     /// Least generation by the registry.
@@ -169,16 +176,21 @@ pub enum Grant {
     Again(Enrolment),
     /// A new enrolment, which takes a use.
     New(Enrolment),
+    /// The host proved its key and gains nothing: it is kept, and no use is taken.
+    Kept(Enrolment),
 }
 
 impl Grant {
     /// The enrolment.
     pub fn enrolment(&self) -> &Enrolment {
         match self {
-            Self::Again(e) | Self::New(e) => e,
+            Self::Again(e) | Self::New(e) | Self::Kept(e) => e,
         }
     }
 }
+
+/// Of a host that did not enrol.
+static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
 /// Decides. `token`: the one of that hash; `same`: the enrolment of that attempt, whoever it became;
 /// `present`: the enrolment of the host that is asked for.
@@ -201,9 +213,6 @@ pub fn decide(
         }
         return Ok(Grant::Again(same.clone()));
     }
-    if token.uses_left == 0 {
-        return Err(Refusal::TokenUsedUp(token.name.clone()));
-    }
     if present.is_some_and(|e| e.revoked_ms.is_some()) {
         return Err(Refusal::HostRevoked(asked.host));
     }
@@ -218,11 +227,21 @@ pub fn decide(
         at_ms: asked.at,
         revoked_ms: None,
         reason: String::new(),
+        name: asked.name.clone(),
     };
     let least = asked.generation.max(present.map_or(Generation(0), |e| e.least));
     if let Some(proved) = asked.proved.filter(|g| *g >= least) {
         // The same key again: the agent that runs goes on with it until it takes up the rest.
-        return Ok(Grant::New(as_who(asked.host, proved, least)));
+        let same_key = as_who(asked.host, proved, least);
+        let has = present.map_or(&NO_LABELS, |e| &e.labels);
+        return match (token.labels == *has, token.uses_left) {
+            (true, _) => Ok(Grant::Kept(same_key)),
+            (false, 0) => Err(Refusal::TokenUsedUp(token.name.clone())),
+            (false, _) => Ok(Grant::New(same_key)),
+        };
+    }
+    if token.uses_left == 0 {
+        return Err(Refusal::TokenUsedUp(token.name.clone()));
     }
     let newest = least.max(present.map_or(Generation(0), |e| e.generation));
     let raised = newest.0.checked_add(1).map(Generation).ok_or(Refusal::Exhausted(asked.host));
@@ -270,6 +289,7 @@ mod tests {
             attempt: Hex([2; 16]),
             machine: Hex([3; 32]),
             proved: None,
+            name: String::new(),
             standing,
             generation: Generation(0),
             fresh: HostId([9; 16]),
@@ -289,6 +309,7 @@ mod tests {
             at_ms: Wall(5),
             revoked_ms: None,
             reason: String::new(),
+            name: String::new(),
         }
     }
 
@@ -299,6 +320,7 @@ mod tests {
                 assert_eq!(e.labels["pool"], "a");
                 Ok((e.host.0[0], e.generation.0, e.least.0))
             }
+            Ok(Grant::Kept(e)) => Ok((e.host.0[0] + 100, e.generation.0, e.least.0)),
             Ok(Grant::Again(_)) => Err("again"),
             Err(e) => Err(e.slug()),
         }
@@ -338,6 +360,33 @@ mod tests {
         let last = Enrolment { generation: Generation(u16::MAX), ..enrolled() };
         let got = outcome(decide(&asked(Away), Some(&token()), None, Some(&last)));
         assert_eq!(got, Err("host-exhausted"));
+    }
+
+    #[test]
+    fn who_proves_its_key_and_gains_nothing_takes_no_use() {
+        let ask = |host: u8| Asked {
+            host: HostId([host; 16]),
+            proved: Some(Generation(2)),
+            ..asked(Standing::Here)
+        };
+        let labels = token().labels;
+        let has = Enrolment { labels, token: "an older one".to_owned(), ..enrolled() };
+        let used_up = TokenRow { uses_left: 0, ..token() };
+        let other = TokenRow { labels: BTreeMap::new(), ..used_up.clone() };
+        let with = |token: &TokenRow, present: Option<&Enrolment>| {
+            outcome(decide(&ask(1), Some(token), None, present))
+        };
+        for token in [token(), used_up.clone()] {
+            assert_eq!(with(&token, Some(&has)), Ok((101, 2, 1)));
+        }
+        // Other labels are let out as often as the token says, and no more.
+        assert_eq!(with(&token(), Some(&enrolled())), Ok((1, 2, 1)));
+        assert_eq!(with(&used_up, Some(&enrolled())), Err("join-token-used-up"));
+        assert_eq!(with(&used_up, None), Err("join-token-used-up"));
+        assert_eq!(with(&other, None), Ok((101, 2, 0)), "a key made by hand, and no labels");
+        // A revoked or late token does nothing, for nobody.
+        let late = TokenRow { expires_ms: Wall(10), ..token() };
+        assert_eq!(with(&late, Some(&has)), Err("join-token-expired"));
     }
 
     #[test]

@@ -16,13 +16,14 @@ use async_trait::async_trait;
 use heartwatch_common::auth::Keyring;
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, Exchange, Hex, JoinToken, NAME_LEN_MAX, NONCE_LEN, Pin, Purpose,
-    RenewAnswer, RenewRequest,
+    RenewAnswer, RenewRequest, StandingAnswer, StandingRequest,
 };
 use heartwatch_common::id::{ControllerId, Generation, HostId, KeyId};
 use heartwatch_common::time::{Clock, Wall};
 use rand::Rng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -32,10 +33,12 @@ use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
 use crate::store::StoreError;
 use crate::view::View;
+use counts::{Counts, Gained};
 use decide::{Asked, Enrolment, Grant, Refusal, TokenRow};
 use nonces::Nonces;
 use registry::Enrolled;
 
+pub mod counts;
 pub mod decide;
 pub mod nonces;
 pub mod registry;
@@ -70,16 +73,11 @@ pub trait EnrolStore: Send + Sync {
     /// Decides, takes a use if it is a new enrolment, and keeps it.
     async fn enrol(&self, asked: Asked) -> Result<Result<Grant, Refusal>, StoreError>;
 
-    /// Raises a host's least generation above `generation` and all that it was given; `fresh` is random.
-    /// Revoking again changes nothing.
-    async fn revoke_host(
-        &self,
-        host: HostId,
-        generation: Generation,
-        reason: String,
-        fresh: Hex<16>,
-        at: Wall,
-    ) -> Result<Enrolment, StoreError>;
+    /// Raises a host's least generation above all that it was given. Revoking again changes nothing.
+    async fn revoke_host(&self, what: Revocation) -> Result<Revoked, StoreError>;
+
+    /// Revoked hosts that were called so; two at most.
+    async fn revoked_named(&self, name: String) -> Result<Vec<Enrolment>, StoreError>;
 
     /// Lets a revoked host enrol again; its old keys stay dead. `None`: it was not revoked.
     async fn lift(&self, host: HostId) -> Result<Option<Enrolment>, StoreError>;
@@ -89,6 +87,72 @@ pub trait EnrolStore: Send + Sync {
 
     /// One host's.
     async fn enrolment(&self, host: HostId) -> Result<Option<Enrolment>, StoreError>;
+}
+
+/// Whose keys are to be revoked.
+#[derive(Clone, Debug)]
+pub struct Revocation {
+    /// Whose.
+    pub host: HostId,
+    /// What it is called; empty: it is not known.
+    pub name: String,
+    /// The least generation that is accepted of it now.
+    pub generation: Generation,
+    /// Why, and who says so.
+    pub reason: String,
+    /// Random, for a host that never enrolled.
+    pub fresh: Hex<16>,
+    /// Now.
+    pub at: Wall,
+}
+
+/// A host that is revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// How it stands.
+    #[serde(flatten)]
+    pub enrolment: Enrolment,
+    /// It was revoked before, and that reason stands.
+    pub already: bool,
+}
+
+/// A host that was let in.
+pub struct LetIn {
+    /// What it is told.
+    pub answer: EnrolAnswer,
+    /// How it is to be registered, as pending, if it is not known.
+    pub expected: ImportHost,
+    /// What it changed.
+    pub gained: Gained,
+    /// What the journal keeps of it (`host.enrolled`); none of a repetition.
+    pub news: Option<Map<String, Value>>,
+}
+
+/// What the journal keeps of an enrolment, nothing secret; `asked_for`: the id that was taken.
+fn news(e: &Enrolment, gained: Gained, asked_for: Option<HostId>) -> Option<Map<String, Value>> {
+    let (token, generation) = (&e.token, e.generation);
+    let reason = match gained {
+        Gained::Repeated => return None,
+        Gained::New => format!("let in by the join token `{token}`"),
+        Gained::Rekeyed => format!(
+            "given a new key (generation {generation}) by the join token `{token}`: its older keys are dead"
+        ),
+        Gained::Kept => format!("proved its key, and enrolled again by the join token `{token}`"),
+    };
+    let instead = asked_for.map_or_else(String::new, |host| {
+        format!("; it asked for the id {host}, which another machine has")
+    });
+    let enrolment = json!({
+        "how": gained.as_str(),
+        "token": token,
+        "generation": generation,
+        "labels": e.labels,
+        "asked_for": asked_for,
+    });
+    Some(Map::from_iter([
+        ("reason".to_owned(), json!(format!("{reason}{instead}"))),
+        ("enrolment".to_owned(), enrolment),
+    ]))
 }
 
 /// Why not.
@@ -199,6 +263,7 @@ pub struct Enrolling {
     nonces: Mutex<Nonces>,
     tokens: Mutex<HashSet<Hex<32>>>,
     places: Semaphore,
+    counts: Counts,
     /// One change of the secret file at a time.
     writing: tokio::sync::Mutex<()>,
 }
@@ -230,6 +295,7 @@ impl Enrolling {
             nonces: Mutex::new(Nonces::new(key)),
             tokens: Mutex::new(hashes.into_iter().collect()),
             places: Semaphore::new(AT_ONCE_MAX),
+            counts: Counts::default(),
             writing: tokio::sync::Mutex::new(()),
             p,
         })
@@ -320,8 +386,24 @@ impl Enrolling {
         })
     }
 
-    /// Lets a host in. Answers also how it is to be registered, as pending, if it is not known.
-    pub async fn enrol(&self, ask: EnrolRequest) -> Result<(EnrolAnswer, ImportHost), EnrolError> {
+    /// How enrolments and renewals ended, since the start.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// How many hosts are revoked.
+    pub fn revoked_len(&self) -> usize {
+        self.p.enrolled.revoked_len()
+    }
+
+    /// Lets a host in.
+    pub async fn enrol(&self, ask: EnrolRequest) -> Result<LetIn, EnrolError> {
+        let done = self.let_in(ask).await;
+        self.counts.enrolled(done.as_ref().map(|let_in| let_in.gained));
+        done
+    }
+
+    async fn let_in(&self, ask: EnrolRequest) -> Result<LetIn, EnrolError> {
         let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
         let token: JoinToken =
             ask.token.parse().map_err(|e| EnrolError::Invalid(format!("`token`: {e}")))?;
@@ -355,21 +437,29 @@ impl Enrolling {
             attempt: ask.attempt,
             machine: ask.machine,
             proved,
+            name: ask.name.clone(),
             standing: known.as_ref().map(|k| k.row.state).into(),
             generation: least.max(self.p.enrolled.least(ask.host)),
             fresh: HostId(Hex::<16>::draw(&mut *held(&self.rng)).0),
             at: self.p.clock.wall(),
         };
+        let before = asked.generation;
         let granted = self.p.store.enrol(asked).await??;
-        let again = matches!(granted, Grant::Again(_));
         let e = granted.enrolment();
+        let gained = match granted {
+            Grant::Again(_) => Gained::Repeated,
+            Grant::Kept(_) => Gained::Kept,
+            Grant::New(_) if proved.is_some() => Gained::Kept,
+            Grant::New(_) if e.host == ask.host && e.least > before => Gained::Rekeyed,
+            Grant::New(_) => Gained::New,
+        };
         self.p.enrolled.set(e.host, e.least, &e.labels);
         self.tell(e.host, ShardCommand::Least(e.host, e.least));
         log::info!(
-            "host {} ({}) {} by join token {}, generation {}",
+            "host {} ({}) enrolled ({}) by join token {}, generation {}",
             e.host,
             ask.name,
-            if again { "got its enrolment again" } else { "enrolled" },
+            gained.as_str(),
             e.token,
             e.generation
         );
@@ -382,11 +472,19 @@ impl Enrolling {
             controller: self.p.controller,
         };
         let expected = ImportHost { id: e.host, name: ask.name, labels: e.labels.clone() };
-        Ok((answer, expected))
+        let asked_for = (e.host != ask.host).then_some(ask.host);
+        let news = news(e, gained, asked_for);
+        Ok(LetIn { answer, expected, gained, news })
     }
 
     /// Gives a host its next key: the one under the current secret.
     pub fn renew(&self, ask: &RenewRequest) -> Result<RenewAnswer, EnrolError> {
+        let done = self.next_key(ask);
+        self.counts.renewed(done.as_ref().map(drop));
+        done
+    }
+
+    fn next_key(&self, ask: &RenewRequest) -> Result<RenewAnswer, EnrolError> {
         let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
         let ring = self.keyring();
         let ex = Exchange { host: ask.host, nonce: ask.nonce, own: ask.own };
@@ -408,27 +506,84 @@ impl Enrolling {
         Ok(RenewAnswer::seal(&ex, &present, &next, (self.p.pin)()))
     }
 
+    /// How a host stands, for its own agent alone: it proves a key that it has or had.
+    pub async fn standing(&self, ask: &StandingRequest) -> Result<StandingAnswer, EnrolError> {
+        let _place = self.places.try_acquire().map_err(|_| EnrolError::Busy)?;
+        let ex = Exchange { host: ask.host, nonce: ask.nonce, own: ask.own };
+        let present = self
+            .keyring()
+            .renewable_key(ask.key_id, ask.host, ask.generation)
+            .filter(|key| ask.mac.is(&ex.proof(Purpose::Standing, key)))
+            .ok_or_else(|| {
+                EnrolError::Unproved("this controller does not know that key".to_owned())
+            })?;
+        self.take_nonce(&ask.nonce)?;
+        let found = match self.is_revoked(ask.host) {
+            true => self.p.store.enrolment(ask.host).await?,
+            false => None,
+        };
+        let revoked = found.and_then(|e| {
+            e.revoked_ms.map(|at_ms| heartwatch_common::enrol::Revoked { at_ms, reason: e.reason })
+        });
+        Ok(StandingAnswer::seal(&ex, &present, revoked))
+    }
+
     /// Revokes a host's keys, all that it has ever had. From now on nothing of it is believed; what becomes
     /// of its row is the policy's.
-    pub async fn revoke(&self, host: HostId, reason: &str) -> Result<Enrolment, EnrolError> {
+    pub async fn revoke(&self, host: HostId, reason: &str) -> Result<Revoked, EnrolError> {
         plain("the reason", reason, 512)?;
         if host == CANARY {
             let text = "the canary is the controller's own: see `canary` in its config";
             return Err(EnrolError::Invalid(text.to_owned()));
         }
-        let known = self.p.view.get(host).map_or(Generation(0), |k| k.row.generation);
-        let generation = known.max(self.p.enrolled.least(host));
-        let (fresh, at) = (Hex::draw(&mut *held(&self.rng)), self.p.clock.wall());
-        let gone = self.p.store.revoke_host(host, generation, reason.to_owned(), fresh, at).await?;
-        self.p.enrolled.set(host, gone.least, &gone.labels);
-        self.tell(host, ShardCommand::Least(host, gone.least));
-        log::warn!("host {host} was revoked: {reason}");
+        let row = self.p.view.get(host).map(|known| known.row);
+        let known = row.as_ref().map_or(Generation(0), |row| row.generation);
+        let what = Revocation {
+            host,
+            name: row.map(|row| row.name).unwrap_or_default(),
+            generation: known.max(self.p.enrolled.least(host)),
+            reason: reason.to_owned(),
+            fresh: Hex::draw(&mut *held(&self.rng)),
+            at: self.p.clock.wall(),
+        };
+        let gone = self.p.store.revoke_host(what).await?;
+        let e = &gone.enrolment;
+        self.p.enrolled.set(host, e.least, &e.labels);
+        self.p.enrolled.set_revoked(host, true);
+        self.tell(host, ShardCommand::Least(host, e.least));
+        match gone.already {
+            true => log::info!("host {host} is revoked already: {}", e.reason),
+            false => log::warn!("host {host} was revoked: {reason}"),
+        }
         Ok(gone)
+    }
+
+    /// The revoked host of that id, or of that name if only one has it; `None`: there is none.
+    pub async fn revocation(&self, name: &str) -> Result<Option<Enrolment>, EnrolError> {
+        if let Ok(host) = name.parse::<HostId>() {
+            let found = self.p.store.enrolment(host).await?;
+            return Ok(found.filter(|e| e.revoked_ms.is_some()));
+        }
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let mut named = self.p.store.revoked_named(name.to_owned()).await?;
+        if named.len() > 1 {
+            let text = format!("more than one host named `{name}` is revoked: use an id");
+            return Err(EnrolError::Conflict(text));
+        }
+        Ok(named.pop())
+    }
+
+    /// Whether a host is revoked.
+    pub fn is_revoked(&self, host: HostId) -> bool {
+        self.p.enrolled.is_revoked(host)
     }
 
     /// Lets a revoked host enrol again.
     pub async fn lift(&self, host: HostId) -> Result<Enrolment, EnrolError> {
         let lifted = self.p.store.lift(host).await?;
+        self.p.enrolled.set_revoked(host, false);
         lifted.ok_or_else(|| EnrolError::NotFound(format!("host {host} is not revoked")))
     }
 
@@ -470,6 +625,7 @@ async fn load_enrolled(store: &dyn EnrolStore, enrolled: &Enrolled) -> Result<()
         after = Some(last.host);
         for e in &page {
             enrolled.set(e.host, e.least, &e.labels);
+            enrolled.set_revoked(e.host, e.revoked_ms.is_some());
         }
     }
 }

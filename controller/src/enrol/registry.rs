@@ -1,10 +1,10 @@
 //! What shards must know of enrolments: least generations and given labels, by host.
 //!
 //! Shared by all shards and asked only off the way of a beat: for a host that is not registered, and for a
-//! hello. A host takes some 25 bytes, and only if its generation was raised or it was given labels; hosts
-//! with the same labels share one copy of them.
+//! hello. A host takes some 25 bytes, and only if its generation was raised or it was given labels (another
+//! 16 while it is revoked); hosts with the same labels share one copy of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use heartwatch_common::id::{Generation, HostId};
@@ -23,6 +23,7 @@ struct Inner {
     hosts: HashMap<HostId, Entry>,
     sets: Vec<Arc<Labels>>,
     numbers: HashMap<Arc<Labels>, u32>,
+    revoked: HashSet<HostId>,
 }
 
 /// See the module.
@@ -60,6 +61,26 @@ impl Enrolled {
     /// Least generation of a host's key that is accepted.
     pub fn least(&self, host: HostId) -> Generation {
         self.get(host).least
+    }
+
+    /// Notes whether a host is revoked.
+    pub fn set_revoked(&self, host: HostId, revoked: bool) {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if revoked {
+            inner.revoked.insert(host);
+        } else {
+            inner.revoked.remove(&host);
+        }
+    }
+
+    /// How many hosts are revoked.
+    pub fn revoked_len(&self) -> usize {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).revoked.len()
+    }
+
+    /// Whether a host was revoked, and that was not lifted.
+    pub fn is_revoked(&self, host: HostId) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).revoked.contains(&host)
     }
 
     /// A number that changes when the labels given to a host do.

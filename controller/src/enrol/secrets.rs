@@ -22,7 +22,7 @@ use crate::shard::worker::Command as ShardCommand;
 const SHARD_ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Hosts by the key id that they proved themselves by last.
-type Counts = [u64; 256];
+type Proved = [u64; 256];
 
 /// Which secrets a change may take out of force although hosts beat under them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ enum May {
 }
 
 /// Refuses a ring under which hosts would fall silent that beat under the one in force.
-fn guard(now: &Keyring, next: &Keyring, counts: &Counts, may: May) -> Result<(), EnrolError> {
+fn guard(now: &Keyring, next: &Keyring, counts: &Proved, may: May) -> Result<(), EnrolError> {
     let lost = now.lost_in(next).into_iter().filter(|id| match may {
         May::Nothing => true,
         May::Lose(asked) => *id != asked,
@@ -61,7 +61,7 @@ fn guard(now: &Keyring, next: &Keyring, counts: &Counts, may: May) -> Result<(),
 }
 
 impl Enrolling {
-    async fn counts(&self) -> Result<Counts, EnrolError> {
+    async fn proved_by(&self) -> Result<Proved, EnrolError> {
         let mut counts = [0; 256];
         for (i, shard) in self.p.shards.iter().enumerate() {
             let (answer, answered) = oneshot::channel();
@@ -80,7 +80,7 @@ impl Enrolling {
 
     /// The fleet secrets and how many hosts beat under each.
     pub async fn secrets(&self) -> Result<Vec<SecretStatus>, EnrolError> {
-        let counts = self.counts().await?;
+        let counts = self.proved_by().await?;
         let ring = self.keyring();
         let current = ring.current().key_id();
         let row = |(key_id, live): (KeyId, bool)| SecretStatus {
@@ -165,7 +165,7 @@ impl Enrolling {
         if may == May::Force || now.lost_in(next).is_empty() {
             return Ok(());
         }
-        guard(&now, next, &self.counts().await?, may)
+        guard(&now, next, &self.proved_by().await?, may)
     }
 
     async fn read(&self) -> Result<Keyring, EnrolError> {

@@ -52,7 +52,9 @@ impl World {
 async fn a_host_gets_its_key_and_the_tokens_labels_and_then_its_next_key() {
     let w = World::new();
     let token = w.token(1).await;
-    let (answer, expected) = w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
+    let LetIn { answer, expected, gained, news } =
+        w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
+    assert_eq!((gained, &news.unwrap()["enrolment"]["how"]), (Gained::New, &json!("new")));
     assert_eq!((expected.id, expected.labels["pool"].as_str()), (HostId([7; 16]), "a"));
     let present: HostKey = answer.key.parse().unwrap();
     assert_eq!((present.key_id(), answer.port), (KeyId(1), 2328));
@@ -93,10 +95,49 @@ async fn a_host_gets_its_key_and_the_tokens_labels_and_then_its_next_key() {
     // Used nonces have a bounded place: who proves nothing takes none of it.
     let (_, honest) = renewal(forged.nonce);
     assert!(w.enrolling.renew(&honest).is_ok());
+    assert_eq!(w.enrolling.counts().renewals(), 2);
     w.enrolling.revoke(HostId([7; 16]), "lost").await.unwrap();
     let (_, late) = renewal(w.enrolling.nonce());
     let refused = w.enrolling.renew(&late).unwrap_err();
     assert!(refused.to_string().contains("revoked"), "{refused}");
+}
+
+#[tokio::test]
+async fn who_proves_a_key_that_was_revoked_is_told_so_and_nobody_else() {
+    let w = World::new();
+    let token = w.token(1).await;
+    let LetIn { answer, .. } = w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
+    let present: HostKey = answer.key.parse().unwrap();
+    let ask = |purpose| {
+        let ex = Exchange { host: HostId([7; 16]), nonce: w.enrolling.nonce(), own: Hex([3; 16]) };
+        let (key_id, generation) = (present.key_id(), present.generation());
+        let mac = ex.proof(purpose, &present);
+        let ask = StandingRequest {
+            host: ex.host,
+            key_id,
+            generation,
+            nonce: ex.nonce,
+            own: ex.own,
+            mac,
+        };
+        (ex, ask)
+    };
+    let (ex, good) = ask(Purpose::Standing);
+    let answer = w.enrolling.standing(&good).await.unwrap();
+    assert!(answer.answers(&ex, &present) && answer.revoked.is_none());
+    w.enrolling.revoke(HostId([7; 16]), "lost (ann)").await.unwrap();
+    let (ex, late) = ask(Purpose::Standing);
+    let answer = w.enrolling.standing(&late).await.unwrap();
+    assert!(answer.answers(&ex, &present));
+    assert_eq!(answer.revoked.unwrap().reason, "lost (ann)");
+    // Not to who proved something else, nor to who only heard it.
+    assert!(matches!(w.enrolling.standing(&late).await, Err(EnrolError::Unproved(_))));
+    let (_, other) = ask(Purpose::Renew);
+    let refused = w.enrolling.standing(&other).await.unwrap_err().to_string();
+    assert!(!refused.contains("revoked") && !refused.contains("lost"), "{refused}");
+    w.enrolling.lift(HostId([7; 16])).await.unwrap();
+    let (_, lifted) = ask(Purpose::Standing);
+    assert_eq!(w.enrolling.standing(&lifted).await.unwrap().revoked, None);
 }
 
 #[tokio::test]
@@ -107,7 +148,8 @@ async fn strangers_the_used_up_and_the_late_are_told_so() {
     assert!(matches!(refused, EnrolError::Refused(Refusal::UnknownToken)));
     let token = w.token(1).await;
     w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
-    w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
+    let again = w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
+    assert!(again.gained == Gained::Repeated && again.news.is_none());
     let refused = w.enrolling.enrol(w.ask(&token, 8)).await.err().unwrap();
     assert!(matches!(refused, EnrolError::Refused(Refusal::TokenUsedUp(_))));
     let token = w.token(9).await;
@@ -122,7 +164,7 @@ async fn strangers_the_used_up_and_the_late_are_told_so() {
 async fn who_proves_its_key_keeps_its_generation() {
     let w = World::new();
     let token = w.token(9).await;
-    let (answer, _) = w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
+    let LetIn { answer, .. } = w.enrolling.enrol(w.ask(&token, 7)).await.unwrap();
     let key: HostKey = answer.key.parse().unwrap();
     let again = |nonce: Hex<NONCE_LEN>| {
         let attempt = Hex([99; 16]);
@@ -131,11 +173,16 @@ async fn who_proves_its_key_keeps_its_generation() {
         let proof = Proof { nonce, key_id: key.key_id(), generation: key.generation(), mac };
         EnrolRequest { attempt, proof: Some(proof), ..w.ask(&token, 7) }
     };
-    let (answer, _) = w.enrolling.enrol(again(w.enrolling.nonce())).await.unwrap();
+    let LetIn { answer, gained, .. } = w.enrolling.enrol(again(w.enrolling.nonce())).await.unwrap();
+    assert_eq!(gained, Gained::Kept);
     assert_eq!(*answer.key, *key.to_text());
     // Without the proof it is a machine that lost its key: the old one dies.
     let lost = EnrolRequest { attempt: Hex([98; 16]), ..w.ask(&token, 7) };
-    let (answer, _) = w.enrolling.enrol(lost).await.unwrap();
+    let LetIn { answer, gained, news, .. } = w.enrolling.enrol(lost).await.unwrap();
+    assert_eq!(gained, Gained::Rekeyed);
+    assert!(news.unwrap()["reason"].as_str().unwrap().contains("older keys are dead"));
+    let granted: Vec<u64> = w.enrolling.counts().granted().iter().map(|g| g.1).collect();
+    assert_eq!(granted, [1, 1, 1, 0]);
     assert_eq!(answer.key.parse::<HostKey>().unwrap().generation(), Generation(1));
     assert_eq!(w.enrolling.p.enrolled.least(HostId([7; 16])), Generation(1));
 }

@@ -1,5 +1,6 @@
-//! Pure: what the journal keeps of those who use the API. Rules that name `controller.audit` and have no
-//! conditions on labels send it on; without one nobody is told.
+//! Pure: what the journal keeps of those who use the API, and of hosts that enrol. Rules that name
+//! `controller.audit` and have no conditions on labels send the one on, rules that name `host.enrolled` the
+//! other; without one nobody is told.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +10,22 @@ use serde_json::{Map, Value};
 
 use super::Policy;
 use crate::event::EventKind;
-use crate::store::NewEvent;
+use crate::store::{HostRow, NewEvent};
 
 impl Policy {
+    /// The event of a host that enrolled; `row`: how it is registered. `news` tells the `reason`, too.
+    pub fn enrolled<R: Rng + ?Sized>(
+        &self,
+        row: &HostRow,
+        mut news: Map<String, Value>,
+        at: Wall,
+        rng: &mut R,
+    ) -> NewEvent {
+        let reason = news.remove("reason").and_then(|r| r.as_str().map(str::to_owned));
+        let reason = reason.unwrap_or_else(|| "it enrolled".to_owned());
+        self.beside(EventKind::HostEnrolled, row, reason, news, at, rng)
+    }
+
     /// The event of one call that may have changed something.
     pub fn audit_event<R: Rng + ?Sized>(
         &self,

@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guard::GuardStatus;
+use super::holds::Word as SaidWhy;
 use super::maintenance::Maintenance;
 use super::placement::{Depth, Wanted, find};
 use super::queue::{self, Queue};
@@ -52,6 +53,7 @@ mod holds;
 mod places;
 mod redrive;
 mod rules;
+mod single;
 mod windows;
 
 use follow::Courses;
@@ -83,6 +85,10 @@ pub enum Command {
     Revoked(HostId, String, oneshot::Sender<Result<(), ControlError>>),
     /// Keep a host's margin there, or let it learn.
     Freeze(HostId, Option<Duration>, oneshot::Sender<Result<Option<Duration>, ControlError>>),
+    /// Of two machines under one identity one is left: an operator says so.
+    Single(HostId, SaidWhy, oneshot::Sender<Result<(), ControlError>>),
+    /// A host enrolled: what the journal keeps of that.
+    Enrolled(HostId, Map<String, Value>),
     /// Pause, or end a pause.
     Pause(Option<Pause>, oneshot::Sender<Result<Option<Pause>, ControlError>>),
     /// Send dead letters again.
@@ -536,6 +542,14 @@ impl Running {
                 }
                 None => drop(answer.send(Err(ControlError::UnknownHost(host)))),
             },
+            Command::Single(host, word, answer) => self.single(host, &word, answer),
+            Command::Enrolled(host, news) => {
+                let wall = self.d.clock.wall();
+                let known = self.d.view.get(host);
+                let row = known.map_or_else(|| new_row(host, wall), |known| known.row);
+                let event = self.d.policy.enrolled(&row, news, wall, &mut self.rng);
+                self.work.push(Work::Event(Box::new(event)));
+            }
             Command::Pause(pause, answer) => {
                 self.pause(pause);
                 let pause = self.d.policy.pause().cloned();

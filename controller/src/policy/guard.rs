@@ -7,12 +7,14 @@
 //! 1. *Maintenance*: is it being worked on? Such a host counts for nothing, neither as heard nor as silent;
 //!    what is ordered of it waits until the window closes.
 //! 2. *Own doubt*: is the controller blind, or paused?
-//! 3. *Storm*: has too large a share, and number, of the hosts of any of its domains fallen silent? The
+//! 3. *Two machines* under one identity: which of them fell silent nobody knows, and the other may still do
+//!    its work. It waits until the other is gone for certain, or somebody says so.
+//! 4. *Storm*: has too large a share, and number, of the hosts of any of its domains fallen silent? The
 //!    fleet is a domain too, with figures of its own: then it may be us.
-//! 4. *Flapping*: it acts upon such a host only after it has been down for a while.
-//! 5. *Settling*: are others of its domain silent right now? Then this may be the first of many, and it
+//! 5. *Flapping*: it acts upon such a host only after it has been down for a while.
+//! 6. *Settling*: are others of its domain silent right now? Then this may be the first of many, and it
 //!    waits for a moment. So the first few of a dead rack do not slip through before the storm is seen.
-//! 6. *Rate*: a token bucket for each of its domains. What waits for a token waits in line.
+//! 7. *Rate*: a token bucket for each of its domains. What waits for a token waits in line.
 //!
 //! Evidence of a storm are suspects, hosts that wait for their order, and hosts that were acted upon within
 //! `storm_window`: a slow cascade adds up. So no more than the threshold less one are ever acted upon in a
@@ -61,6 +63,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 enum Why {
     Shelter(WindowId),
     Own,
+    Twin,
     Storm(DomainId),
     Flap,
     Settle,
@@ -79,6 +82,8 @@ enum Stage {
 struct Entry {
     path: Box<[DomainId]>,
     stage: Stage,
+    /// Two machines answered under its identity.
+    twin: bool,
     /// It counts as evidence of a storm.
     counted: bool,
     /// It has waited for others.
@@ -275,6 +280,7 @@ impl Guard {
                     self.enter(row, self.now);
                     self.look_around(row.id);
                 }
+                self.set_twin(row);
             }
             None => {
                 if let Some(row) = old.or(new) {
@@ -301,6 +307,7 @@ impl Guard {
             let entry = Entry {
                 path,
                 stage: Stage::Acted,
+                twin: row.duplicate,
                 counted: false,
                 settled: false,
                 excused: false,
@@ -315,6 +322,15 @@ impl Guard {
             self.wake(host, Some(since + window));
         }
         self.count(host, is_silent(row) && !self.sheltered.contains_key(&host));
+    }
+
+    /// Whether two machines answer under its identity. If that is over, its order is judged again.
+    fn set_twin(&mut self, row: &HostRow) {
+        let Some(entry) = self.entries.get_mut(&row.id) else { return };
+        entry.twin = row.duplicate;
+        if !row.duplicate && entry.stage == Stage::Held(Why::Twin) {
+            self.again.push_back(row.id);
+        }
     }
 
     fn look_around(&mut self, host: HostId) {
@@ -389,7 +405,7 @@ impl Guard {
                         }
                     }
                     // Of a line it is passed over when its turn comes.
-                    Why::Rate(_) | Why::Flap | Why::Settle | Why::Shelter(_) => {}
+                    Why::Rate(_) | Why::Flap | Why::Settle | Why::Shelter(_) | Why::Twin => {}
                 }
             }
             Stage::Acted | Stage::Rejected => {
@@ -426,7 +442,7 @@ impl Guard {
             Why::Own => drop(self.doubted.insert(host)),
             Why::Storm(id) => drop(self.stormbound.entry(id).or_default().insert(host)),
             Why::Rate(id) => self.lines.entry(id).or_default().push_back(host),
-            Why::Flap | Why::Settle | Why::Shelter(_) => {}
+            Why::Flap | Why::Settle | Why::Shelter(_) | Why::Twin => {}
         }
     }
 
@@ -479,7 +495,7 @@ impl Guard {
         let due = match why {
             Why::Settle => Some(self.now + self.config.settle.max(entry.gap).min(SETTLE_MAX)),
             Why::Flap => Some(entry.wanted_at + self.config.flaps.act_after),
-            Why::Shelter(_) | Why::Own | Why::Storm(_) | Why::Rate(_) => None,
+            Why::Shelter(_) | Why::Own | Why::Twin | Why::Storm(_) | Why::Rate(_) => None,
         };
         self.stage(host, Stage::Held(why), self.now);
         self.wake(host, due);
@@ -494,6 +510,9 @@ impl Guard {
             }
             if self.own.is_some() {
                 return Err(Why::Own);
+            }
+            if entry.twin {
+                return Err(Why::Twin);
             }
             if let Some(id) = entry.path.iter().find(|id| self.storms.contains_key(id)) {
                 return Err(Why::Storm(*id));
@@ -594,7 +613,7 @@ impl Why {
     fn domain(self) -> Option<DomainId> {
         match self {
             Self::Storm(id) | Self::Rate(id) => Some(id),
-            Self::Shelter(_) | Self::Own | Self::Flap | Self::Settle => None,
+            Self::Shelter(_) | Self::Own | Self::Twin | Self::Flap | Self::Settle => None,
         }
     }
 }

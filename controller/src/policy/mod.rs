@@ -7,9 +7,9 @@
 //!
 //! Seeing and acting are apart: the row (the state) is always true at once; only *actions* (`host.down`,
 //! `host.agent-lost`, `host.unreachable`) are ever held, by the [`guard`]: while the controller is blind or
-//! paused, in a storm, while a host flaps, or for a rate. Alerts, recoveries, goodbyes and joins never are,
-//! nor what a rule sends `always`. What was held is judged again on release ([`Policy::rejudge`]), against
-//! the present state; it is not replayed.
+//! paused, in a storm, while a host flaps or may be there twice, or for a rate. Alerts, recoveries, goodbyes
+//! and joins never are, nor what a rule sends `always`. What was held is judged again on release
+//! ([`Policy::rejudge`]), against the present state; it is not replayed.
 //!
 //! The caller hands in every change of a row, turns by [`Policy::take`] and others by [`Policy::changed`],
 //! lets time pass by [`Policy::step`], and does what [`Policy::orders`] says.
@@ -47,12 +47,14 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{GuardConfig, PlacementConfig, Rule};
 use crate::control::Pause;
-use crate::detector::host::{Evidence, Transition, Turn};
+use crate::detector::DUPLICATE_WINDOW;
+use crate::detector::host::{Evidence, OneLeft, Transition, Turn};
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{Audience, HostRow, NewDelivery, NewEvent, Settle};
 pub use domains::{DOMAINS_MAX, parse_name as parse_domain};
 pub use flaps::FLAPS_MAX;
 use guard::Guard;
+use holds::Word;
 use placement::{Placement, Wanted};
 use places::Places;
 use rules::{Choice, Subject};
@@ -301,7 +303,7 @@ impl Policy {
         let old_boot = row.boot;
         row.boot = transition.boot;
         row.address = transition.address.or(row.address);
-        if !matches!(transition.turn, Turn::Duplicate { .. } | Turn::Single) {
+        if !matches!(transition.turn, Turn::Duplicate { .. } | Turn::Single(_)) {
             row.duplicate = transition.duplicate;
         }
         if row.duplicate && !before.duplicate {
@@ -493,14 +495,10 @@ impl Policy {
         heard: bool,
         at: Wall,
     ) -> Vec<Choice> {
-        let duplicate = is_action(kind) && row.duplicate;
         let shelter = self.guard.shelter_of(row.id).filter(|_| is_alert(kind)).map(|w| w.words());
         let of = Subject { kind, labels: Some(&row.labels), from };
         rules::choose(&self.rules, of, heard, |rule| {
             if let Some(reason) = rule.suppresses(kind, at) {
-                Disposition::Suppress { reason }
-            } else if duplicate {
-                let reason = "two boots answer under this identity: never failed over".to_owned();
                 Disposition::Suppress { reason }
             } else if let Some(reason) = shelter.as_ref().filter(|_| !rule.always) {
                 Disposition::Suppress { reason: reason.clone() }
@@ -614,6 +612,21 @@ impl Policy {
         NewEvent { row: Some(row.clone()), ..event }
     }
 
+    /// The event that goes with an operator's word that of two machines under one identity one is left; `row`
+    /// is the changed one.
+    pub fn singled<R: Rng + ?Sized>(
+        &self,
+        row: &HostRow,
+        word: &Word,
+        at: Wall,
+        rng: &mut R,
+    ) -> NewEvent {
+        let reason = format!("{} says that one machine is left: {}", word.by, word.reason);
+        let extra = one("by", json!(word.by));
+        let event = self.beside(EventKind::HostSingle, row, reason, extra, at, rng);
+        NewEvent { row: Some(row.clone()), ..event }
+    }
+
     /// Whether an order about an incident is still true of a host as it stands now (`None`: forgotten).
     /// `Err` says why not.
     pub fn rejudge(
@@ -647,9 +660,6 @@ impl Policy {
         }
         if !ended && row.incident != incident {
             return Err("that outage ended; the host is in another one now".to_owned());
-        }
-        if is_action(kind) && row.duplicate {
-            return Err("two boots answer under this identity".to_owned());
         }
         Ok(())
     }
@@ -830,7 +840,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
                 incident: Incident::Keep,
                 reason: format!(
                     "two machines answer under this identity: boot {} at {}, and boot {other} at {}; \
-                     it is never failed over while they do",
+                     should it fall silent its failover is held until one is left for certain",
                     t.boot,
                     at(t.address),
                     at(address)
@@ -841,7 +851,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
                 ]),
             }
         }),
-        Turn::Single => row.duplicate.then(|| {
+        Turn::Single(why) => row.duplicate.then(|| {
             row.duplicate = false;
             Story {
                 kind: EventKind::HostSingle,
@@ -849,10 +859,21 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
                 settle: Settle::Nothing,
                 audience: Audience::All,
                 incident: Incident::Keep,
-                reason: format!(
-                    "only boot {} has answered for a long while: the other machine has fallen silent",
-                    t.boot
-                ),
+                reason: match (why, recorded) {
+                    (OneLeft::Rekeyed, _) => format!(
+                        "it was given a new key, which boot {} has: what had the old one is believed no more",
+                        t.boot
+                    ),
+                    (OneLeft::Silent, State::Down) => format!(
+                        "the other machine has been silent for {}, too: what is left is one, which is down",
+                        humantime::format_duration(DUPLICATE_WINDOW)
+                    ),
+                    (OneLeft::Silent, _) => format!(
+                        "only boot {} has answered for {}: the other machine has fallen silent",
+                        t.boot,
+                        humantime::format_duration(DUPLICATE_WINDOW)
+                    ),
+                },
                 extra: Map::new(),
             }
         }),

@@ -141,7 +141,7 @@ fn actions_are_held_while_paused_or_blind_and_nothing_else_is() {
 }
 
 #[test]
-fn a_duplicate_identity_is_never_failed_over() {
+fn a_duplicate_identity_is_not_failed_over_before_one_is_left() {
     let mut p = policy();
     let duplicate = Turn::Duplicate { other: Boot(9), address: None };
     let mut at = row(State::Alive);
@@ -154,8 +154,59 @@ fn a_duplicate_identity_is_never_failed_over() {
     let end = at;
     assert_eq!(kinds(&events)[0], EventKind::HostDuplicate);
     assert!(end.duplicate && end.state == State::Down);
-    assert!(events[2].deliveries.is_empty());
-    assert_eq!(events[2].data["verdicts"][0]["verdict"], "suppress");
+    assert_eq!(events[2].data["verdicts"][0]["verdict"], "hold");
+    let hold = p.hold_of(end.id, Wall(9)).unwrap();
+    assert_eq!(hold.kind, guard::HoldKind::Duplicate);
+    assert!(hold.reason.contains("hosts single"), "{}", hold.reason);
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut orders = |p: &mut Policy, row: &HostRow, at: u64| {
+        p.step(Instant::from_millis(at));
+        p.orders(|_| Some(row.clone()), Wall(9), &mut rng)
+    };
+    // Not with its domain, nor by time alone.
+    let fleet = guard::Target::Domain(BTreeMap::new());
+    let word = holds::Word { by: "ann".to_owned(), reason: "all of it".to_owned() };
+    let mut other = StdRng::seed_from_u64(4);
+    assert_eq!(p.approve(&fleet, &word, None, Wall(9), &mut other), Default::default());
+    assert_eq!(orders(&mut p, &end, 100_000), []);
+    assert_eq!(p.guard_status(Wall(9)).holds[&guard::HoldKind::Duplicate], 1);
+    // The other one has been silent for long enough, too.
+    let single = turn(Turn::Single(OneLeft::Silent), State::Down, 5);
+    let decision = take(&mut p, &end, single);
+    let told = decision.event.unwrap();
+    assert_eq!((told.kind, &told.data["state"]), (EventKind::HostSingle, &json!("down")));
+    assert!(told.data["reason"].as_str().unwrap().contains("what is left is one"));
+    assert!(!decision.row.duplicate && decision.row.incident == end.incident);
+    assert_eq!(orders(&mut p, &decision.row, 100_200), [Order::Release(end.id, Vec::new())]);
+}
+
+#[test]
+fn what_is_held_of_a_duplicate_goes_by_its_name_or_by_a_word_on_the_other() {
+    let twin = |p: &mut Policy| {
+        let mut at = HostRow { duplicate: true, ..row(State::Duplicate) };
+        for (t, state) in [SUSPECT, DOWN] {
+            at = take(p, &at, Transition { duplicate: true, ..turn(t, state, 5) }).row;
+        }
+        assert!(p.hold_of(at.id, Wall(9)).is_some());
+        at
+    };
+    let word = holds::Word { by: "ann".to_owned(), reason: "it is off".to_owned() };
+    let mut rng = StdRng::seed_from_u64(3);
+    let (mut p, mut q) = (policy(), policy());
+    let down = twin(&mut p);
+    let target = guard::Target::Host(down.id);
+    assert_eq!(p.approve(&target, &word, Some(&down), Wall(9), &mut rng).released, 1);
+    let kind = EventKind::HostDown;
+    assert_eq!(Policy::rejudge(Some(&down), kind, down.incident), Ok(()), "and it is still true");
+
+    let down = twin(&mut q);
+    let one = HostRow { duplicate: false, ..down.clone() };
+    q.changed(Some(&down), Some(&one));
+    let event = q.singled(&one, &word, Wall(9), &mut rng);
+    assert_eq!(event.data["reason"], "ann says that one machine is left: it is off");
+    q.step(Instant::from_millis(1_000));
+    let orders = q.orders(|_| Some(one.clone()), Wall(9), &mut rng);
+    assert_eq!(orders, [Order::Release(down.id, Vec::new())]);
 }
 
 #[test]
@@ -179,7 +230,7 @@ fn a_duplicate_is_a_state_of_its_own_told_with_both_addresses_until_it_ends() {
     for boot in [9, 5, 9] {
         assert_eq!(play(&mut p, Turn::Restarted, true, boot).state, State::Duplicate);
     }
-    let one = play(&mut p, Turn::Single, false, 9);
+    let one = play(&mut p, Turn::Single(OneLeft::Silent), false, 9);
     assert_eq!((one.state, one.duplicate), (State::Alive, false));
     assert_eq!(kinds(&events), [EventKind::HostDuplicate, EventKind::HostSingle]);
     let reason = events[0].data["reason"].as_str().unwrap();

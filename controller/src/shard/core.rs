@@ -225,8 +225,14 @@ impl ShardCore {
 
     /// Registers a known or expected host.
     pub fn register(&mut self, mut known: Known, now: Instant) -> bool {
-        known.generation = known.generation.max(self.identity.enrolled.least(known.id));
-        self.detector.register(known, now).is_some()
+        let least = self.identity.enrolled.least(known.id);
+        let rekeyed = known.generation < least;
+        known.generation = known.generation.max(least);
+        let slot = self.detector.register(known, now);
+        if rekeyed && let Some(slot) = slot {
+            self.detector.rekeyed(slot);
+        }
+        slot.is_some()
     }
 
     /// Begins to listen; the time before does not count as a pause of our own.
@@ -258,9 +264,17 @@ impl ShardCore {
 
     /// From now on no key of a host below this generation is believed.
     pub fn raise(&mut self, host: HostId, least: Generation) {
+        let Some(slot) = self.detector.slot(host) else { return };
+        if self.detector.record(slot).generation < least {
+            self.detector.record(slot).generation = least;
+            self.detector.rekeyed(slot);
+        }
+    }
+
+    /// An operator says that of two machines under one identity one is left.
+    pub fn single_out(&mut self, host: HostId, now: Instant) {
         if let Some(slot) = self.detector.slot(host) {
-            let h = self.detector.record(slot);
-            h.generation = h.generation.max(least);
+            self.detector.single_out(slot, now);
         }
     }
 
@@ -487,9 +501,15 @@ impl ShardCore {
         }
         (h.key_id, h.key_generation) = (key_id, admitted.key.generation());
         // A newer key was used: older ones are revoked from now on.
-        h.generation = h.generation.max(admitted.key.generation());
+        let rekeyed = admitted.key.generation() > h.generation;
+        if rekeyed {
+            h.generation = admitted.key.generation();
+        }
         if let Via::Beats(listen) = via {
             h.listen = listen;
+        }
+        if rekeyed {
+            self.detector.rekeyed(slot);
         }
         if let Message::Hello(hello) = &admitted.datagram.message {
             inc(&m.hellos);

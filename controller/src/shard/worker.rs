@@ -69,6 +69,8 @@ pub enum Command {
     Keys(oneshot::Sender<Box<[u32; 256]>>),
     /// Keep a host's margin there, or let it learn.
     Freeze(HostId, Option<Duration>),
+    /// Of two machines under this identity one is left.
+    Single(HostId),
     /// Tell what is known of a host.
     Why(HostId, oneshot::Sender<Option<HostWhy>>),
     /// A datagram of yours that came to another shard.
@@ -255,6 +257,7 @@ impl Worker {
                     self.core.remove(host);
                 }
                 Command::Freeze(host, margin) => self.core.freeze(host, margin),
+                Command::Single(host) => self.core.single_out(host, now),
                 Command::Least(host, least) => self.core.raise(host, least),
                 Command::Keyring(ring) => self.core.set_keyring(Keyring::clone(&ring)),
                 // The asker may have given up; nothing is lost then.

@@ -27,6 +27,7 @@ mod backup;
 mod enrol;
 mod files;
 mod journal;
+mod keys;
 mod leaves;
 mod outbox;
 mod placed;
@@ -49,6 +50,7 @@ use serde_json::{Map, Value};
 
 pub use backup::restore;
 pub use files::{DB_FILE, EPOCH_FILE, LOCK_FILE};
+pub use keys::{KeyStanding, standings};
 pub use writer::{COMMANDS_LEN_MAX, GROUP_LEN_MAX, READERS_MAX, SqliteStore};
 
 use super::{

@@ -4,7 +4,7 @@ use heartwatch_agent::enrol::{Enrolment, Url};
 use heartwatch_common::auth::{FleetSecret, Keyring};
 use heartwatch_common::enrol::{
     EnrolAnswer, EnrolRequest, Exchange, Hex, JoinToken, NonceAnswer, Purpose, RenewAnswer,
-    RenewRequest,
+    RenewRequest, StandingAnswer,
 };
 use heartwatch_common::id::{Generation, HostId, KeyId};
 use heartwatch_common::time::Instant;
@@ -39,6 +39,7 @@ pub fn enrolment(bytes: &[u8]) {
     if let Ok(ask) = serde_json::from_str::<RenewRequest>(text) {
         let ex = Exchange { host: ask.host, nonce: ask.nonce, own: ask.own };
         assert!(!ask.mac.is(&ex.proof(Purpose::Renew, &key)), "a forged proof");
+        assert!(!ask.mac.is(&ex.proof(Purpose::Standing, &key)), "a forged proof");
         let taken = Nonces::new([1; 32]).take(&ask.nonce, Instant::from_millis(5));
         assert!(taken.is_err(), "a forged nonce");
         let json = serde_json::to_string(&ask).expect("what was read can be written");
@@ -47,6 +48,10 @@ pub fn enrolment(bytes: &[u8]) {
     if let Ok(answer) = serde_json::from_str::<RenewAnswer>(text) {
         let ex = Exchange { host: HostId([0x8a; 16]), nonce: Hex([0; 48]), own: Hex([0; 16]) };
         assert!(answer.open(&ex, &key).is_none(), "a forged answer");
+    }
+    if let Ok(answer) = serde_json::from_str::<StandingAnswer>(text) {
+        let ex = Exchange { host: HostId([0x8a; 16]), nonce: Hex([0; 48]), own: Hex([0; 16]) };
+        assert!(!answer.answers(&ex, &key), "a forged answer");
     }
     if let Ok(kept) = serde_json::from_str::<Enrolment>(text) {
         let json = serde_json::to_string(&kept).expect("what was read can be written");

@@ -38,11 +38,12 @@ const PURE: [&str; 17] = [
 ];
 
 /// Shells that live beside the values they drive.
-const SHELLS: [&str; 5] = [
+const SHELLS: [&str; 6] = [
     "controller/src/policy/driver.rs",
     "controller/src/policy/driver/follow.rs",
     "controller/src/policy/driver/holds.rs",
     "controller/src/policy/driver/rules.rs",
+    "controller/src/policy/driver/single.rs",
     "controller/src/policy/driver/windows.rs",
 ];
 

@@ -39,17 +39,53 @@ async fn a_token_is_made_once_shown_once_and_lets_a_host_in_without_another_word
     assert_eq!((&welcome["host"], &welcome["labels"]), (&json!(HOST), &json!({"pool": "a"})));
     let again = say(&world, "/v1/enrol", &ask(&token)).await.json();
     assert_eq!(again["key"], welcome["key"]);
+    // Journaled once, and counted both times.
+    let journaled = world.control.enrolled.lock().unwrap().clone();
+    assert_eq!(journaled.len(), 1);
+    assert_eq!(journaled[0].1["reason"], "let in by the join token `t`");
+    let scraped = get(&world, "/metrics").await.text();
+    for line in [
+        "heartwatch_enrolments_total{outcome=\"new\"} 1",
+        "heartwatch_enrolments_total{outcome=\"repeated\"} 1",
+        "heartwatch_enrolments_refused_total{reason=\"host-taken\"} 0",
+        "heartwatch_key_renewals_total 0",
+        "heartwatch_hosts_revoked 0",
+    ] {
+        assert!(scraped.contains(line), "{line}");
+    }
 
     let path = format!("/v1/hosts/{HOST}/revoke");
     let nameless = act(&world, Method::POST, &path, &json!({"reason": " "})).await;
     assert_eq!(nameless.status, StatusCode::BAD_REQUEST);
     let gone = act(&world, Method::POST, &path, &json!({"reason": "lost", "by": "me"})).await;
     assert_eq!(gone.json()["reason"], "lost (me)");
+    assert_eq!(gone.json()["already"], false);
+    // Whoever asks for it, by whatever it is called, hears what became of it.
+    let again = act(&world, Method::POST, "/v1/hosts/web-1/revoke", &json!({"reason": "x"})).await;
+    assert_eq!(
+        (&again.json()["already"], &again.json()["reason"]),
+        (&json!(true), &json!("lost (me)"))
+    );
+    for path in ["/v1/hosts/web-1", "/v1/hosts/web-1/why", &format!("/v1/hosts/{HOST}")] {
+        let told = act(&world, Method::GET, path, &Value::Null).await;
+        assert_eq!(told.status, StatusCode::GONE, "{path}");
+        assert!(
+            told.text().contains("lost (me)") && told.text().contains("--lift"),
+            "{}",
+            told.text()
+        );
+    }
+    let forget = act(&world, Method::DELETE, "/v1/hosts/web-1", &Value::Null).await;
+    assert_eq!(forget.status, StatusCode::GONE);
+    let list = json!([{"id": HOST}, {"id": "00".repeat(15) + "99"}]);
+    let imported = act(&world, Method::POST, "/v1/hosts/import", &list).await.json();
+    assert_eq!(imported, json!({"added": 1, "known": 0, "revoked": [HOST]}));
     let refused = say(&world, "/v1/enrol", &ask(&token)).await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
     assert!(refused.text().contains("host-revoked"), "{}", refused.text());
-    let lifted = act(&world, Method::DELETE, &path, &Value::Null).await;
-    assert_eq!(lifted.status, StatusCode::OK);
+    let by_name = "/v1/hosts/web-1/revoke";
+    let lifted = act(&world, Method::DELETE, by_name, &Value::Null).await;
+    assert_eq!(lifted.status, StatusCode::OK, "{}", lifted.text());
     let twice = act(&world, Method::DELETE, &path, &Value::Null).await;
     assert_eq!(twice.status, StatusCode::NOT_FOUND);
 }

@@ -59,10 +59,11 @@ impl Guard {
             Target::Host(host) => Some(*host).into_iter().filter(held).collect(),
             Target::Domain(labels) => {
                 let Some(id) = self.domains.find(labels) else { return Vec::new() };
-                // Who is being worked on is meant only by name.
-                let meant = |e: &Entry| {
-                    e.path.contains(&id) && !matches!(e.stage, Stage::Held(Why::Shelter(_)))
+                // Who is being worked on, or may be there twice, is meant only by name.
+                let by_name = |e: &Entry| {
+                    e.twin || matches!(e.stage, Stage::Held(Why::Shelter(_) | Why::Twin))
                 };
+                let meant = |e: &Entry| e.path.contains(&id) && !by_name(e);
                 let inside = |host: &HostId| self.entries.get(host).is_some_and(meant);
                 self.by_age.iter().map(|(_, host)| *host).filter(inside).collect()
             }

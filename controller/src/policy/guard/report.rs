@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::super::waits::RuleWaits;
 use super::operator::wall_before;
 use super::{DomainId, Guard, Stage, Why};
+use crate::detector::DUPLICATE_WINDOW;
 
 /// Most storms that the status lists.
 pub const STORMS_SHOWN_MAX: usize = 100;
@@ -22,6 +23,8 @@ pub enum HoldKind {
     Maintenance,
     /// The controller is paused, blind, or has just been restarted.
     Controller,
+    /// Two machines answered under its identity.
+    Duplicate,
     /// Too many hosts of a domain are silent.
     Storm,
     /// The host comes and goes.
@@ -34,9 +37,10 @@ pub enum HoldKind {
 
 impl HoldKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Maintenance,
         Self::Controller,
+        Self::Duplicate,
         Self::Storm,
         Self::Flapping,
         Self::Settling,
@@ -48,6 +52,7 @@ impl HoldKind {
         match self {
             Self::Maintenance => "maintenance",
             Self::Controller => "controller",
+            Self::Duplicate => "duplicate",
             Self::Storm => "storm",
             Self::Flapping => "flapping",
             Self::Settling => "settling",
@@ -60,6 +65,7 @@ impl HoldKind {
         match self {
             Self::Maintenance => "maintenance",
             Self::Controller => "the controller is paused, blind, or just restarted",
+            Self::Duplicate => "two machines under one identity",
             Self::Storm => "a storm",
             Self::Flapping => "flapping hosts",
             Self::Settling => "waiting for others of the domain",
@@ -71,6 +77,7 @@ impl HoldKind {
         match why {
             Why::Shelter(_) => Self::Maintenance,
             Why::Own => Self::Controller,
+            Why::Twin => Self::Duplicate,
             Why::Storm(_) => Self::Storm,
             Why::Flap => Self::Flapping,
             Why::Settle => Self::Settling,
@@ -160,6 +167,12 @@ impl Guard {
             Why::Own => self.own.clone().unwrap_or_else(|| {
                 "the controller has been restarted: every host gets its chance first".to_owned()
             }),
+            // Short: tables cut what is long, and what is to be done must stand there.
+            Why::Twin => format!(
+                "two machines answered under its identity: it goes {} after the other was last heard, or by \
+                 `heartwatchctl hosts single HOST`",
+                humantime::format_duration(DUPLICATE_WINDOW)
+            ),
             Why::Storm(id) => {
                 let ((silent, base), limit) = (counts(id), self.threshold(id));
                 let us = if id == DomainId::FLEET { ", it may be us" } else { "" };

@@ -5,6 +5,7 @@ use heartwatch_common::load::LoadSample;
 use heartwatch_common::wire::{Beat, Leave, LeaveReason, RoundTrip, encode_hello};
 
 use crate::detector::confirm::ProbePlan;
+use crate::detector::host::OneLeft;
 use crate::detector::timeout::Patience;
 use crate::intervals::Assigned;
 use crate::intervals::watched::Watch;
@@ -414,6 +415,51 @@ fn a_newer_key_once_used_revokes_the_older_ones() {
     assert_eq!(w.rejects(Reject::Revoked), 2);
     w.rekey(2);
     assert_eq!(w.give(&w.beat(5, 14, 2_200, EPOCH), 2_200).len(), 1, "the newer one still counts");
+}
+
+/// A clone of which every key is dead kept the true host a duplicate for ten minutes.
+#[test]
+fn who_is_given_a_new_key_is_one_again() {
+    let single = Turn::Single(OneLeft::Rekeyed);
+    let twins = || {
+        let mut w = World::alive();
+        let back = |w: &mut World, boot: u32, seq: u32, at: u64| {
+            let nonce = w.nonce_asked(&w.beat(boot, seq, at, EPOCH), at);
+            w.give(&w.reply(boot, seq + 1, at + 10, nonce), at + 10);
+        };
+        w.give(&w.hello_at(5_000, 9, 1, 0), 5_000);
+        w.give(&w.beat(9, 2, 6_000, EPOCH), 6_000);
+        back(&mut w, 5, 20, 12_000);
+        back(&mut w, 9, 30, 18_000);
+        let turns = w.turns();
+        assert!(matches!(turns.last(), Some(Turn::Duplicate { .. })), "{turns:?}");
+        w
+    };
+    // The controller was told by an enrolment, and then the host shows the key.
+    let mut w = twins();
+    w.core.raise(HOST, Generation(1));
+    assert!(w.give(&w.beat(5, 40, 20_000, EPOCH), 20_000).is_empty(), "the old one is dead");
+    w.rekey(1);
+    w.give(&w.beat(9, 41, 21_000, EPOCH), 21_000);
+    assert_eq!(w.turns(), [single]);
+    // Somebody put it there by hand.
+    let mut w = twins();
+    w.rekey(1);
+    w.give(&w.beat(9, 41, 21_000, EPOCH), 21_000);
+    w.give(&w.beat(9, 42, 22_000, EPOCH), 22_000);
+    assert_eq!(w.turns(), [single]);
+    // The same generation again, as after a renewal, proves nothing of the other.
+    let mut w = twins();
+    w.core.raise(HOST, Generation(0));
+    w.give(&w.beat(9, 41, 21_000, EPOCH), 21_000);
+    assert_eq!(w.turns(), []);
+    // An operator's word.
+    w.core.single_out(HOST, ms(21_500));
+    w.give(&w.beat(9, 42, 22_000, EPOCH), 22_000);
+    assert_eq!(
+        (w.turns(), w.core.why(HOST, ms(22_000), Duration::ZERO).unwrap().twin),
+        (vec![], None)
+    );
 }
 
 #[test]

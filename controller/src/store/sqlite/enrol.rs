@@ -1,9 +1,9 @@
-//! What version 5 of the schema knows of enrolments: join tokens, and who came in by which.
+//! What the schema knows of enrolments since version 5: join tokens, and who came in by which.
 //!
 //! | table | one row per | notes |
 //! | --- | --- | --- |
 //! | `join_tokens` | token | `hash` is of its secret, which is nowhere kept; `labels` is a JSON object |
-//! | `enrolments` | host that enrolled, or was revoked | `generation` of the key that it was given, `least` the lowest one that is accepted; `attempt`, `machine`: who asked. Stays when the host is forgotten |
+//! | `enrolments` | host that enrolled, or was revoked | `generation` of the key that it was given, `least` the lowest one that is accepted; `attempt`, `machine`: who asked; `name` (since version 6): its name then, or as it was revoked. Stays when the host is forgotten |
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Db, SqliteStore};
 use crate::enrol::decide::{Asked, Enrolment, Grant, Refusal, TokenRow, decide};
-use crate::enrol::{EnrolStore, TOKENS_MAX};
+use crate::enrol::{EnrolStore, Revocation, Revoked, TOKENS_MAX};
 use crate::store::{READ_LEN_MAX, StoreError};
 
 /// The step; see [`super::schema`].
@@ -46,9 +46,15 @@ CREATE TABLE enrolments (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Names of hosts that are in the registry no more: whoever lifts a revocation knows no id.
+pub(super) const NAMES: &str = "
+ALTER TABLE enrolments ADD COLUMN name TEXT NOT NULL DEFAULT '';
+CREATE INDEX enrolments_revoked ON enrolments (name) WHERE revoked IS NOT NULL;
+";
+
 const TOKEN: &str =
     "SELECT name, uses, uses_left, expires, clones, labels, created, by, revoked FROM join_tokens";
-const ENROLMENT: &str = "SELECT host, token, attempt, machine, generation, least, labels, at, revoked, reason \
+const ENROLMENT: &str = "SELECT host, token, attempt, machine, generation, least, labels, at, revoked, reason, name \
                          FROM enrolments";
 
 fn json(labels: &BTreeMap<String, String>) -> Result<String, StoreError> {
@@ -86,6 +92,7 @@ fn enrolment(row: &Row<'_>) -> rusqlite::Result<Enrolment> {
         at_ms: Wall(row.get(7)?),
         revoked_ms: row.get::<_, Option<i64>>(8)?.map(Wall),
         reason: row.get(9)?,
+        name: row.get(10)?,
     })
 }
 
@@ -96,7 +103,7 @@ fn of_host(c: &Connection, host: HostId) -> Result<Option<Enrolment>, StoreError
 
 fn save(c: &Connection, e: &Enrolment) -> Result<(), StoreError> {
     c.prepare_cached(
-        "INSERT OR REPLACE INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT OR REPLACE INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?
     .execute(params![
         e.host.0,
@@ -109,6 +116,7 @@ fn save(c: &Connection, e: &Enrolment) -> Result<(), StoreError> {
         e.at_ms.0,
         e.revoked_ms.map(|at| at.0),
         e.reason,
+        e.name,
     ])?;
     Ok(())
 }
@@ -180,6 +188,9 @@ impl Db {
                 .optional()?;
             let present = of_host(c, asked.host)?;
             let granted = decide(asked, known.as_ref(), same.as_ref(), present.as_ref());
+            if let Ok(Grant::Kept(kept)) = &granted {
+                save(c, kept)?;
+            }
             if let Ok(Grant::New(new)) = &granted {
                 save(c, new)?;
                 let sql = "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE hash = ?1";
@@ -190,19 +201,13 @@ impl Db {
     }
 
     /// See [`EnrolStore::revoke_host`].
-    pub fn revoke_host(
-        &self,
-        host: HostId,
-        generation: Generation,
-        reason: &str,
-        fresh: Hex<16>,
-        at: Wall,
-    ) -> Result<Enrolment, StoreError> {
+    pub fn revoke_host(&self, what: &Revocation) -> Result<Revoked, StoreError> {
+        let Revocation { host, generation, at, .. } = *what;
         self.atomically(|c| {
             let mut e = of_host(c, host)?.unwrap_or_else(|| Enrolment {
                 host,
                 token: String::new(),
-                attempt: fresh,
+                attempt: what.fresh,
                 machine: Hex([0; 32]),
                 generation,
                 least: generation,
@@ -210,19 +215,24 @@ impl Db {
                 at_ms: at,
                 revoked_ms: None,
                 reason: String::new(),
+                name: String::new(),
             });
             let newest = e.generation.max(e.least).max(generation).0;
             let Some(least) = newest.checked_add(1) else {
                 let text = format!("host {host} has used up its key generations: `forget` it");
                 return Err(StoreError::Invalid(text));
             };
-            if e.revoked_ms.is_none() {
+            let already = e.revoked_ms.is_some();
+            if !already {
                 e.least = Generation(least);
                 e.revoked_ms = Some(at);
-                e.reason = reason.to_owned();
+                e.reason.clone_from(&what.reason);
+                if !what.name.is_empty() {
+                    e.name.clone_from(&what.name);
+                }
                 save(c, &e)?;
             }
-            Ok(e)
+            Ok(Revoked { enrolment: e, already })
         })
     }
 
@@ -245,6 +255,15 @@ impl Db {
             .prepare_cached(&format!("{ENROLMENT} WHERE host > ?1 ORDER BY host LIMIT ?2"))?;
         let after = after.map_or(Vec::new(), |h| h.0.to_vec());
         let rows = all.query_map(params![after, READ_LEN_MAX as i64], enrolment)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// See [`EnrolStore::revoked_named`].
+    pub fn revoked_named(&self, name: &str) -> Result<Vec<Enrolment>, StoreError> {
+        let mut all = self.c.prepare_cached(&format!(
+            "{ENROLMENT} WHERE revoked IS NOT NULL AND name = ?1 ORDER BY host LIMIT 2"
+        ))?;
+        let rows = all.query_map([name], enrolment)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
@@ -276,15 +295,12 @@ impl EnrolStore for SqliteStore {
         self.write(move |db| db.enrol(&asked)).await
     }
 
-    async fn revoke_host(
-        &self,
-        host: HostId,
-        generation: Generation,
-        reason: String,
-        fresh: Hex<16>,
-        at: Wall,
-    ) -> Result<Enrolment, StoreError> {
-        self.write(move |db| db.revoke_host(host, generation, &reason, fresh, at)).await
+    async fn revoke_host(&self, what: Revocation) -> Result<Revoked, StoreError> {
+        self.write(move |db| db.revoke_host(&what)).await
+    }
+
+    async fn revoked_named(&self, name: String) -> Result<Vec<Enrolment>, StoreError> {
+        self.write(move |db| db.revoked_named(&name)).await
     }
 
     async fn lift(&self, host: HostId) -> Result<Option<Enrolment>, StoreError> {
@@ -328,6 +344,7 @@ mod tests {
             proved: None,
             standing: Standing::Unknown,
             generation: Generation(0),
+            name: "web-1".to_owned(),
             fresh: HostId([99; 16]),
             at: Wall(10),
         }
@@ -358,22 +375,39 @@ mod tests {
         let db = Db::memory().unwrap();
         db.add_token(&Hex([1; 32]), &token_row("t", 9)).unwrap();
         db.enrol(&asked(1, 1)).unwrap().unwrap();
-        let gone =
-            db.revoke_host(HostId([1; 16]), Generation(0), "lost", Hex([7; 16]), Wall(20)).unwrap();
+        let what = Revocation {
+            host: HostId([1; 16]),
+            name: String::new(),
+            generation: Generation(0),
+            reason: "lost".to_owned(),
+            fresh: Hex([7; 16]),
+            at: Wall(20),
+        };
+        let gone = db.revoke_host(&what).unwrap();
+        assert!(!gone.already);
+        let gone = gone.enrolment;
         assert_eq!((gone.least, gone.revoked_ms), (Generation(1), Some(Wall(20))));
-        let twice =
-            db.revoke_host(HostId([1; 16]), Generation(0), "x", Hex([8; 16]), Wall(30)).unwrap();
-        assert_eq!(twice, gone);
+        let again = Revocation { reason: "x".to_owned(), at: Wall(30), ..what.clone() };
+        assert_eq!(db.revoke_host(&again).unwrap(), Revoked { enrolment: gone, already: true });
+        assert_eq!(db.revoked_named("web-1").unwrap()[0].host, HostId([1; 16]), "as it enrolled");
         let refused = db.enrol(&asked(1, 2)).unwrap().unwrap_err();
         assert_eq!(refused, Refusal::HostRevoked(HostId([1; 16])));
         assert_eq!(db.lift(HostId([1; 16])).unwrap().unwrap().least, Generation(1));
         assert!(db.lift(HostId([1; 16])).unwrap().is_none());
+        assert!(db.revoked_named("web-1").unwrap().is_empty());
         let back = db.enrol(&asked(1, 2)).unwrap().unwrap();
         assert_eq!(back.enrolment().generation, Generation(2));
         // One that never enrolled, but has a key made by hand.
-        let by_hand =
-            db.revoke_host(HostId([5; 16]), Generation(3), "old", Hex([9; 16]), Wall(40)).unwrap();
+        let by_hand = Revocation {
+            host: HostId([5; 16]),
+            name: "db-1".to_owned(),
+            generation: Generation(3),
+            fresh: Hex([9; 16]),
+            ..what
+        };
+        let by_hand = db.revoke_host(&by_hand).unwrap().enrolment;
         assert_eq!((by_hand.least, by_hand.token.as_str()), (Generation(4), ""));
+        assert_eq!(db.revoked_named("db-1").unwrap(), [by_hand]);
     }
 
     #[test]

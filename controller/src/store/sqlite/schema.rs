@@ -32,7 +32,8 @@ use crate::store::StoreError;
 pub(super) const APPLICATION_ID: i64 = 0x4857_4442;
 
 /// What a database of each version lacks to become the next.
-const MIGRATIONS: [&[&str]; 5] = [&[V1], &[V2], &[V3], V4, &[super::enrol::STEP]];
+const MIGRATIONS: [&[&str]; 6] =
+    [&[V1], &[V2], &[V3], V4, &[super::enrol::STEP], &[super::enrol::NAMES]];
 
 /// The newest version that this code knows.
 pub(super) const VERSION: usize = MIGRATIONS.len();
