@@ -192,7 +192,10 @@ async fn other_machines_must_speak_https_and_show_a_token() {
             .await
             .context("a close")??;
         ensure!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("https"), "{answer}");
-        let said = refused(ctl(&controller, &format!("http://{there}:2328"), &["hosts"])?)?;
+        let url = format!("http://{there}:2328");
+        let said = refused(ctl(&controller, &url, &["hosts"])?)?;
+        ensure!(said.contains("plain http would show the token"), "{said}");
+        let said = refused(CtlOutput::of("heartwatchctl", &["--url", &url, "hosts"])?)?;
         ensure!(said.contains("https is needed"), "{said}");
         controller.ctl(&["status"])?.ok()?;
         // Its own drills' webhooks arrive though its API listens on no loopback address.
@@ -229,6 +232,9 @@ async fn tokens_do_what_their_scope_says_by_tls_too_and_who_changed_what_is_in_t
         let said = refused(with(&controller, &operator, &["api-token", "list"])?)?;
         ensure!(said.contains("`admin`"), "{said}");
         let said = refused(with(&controller, "/nowhere", &["hosts"])?)?;
+        ensure!(said.contains("/nowhere") && said.contains("is the path right?"), "{said}");
+        let none = ["--url", &controller.https(), "--ca", &own, "hosts"];
+        let said = refused(CtlOutput::of("heartwatchctl", &none)?)?;
         ensure!(said.contains("bearer token is needed"), "{said}");
 
         // They and the journal outlive a crash.
