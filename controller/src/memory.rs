@@ -8,6 +8,7 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 /// Bytes of a huge page of x86-64 and of most others.
 const HUGE_PAGE: usize = 2 << 20;
@@ -18,19 +19,19 @@ const PAGE: usize = 4_096;
 /// none (`/sys/kernel/mm/transparent_hugepage/enabled` says `never`), usual pages do as well, but slower.
 pub fn room<T>(len: usize) -> Vec<T> {
     let mut room = Vec::<T>::with_capacity(len);
-    ask_for_huge_pages(room.as_mut_ptr().cast::<u8>(), room.capacity() * size_of::<T>());
+    advise(room.as_mut_ptr().cast(), room.capacity() * size_of::<T>());
     room
 }
 
-/// As many zeros, in huge pages as those of [`room`]. They take no memory before they are written to.
-pub fn zeros(len: usize) -> Vec<u32> {
+/// Numbers that are zero, with huge pages as those of [`room`]. They take no memory before they are written to.
+pub fn zero_numbers(len: usize) -> Vec<u32> {
     let mut zeros = vec![0; len];
-    ask_for_huge_pages(zeros.as_mut_ptr().cast::<u8>(), len * size_of::<u32>());
+    advise(zeros.as_mut_ptr().cast(), len * size_of::<u32>());
     zeros
 }
 
-/// Asks the kernel for huge pages for `bytes` of our own from `begin` on.
-fn ask_for_huge_pages(begin: *mut u8, bytes: usize) {
+/// Asks for huge pages for what lies in an allocation, if it is large enough.
+fn advise(begin: *mut u8, bytes: usize) {
     let skipped = begin.align_offset(PAGE);
     if bytes >= HUGE_PAGE + skipped
         && let Some(begin) = NonNull::new(begin.wrapping_add(skipped).cast::<c_void>())
@@ -42,6 +43,15 @@ fn ask_for_huge_pages(begin: *mut u8, bytes: usize) {
             log::debug!("no huge pages: {e}");
         }
     }
+}
+
+/// Words that are zero, `N` together, of which huge pages are asked for as by [`room`]. Memory is taken only
+/// where something else was written, a page at a time.
+pub fn zeros<const N: usize>(len: usize) -> Box<[[AtomicU64; N]]> {
+    let words = Box::<[[AtomicU64; N]]>::new_zeroed_slice(len);
+    advise(words.as_ptr().cast_mut().cast(), size_of_val(&*words));
+    // SAFETY: a word whose bytes are zero is a valid atomic number.
+    unsafe { words.assume_init() }
 }
 
 /// Bytes of a cache line.

@@ -72,8 +72,10 @@ pub const RUNTIME_FILE: &str = "runtime.json";
 const DELIVERY_END_MAX: Duration = Duration::from_secs(5);
 /// How long the policy may take to write what it decided.
 const DRIVER_END_MAX: Duration = Duration::from_secs(8);
-/// How often what is past its retention is thrown away.
+/// How often what is past its retention is thrown away, and memory that nobody uses given back.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// When that is done for the second time: what a start leaves behind is free by then.
+const PRUNE_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why the controller could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -180,6 +182,7 @@ impl App {
                 what: "draw random numbers",
                 source: io::Error::other(e.to_string()),
             })?;
+        memory::settle();
         make_private_dir(&config.state_dir)?;
         let keyring = secrets::keyring(&config.fleet_secret_file, &config.state_dir, &mut rng)?;
         let token = secrets::api_token(&config.api_token_file, &config.state_dir, &mut rng)?;
@@ -748,10 +751,8 @@ async fn watchdog(shards: Vec<ShardHandle>, pulse: Arc<Pulse>, clock: Arc<dyn Cl
 }
 
 async fn prune(store: Arc<SqliteStore>, retention: Retention, clock: Arc<dyn Clock>) {
-    let mut tick = tokio::time::interval(PRUNE_EVERY);
+    let mut wait = PRUNE_AGAIN;
     loop {
-        tick.tick().await;
-        tokio::task::spawn_blocking(memory::give_back);
         // A bounded amount per call: go on until there is nothing more.
         loop {
             match store.prune(retention, clock.wall()).await {
@@ -763,6 +764,12 @@ async fn prune(store: Arc<SqliteStore>, retention: Retention, clock: Arc<dyn Clo
                 }
             }
         }
+        if let Err(e) = store.slim().await {
+            log::debug!("the store keeps its caches: {e}");
+        }
+        tokio::task::spawn_blocking(memory::give_back);
+        tokio::time::sleep(wait).await;
+        wait = PRUNE_EVERY;
     }
 }
 

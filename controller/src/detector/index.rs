@@ -15,7 +15,7 @@
 //! of twice the size, to which it moves; the others follow as they fill up, or one at each insertion.
 //! Memory: 5.4 to 10.7 bytes a host.
 
-use crate::memory::{LINE, prefetch, zeros};
+use crate::memory::{LINE, prefetch, zero_numbers};
 
 /// Parts that grow apart.
 const PARTS: usize = 256;
@@ -84,7 +84,7 @@ impl Clone for Piece {
 
 impl Piece {
     fn new(lines_of_part: usize) -> Self {
-        let words = zeros((PARTS * lines_of_part + 1) * WIDTH);
+        let words = zero_numbers((PARTS * lines_of_part + 1) * WIDTH);
         let skipped = words.as_ptr().align_offset(LINE) % WIDTH;
         Self { words, skipped, mask: lines_of_part - 1 }
     }

@@ -153,7 +153,7 @@ pub const FIGURES: [Figure; 19] = [
         "memory_bytes",
         "memory",
         "a fixed part + hosts · bytes per host",
-        "a budget (plan/cost.rs); compare cargo xtask bench memory",
+        "measured (plan/cost.rs): cargo xtask bench memory",
     ),
     figure(
         "buffer_bytes_per_shard",

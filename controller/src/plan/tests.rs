@@ -42,7 +42,7 @@ fn a_clean_fleet_by_hand() {
     near(p.bits_per_s_in, 1.168e9);
     near(p.bits_per_s_out, 0.1168e9);
     near(p.cores_busy, 1e6 * BEAT_NS * 1e-9);
-    near(p.memory_bytes, 32e6 + 1e6 * HOST_BYTES);
+    near(p.memory_bytes, BASE_BYTES + 1e6 * HOST_BYTES);
     // 25 ms, no beat is lost; crash in the middle of a gap; three probes at 200 ms.
     assert_eq!((p.margin_s, p.lost_beats_borne), (0.025, 0));
     near(p.suspect_p50_s, 0.5 + 0.025 + 0.000_5);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::Registry;
-use super::names::Name;
+use super::names::{Match, Name};
 use super::rows::Tag;
 use super::texts::Sym;
 use crate::event::State;
@@ -46,8 +46,12 @@ pub(super) struct Sieve<'a> {
     labels: Option<Vec<(Sym, Sym)>>,
     /// What is known of each set: nothing yet, or whether it passes.
     sets: Vec<Option<bool>>,
-    /// Shapes of names that were judged since the last refresh: any change may give a symbol another text.
-    shapes: HashMap<(Sym, bool), bool>,
+    /// What the part that is looked for means for shapes of names, since the last refresh: any change may
+    /// give a symbol another text.
+    matches: Vec<Match>,
+    /// Which of them is a shape's; and the shape that was judged last, as neighbours are often alike.
+    shapes: HashMap<(Sym, bool), usize>,
+    last: Option<((Sym, bool), usize)>,
     change: u64,
 }
 
@@ -60,7 +64,9 @@ impl<'a> Sieve<'a> {
             generation: None,
             labels: None,
             sets: Vec::new(),
+            matches: Vec::new(),
             shapes: HashMap::new(),
+            last: None,
             change: 0,
         }
     }
@@ -70,6 +76,8 @@ impl<'a> Sieve<'a> {
         if self.change != registry.change || self.shapes.len() > SHAPES_MAX {
             self.change = registry.change;
             self.shapes.clear();
+            self.matches.clear();
+            self.last = None;
         }
         let generation = registry.sets.generation();
         if self.generation == Some(generation) {
@@ -104,11 +112,15 @@ impl<'a> Sieve<'a> {
             }
         }
         let Some(part) = &self.filter.name_contains else { return true };
-        if part.bytes().any(|b| b.is_ascii_digit()) {
-            return name.contains(part, &registry.texts);
-        }
-        // A part without digits does not reach into the number, so names of one shape agree.
-        let judge = || name.contains(part, &registry.texts);
-        *self.shapes.entry(name.shape()).or_insert_with(judge)
+        let shape = name.shape();
+        let at = match self.last {
+            Some((last, at)) if last == shape => at,
+            _ => *self.shapes.entry(shape).or_insert_with(|| {
+                self.matches.push(Match::new(name, part, &registry.texts));
+                self.matches.len() - 1
+            }),
+        };
+        self.last = Some((shape, at));
+        self.matches[at].holds(name)
     }
 }

@@ -59,6 +59,12 @@ impl Index {
         self.parts[Self::part(hash)].insert_unique(hash, at, |at| key(*at, hasher));
     }
 
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let tables: usize = self.parts.iter().map(HashTable::allocation_size).sum();
+        tables + size_of_val(&*self.parts)
+    }
+
     /// Removes a place.
     pub(super) fn remove(&mut self, hash: u64, at: u32) {
         if let Ok(entry) = self.parts[Self::part(hash)].find_entry(hash, |other| *other == at) {

@@ -13,7 +13,8 @@
 //! A cell is written by one thread, the host's shard, with plain relaxed stores; a reader may see half of
 //! one beat and half of the next, which are neighbours. Cells stand in chunks that appear as they are
 //! needed and never move, so neither side ever waits. A chunk belongs to one *lane* (a shard), so that two
-//! shards never write to one cache line.
+//! shards never write to one cache line; a lane's first one is small, for a machine may have many lanes and
+//! few hosts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -23,12 +24,13 @@ use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 
 use super::habits::{self, Habits, Lesson};
-use crate::memory::{prefetch, room};
+use crate::memory::{LINE, prefetch, zeros};
 
-/// Cells in a chunk.
+/// Cells in a chunk, and in the first one of a lane: 8 MB and 512 kB.
 const CHUNK_LEN: usize = 131_072;
-/// Chunks of a table: 16 million cells.
-const CHUNKS_MAX: usize = 128;
+const FIRST_LEN: usize = 8_192;
+/// Chunks of a table: 16 million cells, and a first chunk for each of 64 lanes.
+const CHUNKS_MAX: usize = 128 + 64;
 /// Bit of the second word that says that there is a load sample.
 const HAS_LOAD: u64 = 1 << 56;
 /// Where the gap stands in the third word.
@@ -62,13 +64,36 @@ pub struct Live {
     pub load: Option<LoadSample>,
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Cell([AtomicU64; 3 + habits::WORDS]);
+/// Words of a cell: one cache line.
+const WORDS: usize = 3 + habits::WORDS;
+
+const _: () = assert!(WORDS * size_of::<u64>() == LINE);
+
+type Cell = [AtomicU64; WORDS];
+
+/// Cells that stand in a line each.
+struct Chunk {
+    words: Box<[[AtomicU64; 1]]>,
+    /// Words before the first line.
+    skipped: usize,
+}
+
+impl Chunk {
+    fn new(len: usize) -> Self {
+        let words = zeros(len * WORDS + WORDS - 1);
+        let skipped = words.as_ptr().align_offset(LINE) % WORDS;
+        Self { words, skipped }
+    }
+
+    #[inline]
+    fn cells(&self) -> &[Cell] {
+        self.words.as_flattened().get(self.skipped..).unwrap_or_default().as_chunks().0
+    }
+}
 
 /// The cells of all hosts.
 pub struct LiveTable {
-    chunks: Box<[OnceLock<Box<[Cell]>>]>,
+    chunks: Box<[OnceLock<Chunk>]>,
     places: Mutex<Places>,
 }
 
@@ -86,6 +111,8 @@ struct Lane {
     free: Vec<u32>,
     /// Never given out yet, in the lane's newest chunk.
     fresh: std::ops::Range<u32>,
+    /// Whether it has a chunk.
+    begun: bool,
 }
 
 impl Default for LiveTable {
@@ -115,13 +142,12 @@ impl LiveTable {
         }
         if own.fresh.is_empty() {
             let Some(chunk) = self.chunks.get(owners.len()) else { return LiveId::NONE };
-            chunk.get_or_init(|| {
-                let mut cells = room(CHUNK_LEN);
-                cells.resize_with(CHUNK_LEN, Cell::default);
-                cells.into_boxed_slice()
-            });
+            let len = if own.begun { CHUNK_LEN } else { FIRST_LEN };
+            own.begun = true;
+            let cells = chunk.get_or_init(|| Chunk::new(len)).cells();
+            // Numbers for which a small chunk has no cell are never given out.
             let first = (owners.len() * CHUNK_LEN) as u32;
-            own.fresh = first..first + CHUNK_LEN as u32;
+            own.fresh = first..first + cells.len() as u32;
             owners.push(lane);
         }
         own.fresh.next().map_or(LiveId::NONE, LiveId)
@@ -130,7 +156,7 @@ impl LiveTable {
     /// Gives a cell back. Only its writer may do that, and only once.
     pub fn give_back(&self, id: LiveId) {
         let Some(cell) = self.cell(id) else { return };
-        cell.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        cell.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let Places { owners, lanes } = &mut *places;
         let lane = owners[id.0 as usize / CHUNK_LEN];
@@ -157,7 +183,7 @@ impl LiveTable {
         lesson: &Lesson,
     ) {
         let Some(cell) = self.cell(id) else { return };
-        cell.0[0].store(arrival.0, Ordering::Relaxed);
+        cell[0].store(arrival.0, Ordering::Relaxed);
         let figures = match load {
             Some(l) => {
                 // One by one: a map over them is a loop of calls, and an array of bytes that is read in one
@@ -170,13 +196,13 @@ impl LiveTable {
                     | byte(l.psi_cpu, 4)
                     | byte(l.psi_memory, 5)
                     | byte(l.psi_io, 6);
-                cell.0[1].store(shares | HAS_LOAD, Ordering::Relaxed);
+                cell[1].store(shares | HAS_LOAD, Ordering::Relaxed);
                 u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16
             }
-            None => cell.0[2].load(Ordering::Relaxed) & !(u64::MAX << GAP_SHIFT),
+            None => cell[2].load(Ordering::Relaxed) & !(u64::MAX << GAP_SHIFT),
         };
-        cell.0[2].store(figures | gap_code(gap) << GAP_SHIFT, Ordering::Relaxed);
-        if let Some(words) = cell.0[3..].first_chunk() {
+        cell[2].store(figures | gap_code(gap) << GAP_SHIFT, Ordering::Relaxed);
+        if let Some(words) = cell[3..].first_chunk() {
             habits::learn(words, lesson);
         }
     }
@@ -184,14 +210,14 @@ impl LiveTable {
     /// A host's habits; none are known of [`LiveId::NONE`]. For its shard alone: what others read could be
     /// of two beats.
     pub(crate) fn habits(&self, id: LiveId) -> Habits {
-        let words = self.cell(id).and_then(|cell| cell.0[3..].first_chunk());
+        let words = self.cell(id).and_then(|cell| cell[3..].first_chunk());
         words.map(Habits::read).unwrap_or_default()
     }
 
     /// Reads a cell; nothing is known of [`LiveId::NONE`].
     pub fn get(&self, id: LiveId) -> Live {
         let Some(cell) = self.cell(id) else { return Live::default() };
-        let [first, second, third] = [0, 1, 2].map(|i: usize| cell.0[i].load(Ordering::Relaxed));
+        let [first, second, third] = [0, 1, 2].map(|i: usize| cell[i].load(Ordering::Relaxed));
         let share = second.to_le_bytes().map(Share::from_byte);
         let load = (second & HAS_LOAD != 0).then(|| LoadSample {
             cpu_busy: share[0],
@@ -208,10 +234,19 @@ impl LiveTable {
         Live { last_arrival, gap: gap_of(third >> GAP_SHIFT), load }
     }
 
+    /// Bytes of cells that were ever given out, to the page.
+    pub fn bytes(&self) -> usize {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = self.chunks.iter().filter_map(|c| c.get()).map(|c| c.cells().len()).sum();
+        let fresh: usize = places.lanes.iter().map(|lane| lane.fresh.len()).sum();
+        let free: usize = places.lanes.iter().map(|lane| lane.free.capacity()).sum();
+        (all - fresh) * size_of::<Cell>() + free * size_of::<u32>()
+    }
+
     #[inline]
     fn cell(&self, id: LiveId) -> Option<&Cell> {
         let at = id.0 as usize;
-        self.chunks.get(at / CHUNK_LEN)?.get()?.get(at % CHUNK_LEN)
+        self.chunks.get(at / CHUNK_LEN)?.get()?.cells().get(at % CHUNK_LEN)
     }
 }
 
@@ -281,6 +316,25 @@ mod tests {
         assert_eq!(table.get(mine[1]), Live::default());
         assert_eq!(table.take(0), mine[1]);
         assert_ne!(table.take(5), mine[1]);
+    }
+
+    #[test]
+    fn a_lane_begins_small_and_goes_on_with_large_chunks() {
+        let table = LiveTable::default();
+        let many = FIRST_LEN + CHUNK_LEN + 1;
+        let mut ids: Vec<u32> = (0..many).map(|_| table.take(3).0).collect();
+        let chunks = || table.chunks.iter().filter_map(|c| c.get()).map(|c| c.cells().len());
+        assert!(chunks().eq([FIRST_LEN, CHUNK_LEN, CHUNK_LEN]));
+        ids.dedup();
+        assert!(ids.len() == many && ids.is_sorted());
+        for id in ids.into_iter().map(LiveId) {
+            table.beat(id, Instant(u64::from(id.0) + 1), Duration::ZERO, None, &Lesson::default());
+        }
+        let last = LiveId(2 * CHUNK_LEN as u32);
+        assert_eq!(table.get(last).last_arrival, Some(Instant(u64::from(last.0) + 1)));
+        assert_eq!(table.bytes(), many * 24);
+        // A number between two chunks names no cell.
+        assert_eq!(table.get(LiveId(FIRST_LEN as u32)), Live::default());
     }
 
     #[test]

@@ -24,10 +24,13 @@ impl Name {
     /// The empty name.
     pub(super) const EMPTY: Self = Self { template: Sym::EMPTY, number: VERBATIM };
 
-    /// Keeps a name.
+    /// Keeps a name; where there is no room for its text, none ([`Texts::take`]).
     pub(super) fn take(name: &str, texts: &mut Texts) -> Self {
         match split(cut(name)) {
-            Some((template, number)) => Self { template: texts.take(&template), number },
+            Some((template, number)) => match texts.take(&template) {
+                Sym::EMPTY => Self::EMPTY,
+                template => Self { template, number },
+            },
             None => Self { template: texts.take(name), number: VERBATIM },
         }
     }
@@ -55,33 +58,98 @@ impl Name {
         self.parts(texts, &mut [0; DIGITS_MAX]).concat()
     }
 
-    /// Whether the name contains `part`.
-    pub(super) fn contains(self, part: &str, texts: &Texts) -> bool {
-        let mut whole = [0; TEXT_LEN_MAX + DIGITS_MAX];
-        let mut len = 0;
-        for piece in self.parts(texts, &mut [0; DIGITS_MAX]) {
-            whole[len..len + piece.len()].copy_from_slice(piece.as_bytes());
-            len += piece.len();
-        }
-        find(&whole[..len], part.as_bytes())
-    }
-
     /// What stands before the number, the number, and what stands after it.
     fn parts<'a>(self, texts: &'a Texts, room: &'a mut [u8; DIGITS_MAX]) -> [&'a str; 3] {
         let template = texts.get(self.template);
         if self.number == VERBATIM {
             return [template, "", ""];
         }
-        let (before, rest) = template.split_once(MARK).unwrap_or((template, "0"));
-        let width = rest.bytes().next().map_or(0, |b| usize::from(b.wrapping_sub(b'0')));
+        let (before, width, after) = around(template);
+        [before, std::str::from_utf8(self.digits(width, room)).unwrap_or_default(), after]
+    }
+
+    /// Its number's digits, at least `width` of them.
+    fn digits(self, width: usize, room: &mut [u8; DIGITS_MAX]) -> &[u8] {
         let (mut at, mut left) = (DIGITS_MAX, self.number);
         while at > 0 && (left > 0 || DIGITS_MAX - at < width.max(1)) {
             at -= 1;
             room[at] = b'0' + (left % 10) as u8;
             left /= 10;
         }
-        let digits = std::str::from_utf8(&room[at..]).unwrap_or_default();
-        [before, digits, rest.get(1..).unwrap_or_default()]
+        &room[at..]
+    }
+}
+
+/// What stands before the number in a template, the number's width, and what stands after it.
+fn around(template: &str) -> (&str, usize, &str) {
+    let (before, rest) = template.split_once(MARK).unwrap_or((template, "0"));
+    let width = rest.bytes().next().map_or(0, |b| usize::from(b.wrapping_sub(b'0')));
+    (before, width, rest.get(1..).unwrap_or_default())
+}
+
+/// Where the digits of a part that is looked for must stand in a name's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stand {
+    Anywhere,
+    Begin,
+    End,
+    Whole,
+}
+
+/// What a part of a name that is looked for means for all names of one [shape](Name::shape): their texts are
+/// looked at once, and of each name only its number.
+#[derive(Debug)]
+pub(super) struct Match {
+    /// Whether the part stands in what they share.
+    shared: bool,
+    /// Otherwise it stands in a name if one of these bytes of it stand so in the number.
+    numbers: Vec<(Stand, Vec<u8>)>,
+    width: usize,
+}
+
+impl Match {
+    /// Whether names of this name's shape contain `part`, and which.
+    pub(super) fn new(name: Name, part: &str, texts: &Texts) -> Self {
+        let (template, part) = (texts.get(name.template), part.as_bytes());
+        let mut this = Self { shared: false, numbers: Vec::new(), width: 0 };
+        if name.number == VERBATIM {
+            this.shared = find(template.as_bytes(), part);
+            return this;
+        }
+        let (before, width, after) = around(template);
+        let (before, after) = (before.as_bytes(), after.as_bytes());
+        this.width = width;
+        this.shared = find(before, part) || find(after, part);
+        // Every way to lay the part over the number: what is left of it there must end what stands before the
+        // number, and what is right of it begin what stands after.
+        let runs = |i: usize| part[i..].iter().take_while(|b| b.is_ascii_digit()).count();
+        for i in (0..part.len()).filter(|i| before.ends_with(&part[..*i])) {
+            for j in (i + 1..=i + runs(i)).filter(|j| after.starts_with(&part[*j..])) {
+                let stand = match (i > 0, j < part.len()) {
+                    (false, false) => Stand::Anywhere,
+                    (true, false) => Stand::Begin,
+                    (false, true) => Stand::End,
+                    (true, true) => Stand::Whole,
+                };
+                this.numbers.push((stand, part[i..j].to_vec()));
+            }
+        }
+        this
+    }
+
+    /// Whether a name of this shape contains the part.
+    pub(super) fn holds(&self, name: Name) -> bool {
+        if self.shared || self.numbers.is_empty() {
+            return self.shared;
+        }
+        let mut room = [0; DIGITS_MAX];
+        let digits = name.digits(self.width, &mut room);
+        self.numbers.iter().any(|(stand, wanted)| match stand {
+            Stand::Anywhere => find(digits, wanted),
+            Stand::Begin => digits.starts_with(wanted),
+            Stand::End => digits.ends_with(wanted),
+            Stand::Whole => digits == wanted,
+        })
     }
 }
 
@@ -146,6 +214,33 @@ mod tests {
         ) {
             prop_assert_eq!(there_and_back(&name), (name.clone(), 0));
             prop_assert_eq!(there_and_back(&plain), (plain.clone(), 0));
+        }
+    }
+
+    #[test]
+    fn a_name_without_room_for_its_text_is_none() {
+        let mut texts = Texts::with_room(1);
+        let kept = Name::take("web-1", &mut texts);
+        assert_eq!(Name::take("web-2", &mut texts).text(&texts), "web-2");
+        for name in ["api-1", "db7", "apis"] {
+            assert_eq!(Name::take(name, &mut texts), Name::EMPTY);
+        }
+        assert_eq!((kept.text(&texts), texts.refused()), ("web-1".to_owned(), 3));
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_is_found_exactly_where_it_stands(
+            name in "[a-b0-2\\-]{0,8}[0-9]{0,11}[a-b0-2\\-]{0,3}", part in "[a-b0-2\\-]{0,4}",
+            at in 0..22usize, len in 0..8usize,
+        ) {
+            let mut texts = Texts::default();
+            let kept = Name::take(&name, &mut texts);
+            let own: String = name.chars().skip(at).take(len).collect();
+            for part in [&part, &own] {
+                let found = Match::new(kept, part, &texts).holds(kept);
+                prop_assert_eq!(found, name.contains(part.as_str()), "{:?} in {:?}", part, name);
+            }
         }
     }
 

@@ -36,6 +36,16 @@ impl Sym {
     /// The empty text; it needs no room and no count.
     pub(super) const EMPTY: Self = Self(u32::MAX);
 
+    /// As a number, to be kept among others.
+    pub(super) fn word(self) -> u32 {
+        self.0
+    }
+
+    /// What [`Self::word`] answered once more.
+    pub(super) fn of(word: u32) -> Self {
+        Self(word)
+    }
+
     fn size(self) -> usize {
         (self.0 >> PLACE_BITS) as usize
     }
@@ -56,15 +66,30 @@ struct Size {
 pub(super) struct Texts {
     sizes: [Size; SIZES],
     index: Index,
+    /// Most texts of one size: as many as a [`Sym`] can name.
+    room: usize,
+    refused: u64,
 }
 
 impl Default for Texts {
     fn default() -> Self {
-        Self { sizes: std::array::from_fn(|_| Size::default()), index: Index::default() }
+        Self::with_room(1 << PLACE_BITS)
     }
 }
 
 impl Texts {
+    /// With room for so many texts of a size.
+    pub(super) fn with_room(room: usize) -> Self {
+        let sizes = std::array::from_fn(|_| Size::default());
+        Self { sizes, index: Index::default(), room, refused: 0 }
+    }
+
+    /// How often there was no room for one more.
+    #[cfg(test)]
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
+    }
+
     /// The text; empty for [`Sym::EMPTY`].
     pub(super) fn get(&self, sym: Sym) -> &str {
         text_at(&self.sizes, sym)
@@ -81,14 +106,17 @@ impl Texts {
     }
 
     /// The symbol of a text, with one more user. [`Sym::EMPTY`] if there is no room for one more text of
-    /// its length (67 million).
+    /// its length (67 million), which is said in the log.
     pub(super) fn take(&mut self, text: &str) -> Sym {
         let text = cut(text);
         if let Some(sym) = self.find(text) {
             self.retain(sym);
             return sym;
         }
-        let Some(sym) = self.store(text) else { return Sym::EMPTY };
+        let Some(sym) = self.store(text) else {
+            self.refuse(text);
+            return Sym::EMPTY;
+        };
         let hash = self.index.hash(text);
         let sizes = &self.sizes;
         let key = |at, hasher: &DefaultHashBuilder| hasher.hash_one(text_at(sizes, Sym(at)));
@@ -120,12 +148,26 @@ impl Texts {
         }
     }
 
+    /// Says so at the first, second, fourth, eighth … time.
+    fn refuse(&mut self, text: &str) {
+        self.refused += 1;
+        if self.refused.is_power_of_two() {
+            log::error!(
+                "no room for the name or label {text:?}, one of {} that were refused: {} different ones of \
+                 about its length are kept; its host has none here. Have labels and names say what hosts \
+                 share, and forget hosts that are gone",
+                self.refused,
+                self.room,
+            );
+        }
+    }
+
     fn store(&mut self, text: &str) -> Option<Sym> {
         let size = (HEAD_LEN + text.len()).div_ceil(STEP) - 1;
         let own = &mut self.sizes[size];
         let place = own.free.pop().unwrap_or(own.used as u32);
         if place as usize == own.used {
-            if own.used >> PLACE_BITS != 0 {
+            if own.used >= self.room {
                 return None;
             }
             own.used += 1;
@@ -145,6 +187,15 @@ impl Texts {
         let len = (sym.size() + 1) * STEP;
         let at = sym.place() % CHUNK_LEN * len;
         &mut self.sizes[sym.size()].chunks[sym.place() / CHUNK_LEN][at..at + len]
+    }
+
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let sizes = self.sizes.iter().zip(1..);
+        let chunks = sizes.map(|(size, steps)| {
+            size.chunks.len() * CHUNK_LEN * steps * STEP + size.free.capacity() * 4
+        });
+        chunks.sum::<usize>() + self.index.bytes()
     }
 
     /// Texts that are kept.

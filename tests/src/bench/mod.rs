@@ -21,6 +21,7 @@ mod ingest;
 mod memory;
 mod million;
 pub mod observe;
+mod pages;
 mod peers;
 pub mod plot;
 mod prepared;
@@ -169,6 +170,11 @@ pub const BENCHES: &[Bench] = &[
         name: "memory",
         what: "resident bytes of the controller per host, at a million with names and labels",
         run: memory::run,
+    },
+    Bench {
+        name: "pages",
+        what: "filtered pages of a million hosts over the API, while they beat",
+        run: pages::run,
     },
     Bench {
         name: "restart",

@@ -105,6 +105,21 @@ impl SqliteStore {
         }
     }
 
+    /// Lets go of caches: what a start or a rush has read stays in memory otherwise, some 10 MB. Whoever
+    /// comes next finds it in the system's cache.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if the writer is not there.
+    pub async fn slim(&self) -> Result<(), StoreError> {
+        let readers = Arc::clone(&self.readers);
+        self.write(move |db| {
+            // Connections of those who read just now come back later, and go the next time.
+            readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            Ok(db.c.execute_batch("PRAGMA shrink_memory")?)
+        })
+        .await
+    }
+
     /// Makes every write fail as on a full disk, or succeed again.
     #[cfg(test)]
     pub(crate) fn break_writes(&self, broken: bool) {
