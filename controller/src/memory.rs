@@ -23,7 +23,8 @@ pub fn room<T>(len: usize) -> Vec<T> {
     room
 }
 
-/// Numbers that are zero, with huge pages as those of [`room`]. They take no memory before they are written to.
+/// Numbers that are zero, with huge pages as those of [`room`]. They take no memory before they are written
+/// to.
 pub fn zero_numbers(len: usize) -> Vec<u32> {
     let mut zeros = vec![0; len];
     advise(zeros.as_mut_ptr().cast(), len * size_of::<u32>());
