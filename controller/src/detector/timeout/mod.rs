@@ -372,7 +372,6 @@ impl Learned {
 
     /// Learns that a beat was overdue by `overdue_ns` (negative: early). `dice` is uniformly random.
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "two halves of a host, and what hosts share")]
     pub fn learn(
         &mut self,
         histograms: &mut Histograms,
