@@ -27,9 +27,9 @@ use heartwatch_common::id::HostId;
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, Ack, Beat, DATAGRAM_LEN, DATAGRAM_LEN_MIN, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW,
-    FLAG_SAY_HELLO, HelloTooLong, Leave, LeaveReason, Message, Probe, ProbeReply, ProbeVia,
-    RoundTrip, Stamp,
+    self, Ack, Beat, CHALLENGE_NONCE_LEN, DATAGRAM_LEN, DATAGRAM_LEN_MIN, FLAG_ACK_WANTED,
+    FLAG_CHALLENGE, FLAG_RENEW, FLAG_SAY_HELLO, HelloTooLong, Leave, LeaveReason, Message, Probe,
+    ProbeReply, ProbeVia, RoundTrip, Stamp,
 };
 use rand::{Rng, RngExt};
 
@@ -435,6 +435,10 @@ impl Core {
             .position(|s| s.id == Some(probe.controller))
             .or(controller)
             .unwrap_or(0);
+        // Its reply would be longer than it is; controllers leave zeros out only where the nonce ends in some.
+        if is_short && probe.nonce[CHALLENGE_NONCE_LEN..].iter().any(|byte| *byte != 0) {
+            return Err(Reject::Malformed);
+        }
         if self.sessions.is_empty() || !self.probes.take(now) {
             return Err(Reject::ProbeLimit);
         }

@@ -475,6 +475,26 @@ fn a_challenge_is_answered_by_fewer_bytes_than_it_had() {
     assert_eq!((request.len(), answer[0].len), (74, 72));
 }
 
+/// A probe whose nonce ends in a single zero, left out, was answered by one byte more than it had (found by
+/// fuzzing). No controller sends such a one.
+#[test]
+fn a_short_probe_that_would_be_answered_by_more_bytes_is_not() {
+    use heartwatch_common::wire::{decode, shorter};
+    let mut rig = Rig::new(1);
+    rig.beat();
+    let full = probe(1_000, 55, 9);
+    let Message::Probe(said) = decode(&full).unwrap().message else { panic!("it is a probe") };
+    let mut nonce = [9; 16];
+    nonce[15] = 0;
+    let full = Probe { nonce, ..said }.encode(&header(0));
+    let mut short: [u8; 79] = shorter(&full).unwrap();
+    key().seal(&mut short);
+    assert_eq!(rig.receive(None, &short).len(), 0);
+    let mut whole = full;
+    key().seal(&mut whole);
+    assert_eq!(rig.receive(None, &whole).len(), 1, "whole it is answered");
+}
+
 #[test]
 fn a_recorded_probe_does_not_bring_an_old_epoch_back() {
     let mut rig = Rig::new(1);

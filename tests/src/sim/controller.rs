@@ -292,6 +292,13 @@ impl SimController {
         Some(Duration::from_secs_f64(why.margin_ms? / 1e3))
     }
 
+    /// Whether a beat of it was due, and has not come.
+    fn is_overdue(&self, id: HostId, now: Instant) -> bool {
+        let why =
+            self.core.as_ref().and_then(|core| core.why(id, now - self.asleep, Duration::ZERO));
+        why.and_then(|why| why.expected_in_ms).is_some_and(|ms| ms <= 0)
+    }
+
     pub(super) fn row(&self, id: HostId) -> Option<&HostRow> {
         self.rows.get(&id)
     }
@@ -364,10 +371,12 @@ impl World {
         calm.filter_map(|(_, h)| Some((h.id, c.margin(h.id, self.now)?))).collect()
     }
 
-    /// The controller is about to hear nothing.
+    /// The controller is about to hear nothing. Whose beat was due before and is on its way, or lost, was
+    /// silent before everybody else was: it proves no cut, nor does a cut excuse it.
     pub(super) fn deaf_begins(&mut self) {
         if self.controller.running && self.controller.stopped_until.is_none() {
-            let margins = self.margins();
+            let mut margins = self.margins();
+            margins.retain(|id, _| !self.controller.is_overdue(*id, self.now));
             self.ledger.deaf_begins(self.now, margins);
         }
     }
