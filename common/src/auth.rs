@@ -360,7 +360,7 @@ pub enum SecretFileError {
         source: KeyTextError,
     },
     /// Its content is not text, or far too long for a secret.
-    #[error("the secret file {path} is not a short text file")]
+    #[error("the secret file {path} is not a short text file: is it the right path?")]
     NotText {
         /// The file.
         path: PathBuf,
@@ -373,11 +373,15 @@ pub fn read_secret_file(path: &Path) -> Result<Zeroizing<String>, SecretFileErro
     let io = |source| SecretFileError::Io { path: path.to_owned(), source };
     let mut file = std::fs::File::open(path).map_err(io)?;
     let meta = file.metadata().map_err(io)?;
+    // Whose name was given by mistake must not be told to change the mode of a folder.
+    if !meta.is_file() {
+        return Err(SecretFileError::NotText { path: path.to_owned() });
+    }
     let mode = meta.mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(SecretFileError::Mode { path: path.to_owned(), mode });
     }
-    if !meta.is_file() || meta.len() > SECRET_FILE_LEN_MAX {
+    if meta.len() > SECRET_FILE_LEN_MAX {
         return Err(SecretFileError::NotText { path: path.to_owned() });
     }
     let mut text = Zeroizing::new(String::new());
@@ -550,6 +554,9 @@ mod tests {
         create_secret_file(&binary, "x").unwrap();
         std::fs::write(&binary, [0xff, 0xfe, 0x00]).unwrap();
         assert!(matches!(load_secret::<Keyring>(&binary), Err(SecretFileError::NotText { .. })));
+        // "chmod 600 /tmp" was the advice to somebody who gave a folder.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(load_secret::<Keyring>(dir.path()), Err(SecretFileError::NotText { .. })));
         std::fs::write(&binary, "hello").unwrap();
         assert!(matches!(load_secret::<Keyring>(&binary), Err(SecretFileError::Content { .. })));
     }

@@ -10,11 +10,11 @@ use axum::response::Response;
 use axum::{Extension, Json};
 use tokio::io::AsyncReadExt;
 
-use super::Api;
 use super::access::Who;
 use super::extract::{Body, Operator, Params};
 use super::problem::Problem;
 use super::types::{PauseBody, PauseJson, StatusJson};
+use super::{Api, holds};
 use crate::control::PAUSE_MAX;
 
 /// Longest reason of a pause, characters.
@@ -81,6 +81,7 @@ pub(super) async fn pause(
 ) -> Result<Json<PauseJson>, Problem> {
     params.only(&[])?;
     let reason = body.reason.trim();
+    holds::without_secret("reason", reason)?;
     if reason.is_empty() || reason.chars().count() > REASON_LEN_MAX {
         let detail =
             format!("`reason`: 1 to {REASON_LEN_MAX} characters are needed; others will ask why");

@@ -32,7 +32,7 @@ use super::access::Who;
 use super::extract::{Body, Name, Params, Trusted};
 use super::metrics::Families;
 use super::problem::Problem;
-use super::{Api, hosts};
+use super::{Api, holds, hosts};
 use crate::control::ControlError;
 use crate::enrol::decide::{Enrolment, Refusal, TokenRow};
 use crate::enrol::{EnrolError, LetIn, NewToken, Revoked, SecretStatus, TokenMade};
@@ -229,13 +229,15 @@ async fn revoke(
     if body.reason.trim().is_empty() {
         return Err(Problem::bad_request("`reason` must say why: others will ask"));
     }
+    let reason = holds::check("reason", &body.reason, holds::REASON_LEN_MAX)?;
+    holds::without_secret("by", &body.by)?;
     // A host that is not registered can be revoked too, by its id: its key may be in wrong hands.
     let host = match hosts::find_id(&api, &name) {
         Ok(host) => host,
         Err(unknown) => api.enrol.revocation(&name).await?.ok_or(unknown)?.host,
     };
     let by = who.said(&body.by);
-    let gone = api.enrol.revoke(host, &format!("{} ({by})", body.reason)).await?;
+    let gone = api.enrol.revoke(host, &format!("{reason} ({by})")).await?;
     match api.control.revoke(host, gone.enrolment.reason.clone()).await {
         Ok(()) | Err(ControlError::UnknownHost(_)) => {}
         Err(e) => return Err(e.into()),

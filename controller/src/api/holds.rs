@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
+use super::access::audit::tells_secret;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::metrics::Families;
 use super::problem::Problem;
@@ -29,9 +30,20 @@ pub(super) async fn list(
     Ok(Json(api.control.holds(domain, after, params.limit()?).await?))
 }
 
+/// Refuses what people say if a key or a token is part of it: it would stand in the log, in the journal and
+/// in webhooks.
+pub(super) fn without_secret(key: &str, text: &str) -> Result<(), Problem> {
+    if tells_secret(text) {
+        let detail = format!("`{key}`: a key or a token is part of it; say it without");
+        return Err(Problem::bad_request(detail));
+    }
+    Ok(())
+}
+
 /// One line of text, not empty.
 pub(super) fn check(key: &str, text: &str, max: usize) -> Result<String, Problem> {
     let text = text.trim().to_owned();
+    without_secret(key, &text)?;
     if text.is_empty() || text.chars().count() > max || text.chars().any(char::is_control) {
         let detail = format!("`{key}`: one line of 1 to {max} characters is needed");
         return Err(Problem::bad_request(detail));

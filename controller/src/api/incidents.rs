@@ -9,11 +9,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use super::Api;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::hosts::PageToken;
 use super::problem::Problem;
 use super::types::{CompleteBody, CompleteResult, IncidentStatusJson, IncidentsPage, OrderJson};
+use super::{Api, holds};
 use crate::control::Completion;
 use crate::event::{IncidentId, State as HostState};
 use crate::policy::courses::{Reported, report_of};
@@ -91,6 +91,7 @@ pub(super) async fn complete(
     params.only(&[])?;
     let incident = id(&name)?;
     let reason = body.reason.trim().to_owned();
+    holds::without_secret("reason", &reason)?;
     if reason.chars().count() > REASON_LEN_MAX || reason.chars().any(char::is_control) {
         let detail = format!("`reason`: one line of at most {REASON_LEN_MAX} characters");
         return Err(Problem::bad_request(detail));

@@ -33,6 +33,11 @@ pub(in crate::api) struct Entry {
 /// How the texts of secrets begin: of join tokens, API tokens, host keys, fleet secrets and webhook secrets.
 const SECRETS: [&str; 5] = ["hwj1_", "hwt1_", "hwk1", "hwf1", "whsec_"];
 
+/// Whether a text holds that of a secret.
+pub(in crate::api) fn tells_secret(text: &str) -> bool {
+    SECRETS.iter().any(|secret| text.contains(secret))
+}
+
 /// Short, and without a secret that somebody put where its name belongs.
 fn clip(text: &str) -> String {
     if let Some(at) = SECRETS.iter().filter_map(|secret| text.find(secret)).min() {

@@ -31,7 +31,7 @@ use super::{Api, BODY_LEN_MAX};
 use crate::control::Journaled;
 use crate::tls::Tls;
 
-mod audit;
+pub(super) mod audit;
 mod book;
 mod routes;
 mod scope;

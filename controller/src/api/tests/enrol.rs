@@ -55,6 +55,11 @@ async fn a_token_is_made_once_shown_once_and_lets_a_host_in_without_another_word
     }
 
     let path = format!("/v1/hosts/{HOST}/revoke");
+    // It stood in the log, in the journal, in a webhook and in every answer about the host.
+    let leaky = json!({"reason": "key hwk1:1:0:d285d1b2 leaked"});
+    let refused = act(&world, Method::POST, &path, &leaky).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.text().contains("a key or a token") && !refused.text().contains("d285"));
     let nameless = act(&world, Method::POST, &path, &json!({"reason": " "})).await;
     assert_eq!(nameless.status, StatusCode::BAD_REQUEST);
     let gone = act(&world, Method::POST, &path, &json!({"reason": "lost", "by": "me"})).await;
