@@ -435,7 +435,7 @@ impl Core {
             .position(|s| s.id == Some(probe.controller))
             .or(controller)
             .unwrap_or(0);
-        // Its reply would be longer than it is; controllers leave zeros out only where the nonce ends in them.
+        // Its reply would be longer than it is. Controllers leave out zeros only of nonces that end in them.
         if is_short && probe.nonce[CHALLENGE_NONCE_LEN..].iter().any(|byte| *byte != 0) {
             return Err(Reject::Malformed);
         }
