@@ -215,11 +215,6 @@ impl Index {
         words.filter(|w| **w != EMPTY && **w != GONE).map(|w| (w & SLOT_MASK) - 1)
     }
 
-    /// Bytes in use.
-    pub(crate) fn bytes(&self) -> usize {
-        self.pieces.iter().map(|p| p.words.len() * size_of::<u32>()).sum()
-    }
-
     fn put(&mut self, way: Way, slot: u32) {
         let piece = &mut self.pieces[usize::from(self.stands[way.part])];
         for step in 0..=piece.mask {

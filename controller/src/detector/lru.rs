@@ -3,8 +3,8 @@
 //! With one timeout for all, a single LRU list is ordered by deadline. With a timeout per host, and gaps
 //! that differ from beat to beat, it is not. So there is one queue per *row*; a row stands for a waiting
 //! time R from a geometric grid. A slot is filed at the tail of the largest row with R ≤ its remaining
-//! time and stamped with the filing time; so every row is ordered by filing time whatever the deadlines
-//! do, and its head need not be looked at before `filed + R`. Whoever looks decides anew: expire, or file
+//! time and stamped with the filing time plus R, when it is due; so every row is ordered by that whatever the
+//! deadlines do, and nothing behind its head is due before it. Whoever looks decides anew: expire, or file
 //! again by what remains.
 //!
 //! A slot need not be filed again when its deadline moves *later*: whoever looks finds that it is not over.

@@ -281,11 +281,6 @@ impl Detector {
         self.index.len()
     }
 
-    /// Bytes in use by what grows with the number of hosts, live figures aside.
-    pub fn bytes(&self) -> usize {
-        self.hosts.bytes() + self.index.bytes() + self.rows.bytes()
-    }
-
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.index.len() == 0

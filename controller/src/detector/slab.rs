@@ -21,11 +21,6 @@ impl Slab {
         self.len
     }
 
-    /// Bytes in use.
-    pub(crate) fn bytes(&self) -> usize {
-        self.len * size_of::<Option<Host>>() + self.free.capacity() * size_of::<u32>()
-    }
-
     /// The record in a slot.
     #[inline]
     pub(crate) fn get(&self, slot: u32) -> Option<&Host> {
