@@ -78,7 +78,9 @@ impl HostKey {
     /// Whether the datagram's tag is right, in constant time.
     pub fn verify(&self, datagram: &Datagram<'_>) -> bool {
         use subtle::ConstantTimeEq;
-        self.tag(datagram.signed).ct_eq(datagram.tag).into()
+        // As one number: sixteen bytes, each compared behind a barrier of its own, cost a tenth of a beat.
+        let said = u128::from_ne_bytes(*datagram.tag);
+        u128::from_ne_bytes(self.tag(datagram.signed)).ct_eq(&said).into()
     }
 
     fn tag(&self, signed: &[u8]) -> [u8; TAG_LEN] {

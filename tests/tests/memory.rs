@@ -39,7 +39,7 @@ const KEY: KeyId = KeyId(1);
 
 /// Bytes a host, at most: what was measured, and two in a hundred. Whoever makes one less lowers it here.
 const BOUNDS: [(&str, f64); 5] = [
-    ("rows of the registry", 64.3),
+    ("rows of the registry", 62.3),
     ("index of the registry", 6.5),
     ("sets of labels and their members", 12.1),
     ("texts of names and labels", 1.0),

@@ -9,7 +9,7 @@
 //!
 //! # Cost
 //!
-//! A host takes 63 bytes of rows, 6 to 7 of index, 4 to 5 as member of its label set and 64 of live cell;
+//! A host takes 61 bytes of rows, 6 to 7 of index, 4 to 5 as member of its label set and 64 of live cell;
 //! names and labels that hosts share are kept once, a set of three labels in some 60. Looking through all
 //! hosts costs 1 ns (by state or label) to some 15 ns (by digits of the name) each, in pieces of 4,096 slots
 //! between which the lock is let go. `tests/tests/memory.rs` holds the bytes.

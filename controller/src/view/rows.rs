@@ -1,4 +1,4 @@
-//! The rows of all hosts: 63 bytes each, in columns, in chunks that never move.
+//! The rows of all hosts: 61 bytes each, in columns, in chunks that never move.
 //!
 //! What filters ask (state, label set, name) stands in columns of its own, so that a look through a
 //! million hosts reads 1 to 13 MB and not all of it. What few hosts have (an incident, a frozen margin,
@@ -25,26 +25,45 @@ pub(super) fn chunk_end(slot: usize) -> usize {
     (slot / CHUNK_LEN + 1) * CHUNK_LEN
 }
 
-/// A moment or a number in six bytes: milliseconds until the year 10889. Below zero is zero.
+/// A moment in six bytes: milliseconds until the year 10889. Below zero is zero.
 #[derive(Clone, Copy, Default)]
-struct U48([u16; 3]);
+struct Moment([u16; 3]);
 
-impl U48 {
-    fn new(n: u64) -> Self {
-        let n = n.min((1 << 48) - 1);
-        Self([n as u16, (n >> 16) as u16, (n >> 32) as u16])
-    }
-
+impl Moment {
     fn of(wall: Wall) -> Self {
-        Self::new(u64::try_from(wall.0).unwrap_or(0))
-    }
-
-    fn get(self) -> u64 {
-        u64::from(self.0[0]) | u64::from(self.0[1]) << 16 | u64::from(self.0[2]) << 32
+        let ms = u64::try_from(wall.0).unwrap_or(0).min((1 << 48) - 1);
+        Self([ms as u16, (ms >> 16) as u16, (ms >> 32) as u16])
     }
 
     fn wall(self) -> Wall {
-        Wall(self.get() as i64)
+        let [low, middle, high] = self.0.map(i64::from);
+        Wall(low | middle << 16 | high << 32)
+    }
+}
+
+/// A number in five bytes.
+#[derive(Clone, Copy, Default)]
+struct Five([u8; 5]);
+
+impl Five {
+    /// Numbers below this fit: as many changes as a year and a half of 20,000 a second bring.
+    const END: u64 = 1 << 40;
+
+    /// Whatever is too large is the largest.
+    fn new(n: u64) -> Self {
+        let [a, b, c, d, e, ..] = n.min(Self::END - 1).to_le_bytes();
+        Self([a, b, c, d, e])
+    }
+
+    fn get(self) -> u64 {
+        let [a, b, c, d, e] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, 0, 0, 0])
+    }
+
+    /// How much later than another a moment is, within 34 years; `None`: more, or it is earlier.
+    fn later(than: Wall, wall: Wall) -> Option<Self> {
+        let ms = u64::try_from(wall.0.checked_sub(than.0)?).ok()?;
+        (ms < Self::END).then(|| Self::new(ms))
     }
 }
 
@@ -94,7 +113,7 @@ impl Tag {
     }
 }
 
-/// Fifty bytes: packed, so that none is lost between two of them.
+/// Packed, so that no byte is lost between two of them.
 #[derive(Clone, Copy)]
 #[repr(C, packed(2))]
 struct Record {
@@ -103,23 +122,24 @@ struct Record {
     address: u32,
     boot: u32,
     live: LiveId,
-    first_seen: U48,
-    since: U48,
-    changed: U48,
+    first_seen: Moment,
+    /// How much later than `first_seen`, milliseconds, unless it stands in the table of those.
+    since: Five,
+    changed: Five,
     port: u16,
     generation: u16,
 }
 
-const _: () = assert!(size_of::<Record>() == 50, "a host's record has no gaps");
+const _: () = assert!(size_of::<Record>() == 48, "a host's record has no gaps");
 
 const BLANK: Record = Record {
     id: HostId([0; 16]),
     address: 0,
     boot: 0,
     live: LiveId::NONE,
-    first_seen: U48([0; 3]),
-    since: U48([0; 3]),
-    changed: U48([0; 3]),
+    first_seen: Moment([0; 3]),
+    since: Five([0; 5]),
+    changed: Five([0; 5]),
     port: 0,
     generation: 0,
 };
@@ -168,6 +188,9 @@ pub(super) struct Rows {
     incidents: HashMap<u32, IncidentId>,
     frozen_ms: HashMap<u32, u64>,
     back_by: HashMap<u32, Wall>,
+    /// Since when hosts are in their state that were first seen later, or 34 years before: the wall clock was
+    /// set, as that of a machine that boots in 1970.
+    since: HashMap<u32, Wall>,
     v6: Vec<SocketAddrV6>,
     v6_free: Vec<u32>,
 }
@@ -266,6 +289,9 @@ impl Rows {
         keep(&mut self.incidents, slot, row.incident);
         keep(&mut self.frozen_ms, slot, row.frozen_ms);
         keep(&mut self.back_by, slot, row.back_by);
+        let first_seen = Moment::of(row.first_seen);
+        let since = Five::later(first_seen.wall(), row.since);
+        keep(&mut self.since, slot, since.is_none().then_some(row.since));
         let chunk = &mut self.chunks[chunk];
         chunk.tags[at] = Tag::new(row, kind);
         let name = Name::take(&row.name, texts);
@@ -276,9 +302,9 @@ impl Rows {
             address,
             boot: row.boot.0,
             live: live.unwrap_or(record.live),
-            first_seen: U48::of(row.first_seen),
-            since: U48::of(row.since),
-            changed: U48::new(change),
+            first_seen,
+            since: since.unwrap_or_default(),
+            changed: Five::new(change),
             port,
             generation: row.generation.0,
         };
@@ -289,7 +315,7 @@ impl Rows {
         let slot = size_of::<Tag>() + size_of::<u32>() + size_of::<Name>() + size_of::<Record>();
         let few = self.incidents.capacity() * size_of::<(u32, IncidentId)>()
             + self.frozen_ms.capacity() * size_of::<(u32, u64)>()
-            + self.back_by.capacity() * size_of::<(u32, Wall)>()
+            + (self.back_by.capacity() + self.since.capacity()) * size_of::<(u32, Wall)>()
             + self.v6.capacity() * size_of::<SocketAddrV6>();
         let free = (self.free.capacity() + self.v6_free.capacity()) * size_of::<u32>();
         self.chunks.len() * (CHUNK_LEN * slot + size_of::<Chunk>()) + few + free
@@ -309,6 +335,7 @@ impl Rows {
         self.incidents.remove(&slot);
         self.frozen_ms.remove(&slot);
         self.back_by.remove(&slot);
+        self.since.remove(&slot);
         let chunk = &mut self.chunks[chunk];
         chunk.tags[at] = Tag::default();
         std::mem::replace(&mut chunk.names[at], Name::EMPTY).release(texts);
@@ -367,7 +394,10 @@ impl Rows {
                 AddressKind::V6 => self.v6.get(r.address as usize).copied().map(SocketAddr::V6),
             },
             first_seen: r.first_seen.wall(),
-            since: r.since.wall(),
+            since: match self.since.get(&slot) {
+                Some(since) => *since,
+                None => Wall(r.first_seen.wall().0 + r.since.get() as i64),
+            },
             incident: self.incidents.get(&slot).copied(),
             duplicate: tag.duplicate(),
             frozen_ms: self.frozen_ms.get(&slot).copied(),
