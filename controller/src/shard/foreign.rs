@@ -1,8 +1,8 @@
 //! Hosts whose agents speak another version of the wire: named to people, never believed.
 //!
 //! A datagram of another version is counted apart if its tag is true (the tag stands where it does in ours:
-//! `common/src/wire.rs`), and its host noted here. It may be a recording: it proves no life, registers nobody and
-//! is never answered.
+//! `common/src/wire.rs`), and its host noted here. It may be a recording: it proves no life, registers nobody
+//! and is never answered.
 //!
 //! Bounds: tags of at most [`LOOKS_PER_S`] a second are looked at, so that a flood of made-up ones costs less
 //! than one of our own version; [`HOSTS_MAX`] hosts are remembered, [`SHOWN_FOR`] after the last of each.
