@@ -1,12 +1,12 @@
 //! What the controller could not hear is held against nobody: neither in its verdicts nor in what it
 //! learns.
 //!
-//! A cut of its own link is recognised when [`FIRST`] hosts and one more have let a deadline pass, each silent
-//! since its beat was due, as everybody else is. Until then the first of them may be called down; and so may
-//! whoever was overdue when the cut began, however many these are: others were heard after his beat was due,
-//! so that his silence was his own (a lost datagram, in these worlds) and says nothing about the link. Why he
-//! is none of those who prove a cut: `controller/src/detector/doubt.rs`. From then on nobody is called down,
-//! neither he nor they.
+//! A cut of its own link is recognised when [`FIRST`] hosts and one more have let a deadline pass, each
+//! silent since its beat was due, as everybody else is. Until then the first of them may be called down;
+//! and so may whoever was overdue when the cut began, however many these are: others were heard after his
+//! beat was due, so that his silence was his own (a lost datagram, in these worlds) and says nothing about
+//! the link. Why he is none of those who prove a cut: `controller/src/detector/doubt.rs`. From then on
+//! nobody is called down, neither he nor they.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
