@@ -104,3 +104,46 @@ impl Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOUBT_MAX: Duration = Duration::from_secs(90);
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(1_000_000 + ms)
+    }
+
+    /// A cut at 0 of a fleet of twelve, of which three were overdue; the others are due one after the other,
+    /// half a second apart, and may be as late. Who was called down when; answers what was broken.
+    fn broken(downs: &[(u8, u64)]) -> usize {
+        let heard = |n: u8| {
+            let due = 500 * u64::from(n).saturating_sub(2);
+            let deadline = at(due + 500);
+            let (margin, due_in) = (Duration::from_millis(500), Duration::from_millis(due));
+            (HostId([n; 16]), Heard { margin, deadline, due_in })
+        };
+        let mut ledger = Ledger::default();
+        ledger.deaf_begins(at(0), &(0..12).map(heard).collect(), true);
+        for (host, ms) in downs {
+            ledger.down_during_cut(HostId([*host; 16]), at(*ms), DOUBT_MAX);
+        }
+        ledger.into_violations().len()
+    }
+
+    #[test]
+    fn before_a_cut_is_recognised_three_may_be_called_down_and_all_that_were_overdue() {
+        // The fourth deadline passes at 2,500.
+        assert_eq!(broken(&[(0, 900), (1, 950), (2, 990), (3, 1_900), (4, 2_300), (5, 2_490)]), 0);
+        assert_eq!(broken(&[(3, 1_900), (4, 2_300), (5, 2_490), (6, 2_495)]), 1);
+    }
+
+    #[test]
+    fn after_that_nobody_may_not_even_who_was_overdue() {
+        assert_eq!(broken(&[(0, 2_700)]), 1);
+        assert_eq!(broken(&[(3, 2_700)]), 1);
+        assert_eq!(broken(&[(99, 2_700)]), 0, "it was dead, or disturbed");
+        assert_eq!(broken(&[(0, 90_000)]), 0, "beyond what doubt may excuse");
+    }
+}
