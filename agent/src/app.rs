@@ -17,7 +17,7 @@ use heartwatch_common::config::{ConfigError, Span};
 use heartwatch_common::daemon;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant};
-use heartwatch_common::wire::DATAGRAM_LEN_MAX;
+use heartwatch_common::wire::{self, DATAGRAM_LEN_MAX};
 use rand::RngExt;
 use rand::rngs::{StdRng, SysRng};
 use tokio::net::UnixStream;
@@ -164,6 +164,8 @@ struct App {
     /// Which controllers answered when last looked at.
     heard: Vec<bool>,
     interval: Duration,
+    /// The other version of the wire that was told of.
+    other_version: Option<u8>,
     out: Vec<Outgoing>,
 }
 
@@ -239,6 +241,7 @@ impl App {
             watchdog: daemon::watchdog_period(),
             watchdog_due: now,
             announced: false,
+            other_version: None,
             out: Vec::new(),
         })
     }
@@ -365,6 +368,10 @@ impl App {
             if self.core.needs_lookup(index, now) {
                 self.transport.hurry(index, now);
             }
+            if self.core.is_news_unheard(index, now) {
+                let endpoint = &self.config.controllers[index];
+                log::warn!("controller {endpoint} {}; beats go on", status::UNHEARD);
+            }
             let heard = self.core.is_heard(index);
             if std::mem::replace(&mut self.heard[index], heard) != heard {
                 let endpoint = &self.config.controllers[index];
@@ -374,6 +381,11 @@ impl App {
                     log::warn!("controller {endpoint} no longer answers; beats go on");
                 }
             }
+        }
+        let other = self.core.other_version();
+        if other.map(|o| o.version) != self.other_version {
+            self.other_version = other.map(|o| o.version);
+            other.into_iter().for_each(|o| log::warn!("{}", status::other_version(o)));
         }
         if self.interval != self.core.interval() {
             self.interval = self.core.interval();
@@ -420,6 +432,8 @@ impl App {
         };
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            wire_version: wire::VERSION,
+            other_version: self.core.other_version().copied(),
             host: core.host,
             name: self.core.settings().name.clone(),
             boot: core.boot,

@@ -41,10 +41,10 @@ use relay::{Relays, may_reach};
 use session::{AckVerdict, Sent, Session};
 pub use session::{
     CADENCE_MAX, EPOCHS_LEFT_LEN, HELLO_GAP_MAX, HELLO_GAP_MIN, LOOKUP, UNANSWERED_AGE_MIN,
-    UNANSWERED_MAX, WINDOW_LEN,
+    UNANSWERED_MAX, UNHEARD_AFTER, WINDOW_LEN,
 };
 pub use status::{ControllerStatus, CoreStatus};
-pub use types::{Announced, Outgoing, Packet, Reject, Settings, To};
+pub use types::{Announced, OtherVersion, Outgoing, Packet, Reject, Settings, To};
 
 mod keys;
 mod limit;
@@ -72,6 +72,7 @@ pub struct Core {
     announced: Option<Announced>,
     keys: keys::Keys,
     has_left: bool,
+    other_version: Option<OtherVersion>,
 }
 
 impl Core {
@@ -103,6 +104,7 @@ impl Core {
             announced: None,
             keys: keys::Keys::default(),
             has_left: false,
+            other_version: None,
         })
     }
 
@@ -265,6 +267,28 @@ impl Core {
         self.sessions.get(controller).is_some_and(Session::is_heard)
     }
 
+    /// What came last in another version of the wire, sealed with this host's key.
+    pub fn other_version(&self) -> Option<&OtherVersion> {
+        self.other_version.as_ref()
+    }
+
+    /// Whether that controller has not answered once for [`UNHEARD_AFTER`] and more. Says so once.
+    pub fn is_news_unheard(&mut self, controller: usize, now: Instant) -> bool {
+        !self.has_left && self.sessions.get_mut(controller).is_some_and(|s| s.is_news_unheard(now))
+    }
+
+    /// Looks whose a datagram of another version is: nothing else of it is read, and it changes nothing but
+    /// what people are told.
+    fn foreign(&mut self, from: SocketAddr, bytes: &[u8]) -> Reject {
+        let own =
+            |told: &wire::Foreign<'_>| told.host == self.settings.host && self.opens_foreign(told);
+        let Some(told) = wire::foreign(bytes).filter(own) else { return Reject::Unknown };
+        let seen = self.other_version.filter(|seen| seen.version == told.version);
+        let datagrams = seen.map_or(0, |seen| seen.datagrams).saturating_add(1);
+        self.other_version = Some(OtherVersion { version: told.version, datagrams, from });
+        Reject::OtherVersion
+    }
+
     fn say_hello(&mut self, index: usize, now: Instant, late_ms: u16, out: &mut Vec<Outgoing>) {
         let stamp = self.stamp(index, now, self.schedule.gap(now));
         let session = &mut self.sessions[index];
@@ -332,7 +356,8 @@ impl Core {
         out: &mut Vec<Outgoing>,
     ) -> Result<(), Reject> {
         let datagram = wire::decode(bytes).map_err(|e| match e {
-            wire::DecodeError::Version | wire::DecodeError::Kind => Reject::Unknown,
+            wire::DecodeError::Version => self.foreign(from, bytes),
+            wire::DecodeError::Kind => Reject::Unknown,
             _ => Reject::Malformed,
         })?;
         if datagram.header.host != self.settings.host {

@@ -16,10 +16,11 @@ use heartwatch_common::config::Span;
 use heartwatch_common::enrol::Revoked;
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::{LoadSample, Share};
+use heartwatch_common::wire;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use crate::core::ControllerStatus;
+use crate::core::{ControllerStatus, OtherVersion};
 
 /// The socket's name in the runtime folder.
 pub const SOCKET_NAME: &str = "agent.sock";
@@ -30,12 +31,25 @@ pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// No answer is longer.
 const ANSWER_LEN_MAX: u64 = 1024 * 1024;
 
+/// What may be the matter with a controller that never answered.
+pub const UNHEARD: &str = "has not answered once: it is down or UDP does not reach it, or it does not know this \
+    host's key, or it is of a release with another wire format; it counts what it rejects, and why, in \
+    `heartwatchctl status`";
+/// Requests for an ack after which that is told.
+const UNHEARD_MIN: u64 = 10;
+
 /// All that a person may want to know of a running agent. Times are in the unit that ends their
 /// name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
     /// The agent's version.
     pub version: String,
+    /// The version of the wire that it speaks.
+    #[serde(default)]
+    pub wire_version: u8,
+    /// What came in another one, sealed with this host's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_version: Option<OtherVersion>,
     /// This host's id.
     pub host: HostId,
     /// Its name.
@@ -209,6 +223,20 @@ pub async fn answer(mut stream: tokio::net::UnixStream, text: String) {
     drop(tokio::time::timeout(ANSWER_TIME_MAX, write).await);
 }
 
+/// In one line: what comes of a controller that is older or newer than this agent.
+pub fn other_version(seen: &OtherVersion) -> String {
+    let (version, ours) = (seen.version, wire::VERSION);
+    let upgrade = match version < ours {
+        true => "upgrade the controller first",
+        false => "upgrade this agent",
+    };
+    format!(
+        "{} datagram(s) in wire format {version} came from {}, sealed with this host's key, and this agent speaks \
+         format {ours}: neither understands the other, {upgrade}",
+        seen.datagrams, seen.from
+    )
+}
+
 fn millis(ms: f64) -> String {
     if ms >= 1_000.0 {
         Span(Duration::from_millis(ms as u64)).to_string()
@@ -251,7 +279,11 @@ impl std::fmt::Display for AgentStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let up = Span(Duration::from_secs(self.uptime_seconds));
         writeln!(f, "host        {} ({})", self.host, self.name)?;
-        writeln!(f, "agent       {}, boot {}, up {up}", self.version, self.boot)?;
+        let wire = match self.wire_version {
+            0 => String::new(),
+            n => format!(" (wire format {n})"),
+        };
+        writeln!(f, "agent       {}{wire}, boot {}, up {up}", self.version, self.boot)?;
         writeln!(
             f,
             "interval    {} (default {}), next beat in {}",
@@ -266,6 +298,9 @@ impl std::fmt::Display for AgentStatus {
                  operator has lifted that, enrol it again: heartwatch-agent enroll",
                 r.at_ms, r.reason
             )?;
+        }
+        if let Some(seen) = &self.other_version {
+            writeln!(f, "OTHER WIRE  {}", other_version(seen))?;
         }
         if let Some(m) = &self.maintenance {
             writeln!(f, "maintenance {}", m.text(&self.controllers))?;
@@ -311,6 +346,9 @@ impl std::fmt::Display for ControllerLine {
             (false, None) => "never heard",
         };
         writeln!(f, "controller  {} at {address}: {state}", self.endpoint)?;
+        if s.last_ack_age_ms.is_none() && s.acks_wanted >= UNHEARD_MIN {
+            writeln!(f, "  WHY         it {UNHEARD}")?;
+        }
         let ack = s.last_ack_age_ms.map_or_else(|| "none".to_owned(), |ms| millis(ms) + " ago");
         writeln!(f, "  last ack    {ack}")?;
         writeln!(
@@ -345,6 +383,8 @@ mod tests {
             "acks_unmatched":0,"probes_answered":0,"lost":0}"#;
         AgentStatus {
             version: "0.1.0".to_owned(),
+            wire_version: 2,
+            other_version: None,
             host: HostId([0x8a; 16]),
             name: "db-1".to_owned(),
             boot: Boot(7),
@@ -399,6 +439,30 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+        assert!(!text.contains("OTHER WIRE") && !text.contains("WHY"), "{text}");
+    }
+
+    /// It said "never heard", and only a counter told more.
+    #[test]
+    fn of_a_controller_that_never_answers_and_of_another_wire_format_it_is_told() {
+        let mut status = status();
+        let from = SocketAddr::from(([192, 0, 2, 1], 2328));
+        status.other_version = Some(OtherVersion { version: 1, datagrams: 7, from });
+        let session = &mut status.controllers[0].session;
+        (session.heard, session.last_ack_age_ms, session.acks_wanted) = (false, None, 40);
+        let text = status.to_string();
+        for part in [
+            "agent       0.1.0 (wire format 2), boot 7",
+            "OTHER WIRE  7 datagram(s) in wire format 1 came from 192.0.2.1:2328",
+            "this agent speaks format 2: neither understands the other, upgrade the controller first",
+            ": never heard",
+            "WHY         it has not answered once",
+            "another wire format",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let newer = OtherVersion { version: 3, datagrams: 1, from };
+        assert!(other_version(&newer).ends_with("upgrade this agent"));
     }
 
     #[test]

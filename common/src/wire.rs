@@ -13,7 +13,7 @@
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
-//! | 0 | 1 | version, 1 |
+//! | 0 | 1 | version, 2 |
 //! | 1 | 1 | kind: 1 beat, 2 hello, 3 ack, 4 leave, 5 probe, 6 probe-reply, 7 probe-via |
 //! | 2 | 1 | flags, by kind |
 //! | 3 | 1 | key id: which fleet secret the host's key was derived from |
@@ -22,6 +22,22 @@
 //! | 8 | 16 | host id (at a fixed offset, so that the kernel can steer by it) |
 //! | … | | by kind, below |
 //! | last 16 | 16 | tag |
+//!
+//! # Versions
+//!
+//! Every version, past or to come, has the version at 0, the key id at 3, the generation at 4, the host id at
+//! 8, and last the tag over all that stands before it, under that host's key; 40 to 1,200 bytes in all. So
+//! whoever does not speak a datagram's version can still tell, by its tag, whose it is ([`foreign()`]), and
+//! counts it apart from junk. Nothing else of it is read, it proves nothing, and it is never answered.
+//!
+//! The version is raised when somebody who speaks the one before would refuse or misread a datagram that he
+//! may get. A meaning for reserved bytes, a further flag or a further type of hello field does not raise it:
+//! these are ignored by who does not know them. From the first release on a controller understands, and
+//! answers in, the versions of agents up to two minor releases back, and agents speak one version: so
+//! controllers are upgraded first.
+//!
+//! This is version 2, the first to be released. In version 1 nothing was left out: acks had 80 bytes and
+//! agents refused shorter ones. Nobody understands it any more.
 //!
 //! # From agents: beat, hello, leave, probe-reply share offsets 24 to 47
 //!
@@ -148,16 +164,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::id::{Boot, ControllerId, Epoch, Generation, HostId, KeyId, Seq};
 use crate::load::{LoadSample, Share};
 use crate::time::Instant;
+pub use foreign::{Foreign, foreign};
 pub use short::{ANSWER_LEN, CHALLENGE_NONCE_LEN, DATAGRAM_LEN_MIN, LEFT_OUT_MAX, shorter};
 pub use trip::RoundTrip;
 pub use via::{ProbeVia, VIA_LEN, ViaDatagram};
 
+mod foreign;
 mod short;
 mod trip;
 mod via;
 
-/// Version that this code speaks.
-pub const VERSION: u8 = 1;
+/// Version that this code speaks; the module's doc says when it is raised.
+pub const VERSION: u8 = 2;
 /// The port: B-E-A-T on a phone's keys.
 pub const PORT: u16 = 2328;
 /// Length of the tag that ends every datagram.
@@ -564,7 +582,7 @@ pub enum DecodeError {
     /// Longer than its kind allows.
     #[error("too long")]
     TooLong,
-    /// Not a version that this code speaks.
+    /// Not a version that this code speaks; [`foreign()`] tells whose it claims to be.
     #[error("unknown version")]
     Version,
     /// Not a kind that this version has.

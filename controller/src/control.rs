@@ -200,6 +200,9 @@ pub struct Status {
     pub epoch: Epoch,
     /// UDP addresses on which beats are received.
     pub listen: Vec<SocketAddr>,
+    /// The version of the wire that it speaks.
+    #[serde(default)]
+    pub wire_version: u8,
     /// When it started, milliseconds since 1970.
     pub started_ms: Wall,
     /// Hosts by state.
@@ -229,6 +232,13 @@ pub struct Status {
     /// Assigned intervals, if there is a budget of beats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<IntervalsStatus>,
+    /// Hosts whose agents speak another version of the wire, by version: nothing of them counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_versions: Vec<OtherVersionStatus>,
+    /// By state: hosts under whose identity two machines answered, and that are in another state than
+    /// `duplicate`, since they do not beat.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub silent_duplicates: BTreeMap<String, u64>,
 }
 
 /// Maintenance windows, in figures.
@@ -323,6 +333,37 @@ pub struct TwinWhy {
     pub over_in_ms: u64,
 }
 
+/// What came of a host in another version of the wire, sealed with its key: a recording may be, so it counts
+/// for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherVersionWhy {
+    /// Its agent's version of the wire.
+    pub version: u8,
+    /// The controller's.
+    pub ours: u8,
+    /// Such datagrams that were recognised.
+    pub datagrams: u64,
+    /// How long ago the last came, milliseconds.
+    pub last_ago_ms: u64,
+    /// Where that came from.
+    pub from: SocketAddr,
+}
+
+/// Hosts whose agents speak another version of the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherVersionStatus {
+    /// Which.
+    pub version: u8,
+    /// How many hosts, lately; of each shard at most 1,024 are counted.
+    pub hosts: u64,
+    /// Datagrams of theirs that were recognised.
+    pub datagrams: u64,
+    /// When the last came, milliseconds since 1970.
+    pub last_ms: Wall,
+    /// Some of the hosts.
+    pub named: Vec<HostId>,
+}
+
 /// What the detector knows of one host right now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostWhy {
@@ -390,6 +431,12 @@ pub struct HostWhy {
     /// The other machine, if two answered under its identity.
     #[serde(default)]
     pub twin: Option<TwinWhy>,
+    /// Its agent speaks another version of the wire.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_version: Option<OtherVersionWhy>,
+    /// How long ago this shard began to listen, milliseconds.
+    #[serde(default)]
+    pub listening_ms: u64,
     /// This shard's drop share in the last window, parts per million.
     pub shard_drop_ppm: u64,
     /// How far this shard's judging lags, milliseconds.

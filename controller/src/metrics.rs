@@ -16,8 +16,12 @@ pub enum Reject {
     TooShort,
     /// Longer than its kind.
     TooLong,
-    /// A version that is not spoken here.
+    /// A version that is not spoken here, and not sealed by a host of this fleet; or there were too many of
+    /// those for each tag to be looked at.
     Version,
+    /// A version that is not spoken here, sealed with the key of the host that it names: an agent that is
+    /// older or newer than this controller.
+    OtherVersion,
     /// A kind that agents do not send.
     Kind,
     /// Malformed fields or an impossible gap.
@@ -48,10 +52,11 @@ pub enum Reject {
 
 impl Reject {
     /// Every reason.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::TooShort,
         Self::TooLong,
         Self::Version,
+        Self::OtherVersion,
         Self::Kind,
         Self::Malformed,
         Self::Unauthentic,
@@ -73,6 +78,7 @@ impl Reject {
             Self::TooShort => "too_short",
             Self::TooLong => "too_long",
             Self::Version => "version",
+            Self::OtherVersion => "other_version",
             Self::Kind => "kind",
             Self::Malformed => "malformed",
             Self::Unauthentic => "unauthentic",

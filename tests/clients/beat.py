@@ -14,7 +14,7 @@ HELLO = struct.pack(">HHI8xBB", 0, 2 + len(name), gap_us, 1, len(name)) + name
 BEAT = struct.pack(">HBBBBHIBBBB", 0, 255, 255, 255, 255, 65535, 2**32 - 1, 255, 255, 255, 0)
 while time.monotonic() < end:
     seq, now = seq + 1, time.monotonic()
-    body = struct.pack(">BBBBHH16sIIQII", 1, 2 if hello else 1, 1, int(key_id), int(generation), 0,
+    body = struct.pack(">BBBBHH16sIIQII", 2, 2 if hello else 1, 1, int(key_id), int(generation), 0,
                        host, boot, seq, int(now * 1e6), gap_us, epoch) + (HELLO if hello else BEAT)
     sock.sendto(body + keyed_hash(key, body)[:16], (address, int(port)))
     while (left := now + gap_us / 1e6 - time.monotonic()) > 0:

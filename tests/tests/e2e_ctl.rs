@@ -148,6 +148,61 @@ async fn a_pause_holds_actions_and_what_is_no_longer_true_at_its_end_is_never_se
     .await;
 }
 
+/// It was dropped, and neither the answer nor the journal said a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_order_that_goes_with_its_host_is_told_to_whoever_takes_the_host_out() {
+    story(async |world: &World| {
+        let (controller, receiver) = with_receiver(world, &FAILURES).await?;
+        let api = controller.api()?;
+        let mut hosts = Vec::new();
+        for name in ["stolen", "scrapped"] {
+            hosts.push(world.agent(name).beats_to(controller.beats()).start()?);
+        }
+        for host in &hosts {
+            api.wait_state(host.host(), "alive").await?;
+        }
+        controller.ctl(&["pause", "--for", "10m", "--reason", "moving racks"])?.ok()?;
+        for host in &mut hosts {
+            host.kill()?;
+        }
+        let held = || async {
+            let held = controller.ctl(&["deliveries", "--state", "held", "--json"])?.json()?;
+            anyhow::Ok(held["deliveries"].as_array().map_or(0, Vec::len))
+        };
+        eventually(PATIENCE, "both failovers are held", || async {
+            Ok((held().await? == 2).then_some(()))
+        })
+        .await?;
+        let revoked = controller.ctl(&["hosts", "revoke", "stolen", "--reason", "lost"])?.ok()?;
+        let forgotten = controller.ctl(&["forget", "scrapped"])?.ok()?;
+        for (said, host) in [(revoked, &hosts[0]), (forgotten, &hosts[1])] {
+            for part in
+                ["Its order host.agent-lost for r", "held back", "will not be sent", "by hand"]
+            {
+                ensure!(said.contains(part), "{part} is not in:\n{said}");
+            }
+            let id = host.host().to_string();
+            let events = controller.ctl(&["events", "--after", "c0", "--host", &id, "--json"])?;
+            let events = events.json()?;
+            let events = events["events"].as_array().context("a list")?;
+            let gone =
+                events.iter().find(|e| e["type"] == "host.forgotten").context("journaled")?;
+            let reason = text(gone, "/data/reason");
+            ensure!(reason.contains("its held order will not be sent"), "{reason}");
+            ensure!(reason.contains("moving racks"), "{reason}");
+        }
+        ensure!(held().await? == 0, "expected nothing to be held any more");
+        controller.ctl(&["pause", "--end"])?.ok()?;
+        throughout(Duration::from_secs(1), || async {
+            let calls = receiver.calls();
+            ensure!(calls.is_empty(), "expected no call about hosts that are gone, seen {calls:?}");
+            Ok(())
+        })
+        .await
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_can_be_redriven() {
     story(async |world: &World| {

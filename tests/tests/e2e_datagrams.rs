@@ -50,7 +50,9 @@ async fn bad_datagrams_are_counted_by_reason_and_change_nothing() {
             ("too_short", Vec::new(), "empty"),
             ("too_long", long, "longer than its kind"),
             ("too_long", vec![1; 1_400], "longer than any datagram"),
-            ("version", resealed(&host, sound.clone(), |b| b[0] = 9), "another version"),
+            ("other_version", resealed(&host, sound.clone(), |b| b[0] = 1), "the version before"),
+            ("other_version", resealed(&host, sound.clone(), |b| b[0] = 9), "a version to come"),
+            ("version", vec![1; 80], "noise that looks like another version"),
             ("kind", resealed(&host, sound.clone(), |b| b[1] = 99), "an unknown kind"),
             (
                 "kind",
@@ -60,7 +62,7 @@ async fn bad_datagrams_are_counted_by_reason_and_change_nothing() {
             ("malformed", resealed(&host, sound.clone(), |b| b[40..44].fill(0)), "a gap of zero"),
             ("unauthentic", wrong_tag, "a wrong tag"),
             ("unauthentic", unknown_key, "an unknown key id"),
-            ("unauthentic", vec![1; 80], "noise of the right size"),
+            ("unauthentic", [vec![2, 1], vec![1; 78]].concat(), "noise of the right size"),
         ];
         for (_, bytes, what) in &unauthenticated {
             expect_no_answer(bytes, to, what)?;
@@ -220,6 +222,48 @@ async fn an_agent_that_lost_its_state_file_is_heard_again() {
             let sent = number(&status, "/controllers/0/seq");
             let taken = number(&why, "/detector/seq");
             ensure!(taken.abs_diff(sent) < 20, "the agent is at {sent}, the controller at {taken}");
+            Ok(Some(()))
+        })
+        .await
+    })
+    .await;
+}
+
+/// Hosts whose agents were of another wire format stayed `pending`, and nobody was told why.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_the_wire_format_before_is_named_with_what_to_do() {
+    story(async |world: &World| {
+        let controller = world.controller().start().await?;
+        let mut old = Station::new(world, "old-agent", controller.beats())?;
+        let file = world.write("hosts.csv", &format!("id,name\n{},old-agent\n", old.host))?;
+        controller.ctl(&["import", &file.to_string_lossy()])?.ok()?;
+        // What version 1 sent differs in the first byte alone.
+        let (hello, beat) = (old.hello()?, old.beat(1));
+        let sent = [hello, beat].map(|bytes| resealed(&old, bytes, |b| b[0] = 1));
+        eventually(PATIENCE, "status, why and the log name its format", || async {
+            for bytes in &sent {
+                old.send(bytes)?;
+            }
+            let status = controller.ctl(&["status"])?.ok()?;
+            let named = status.contains("wire format 1") && status.contains(&old.host.to_string());
+            ensure!(named && status.contains("Upgrade their agents"), "{status}");
+            let why = controller.ctl(&["why", "old-agent"])?.ok()?;
+            ensure!(why.contains("is pending since"), "{why}");
+            ensure!(
+                why.contains("Datagrams of wire format 1 come of it, sealed with its key"),
+                "{why}"
+            );
+            let log = controller.log();
+            let line = "wire: 1 host(s) send datagrams of wire format 1";
+            ensure!(log.matches(line).count() == 1, "{log}");
+            Ok(Some(()))
+        })
+        .await?;
+        // It is upgraded: once it is heard nothing more is told.
+        old.join()?;
+        eventually(PATIENCE, "nobody of another format any more", || async {
+            let status = controller.ctl(&["status"])?.ok()?;
+            ensure!(!status.contains("wire format"), "{status}");
             Ok(Some(()))
         })
         .await

@@ -125,7 +125,11 @@ async fn a_restart_forgets_no_host_calls_no_live_one_down_and_finds_those_that_d
             names.difference(&kept)
         );
         for n in DEAD {
-            api.wait_state(fleet.ids()[n], "down").await?;
+            let id = fleet.ids()[n];
+            api.wait_state(id, "down").await?;
+            let why = controller.ctl(&["why", &id.to_string()])?.ok()?;
+            let since = "reason: not heard since this controller began to listen";
+            ensure!(why.contains(since) && !why.contains("silent for 0.00 s"), "{why}");
         }
         all_alive(&api, HOSTS - DEAD.len()).await?;
         let mut down = happened(&api, &["host.down", "host.agent-lost"]).await?;

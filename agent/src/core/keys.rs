@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use heartwatch_common::auth::HostKey;
 use heartwatch_common::time::Instant;
-use heartwatch_common::wire::Datagram;
+use heartwatch_common::wire::{Datagram, Foreign};
 
 use super::Core;
 
@@ -78,6 +78,12 @@ impl Core {
         }
         let previous = self.keys.previous.as_ref();
         previous.is_some_and(|(key, _)| key.verify(datagram)).then_some(false)
+    }
+
+    /// The same of a datagram of another version of the wire.
+    pub(super) fn opens_foreign(&self, datagram: &Foreign<'_>) -> bool {
+        let previous = self.keys.previous.as_ref().map(|(key, _)| key);
+        std::iter::once(&self.settings.key).chain(previous).any(|key| key.verify_foreign(datagram))
     }
 
     /// Gives a new key up that nobody answers under.

@@ -29,6 +29,8 @@ pub const HELLO_GAP_MIN: Duration = Duration::from_millis(200);
 pub const HELLO_GAP_MAX: Duration = Duration::from_secs(30);
 /// A controller's cadence of acks is not taken to be sparser than this.
 pub const CADENCE_MAX: u16 = 600;
+/// A controller that has not answered once for so long is told of.
+pub const UNHEARD_AFTER: Duration = Duration::from_secs(60);
 /// How soon, and at most how slowly, a name is looked up again while its controller is not heard.
 pub const LOOKUP: Backoff = Backoff { base: Duration::from_secs(4), cap: Duration::from_secs(120) };
 
@@ -124,6 +126,8 @@ pub(super) struct Session {
     /// Requests sent since the last ack, and when the first of them was.
     unanswered: u32,
     unanswered_since: Instant,
+    /// When it is told that the controller never answered; `None`: that was told.
+    unheard_at: Option<Instant>,
     pub(super) acked: Option<Instant>,
     /// Acks stopped, after there had been some.
     pub(super) lost: bool,
@@ -153,6 +157,7 @@ impl Session {
             beats_since_asked: 0,
             unanswered: 0,
             unanswered_since: start,
+            unheard_at: Some(start + UNHEARD_AFTER),
             acked: None,
             lost: false,
             assigned: None,
@@ -339,6 +344,15 @@ impl Session {
         if !self.epochs_left.contains(&epoch) {
             self.learn_epoch(epoch);
         }
+    }
+
+    /// Whether no ack came for [`UNHEARD_AFTER`]. Says so once.
+    pub(super) fn is_news_unheard(&mut self, now: Instant) -> bool {
+        let news = self.acked.is_none() && self.unheard_at.is_some_and(|at| at <= now);
+        if news {
+            self.unheard_at = None;
+        }
+        news
     }
 
     /// Whether the controller's name should be looked up again: it is not heard, and not too soon.

@@ -147,6 +147,7 @@ impl Reject {
         match self {
             Self::Malformed => "malformed",
             Self::Unknown => "unknown",
+            Self::OtherVersion => "other_version",
             Self::WrongHost => "wrong_host",
             Self::WrongTag => "wrong_tag",
             Self::WrongKind => "wrong_kind",

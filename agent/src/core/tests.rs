@@ -555,12 +555,16 @@ fn what_is_not_for_us_is_counted_and_never_answered() {
     let stamp = Stamp { boot: Boot(77), seq: Seq(1), sent: START, gap: SECOND, epoch: Epoch(0) };
     let reflected = sealed(ProbeReply { stamp, nonce: [1; 16] }.encode(&header(0)));
     let mut newer = good;
-    newer[0] = 2;
+    newer[0] = 3;
+    let mut older = good;
+    older[0] = 1;
+    let older = sealed(older);
     for (reason, bytes) in [
         (Reject::WrongTag, &forged[..]),
         (Reject::WrongHost, &foreign[..]),
         (Reject::WrongKind, &reflected[..]),
         (Reject::Unknown, &newer[..]),
+        (Reject::OtherVersion, &older[..]),
         // Cut so far it might be one that had zeros left out; the tag tells.
         (Reject::WrongTag, &good[..79]),
         (Reject::Malformed, &good[..71]),
@@ -572,6 +576,21 @@ fn what_is_not_for_us_is_counted_and_never_answered() {
         assert_eq!(rig.core.rejects(reason), before + 1, "{reason:?}");
     }
     assert_eq!(rig.core.status(rig.now).rejects["malformed"], 3);
+    let told = rig.core.other_version().map(|o| (o.version, o.datagrams));
+    assert_eq!(told, Some((1, 1)), "only what is sealed with its own key is told");
+}
+
+#[test]
+fn that_a_controller_never_answered_is_told_once() {
+    let mut rig = Rig::new(2);
+    for heard in rig.beat().iter().filter(|h| h.asks && h.to == To::Controller(1)) {
+        rig.ack(heard, 0, |_| {});
+    }
+    let told = |core: &mut Core, at| [0, 1, 2].map(|i| core.is_news_unheard(i, at));
+    assert_eq!(told(&mut rig.core, START + UNHEARD_AFTER / 2), [false; 3]);
+    // Its first datagram went out within two intervals.
+    assert_eq!(told(&mut rig.core, START + UNHEARD_AFTER + SECOND * 2), [true, false, false]);
+    assert_eq!(told(&mut rig.core, START + UNHEARD_AFTER * 2), [false; 3]);
 }
 
 #[test]

@@ -153,14 +153,27 @@ pub struct Outgoing {
     pub bytes: Packet,
 }
 
+/// What came in another version of the wire, sealed with this host's key. It may be a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OtherVersion {
+    /// Which.
+    pub version: u8,
+    /// How many datagrams.
+    pub datagrams: u64,
+    /// Where the last came from.
+    pub from: SocketAddr,
+}
+
 /// Why a datagram that came in was ignored; each is a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reject {
     /// Not a datagram of this protocol, or cut short.
     Malformed,
-    /// Of a version or kind that this agent does not speak.
+    /// Of a kind that this agent does not know, or of another version and not sealed with this host's key.
     Unknown,
+    /// Of another version, sealed with this host's key: its controller is older or newer than this agent.
+    OtherVersion,
     /// For another host, and no answer that a controller waits for.
     WrongHost,
     /// Not sealed with this host's key.
@@ -185,9 +198,10 @@ pub enum Reject {
 
 impl Reject {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Malformed,
         Self::Unknown,
+        Self::OtherVersion,
         Self::WrongHost,
         Self::WrongTag,
         Self::WrongKind,

@@ -87,7 +87,7 @@ fn what_is_encoded_is_what_is_decoded() {
 #[test]
 fn fields_stand_at_the_offsets_of_the_byte_table() {
     let b = beat().encode(&header());
-    assert_eq!(b[..8], [1, 1, 1, 3, 1, 2, 0, 0b101]);
+    assert_eq!(b[..8], [2, 1, 1, 3, 1, 2, 0, 0b101]);
     assert_eq!(b[HOST_ID_OFFSET..24], HOST.0);
     assert_eq!(b[24..32], [0, 0, 0, 7, 1, 2, 3, 4]);
     assert_eq!(b[32..40], [0, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66]);
@@ -137,13 +137,36 @@ fn unknown_versions_kinds_and_gaps_are_refused() {
         b[at] = byte;
         decode(&b).map(|d| d.header).unwrap_err()
     };
-    assert_eq!(with(0, 2), DecodeError::Version);
+    assert_eq!(with(0, 1), DecodeError::Version);
     assert_eq!(with(1, 8), DecodeError::Kind);
     assert_eq!(with(1, 7), DecodeError::TooShort);
     assert_eq!(with(40, 0xff), DecodeError::Gap);
     let mut zero = good;
     zero[40..44].fill(0);
     assert_eq!(decode(&zero).unwrap_err(), DecodeError::Gap);
+}
+
+/// A datagram of version 1, as agents sent it before answers were shorter: the same bytes, but for the first.
+#[test]
+fn of_another_version_it_can_be_told_whose_it_is_and_whether_that_is_true() {
+    let key = FleetSecret::new(KeyId(3), [5; 32]).host_key(HOST, Generation(0x0102));
+    for mut bytes in kinds() {
+        assert_eq!(foreign(&bytes), None, "our own version");
+        bytes[0] = 1;
+        key.seal(&mut bytes);
+        assert_eq!(decode(&bytes).unwrap_err(), DecodeError::Version);
+        let told = foreign(&bytes).unwrap();
+        let whose = (told.version, told.host, told.key_id, told.generation);
+        assert_eq!(whose, (1, HOST, KeyId(3), Generation(0x0102)));
+        assert!(key.verify_foreign(&told));
+        bytes[0] = 3;
+        assert!(!key.verify_foreign(&foreign(&bytes).unwrap()), "the tag covers the version");
+    }
+    // One of a version to come may be shorter than any of ours, but has a header and a tag.
+    assert!(foreign(&[3; 40]).is_some());
+    for len in [0, 39, DATAGRAM_LEN_MAX + 1] {
+        assert_eq!(foreign(&vec![3; len]), None, "{len} bytes");
+    }
 }
 
 #[test]

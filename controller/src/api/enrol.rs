@@ -8,7 +8,7 @@
 //! | `POST /v1/enrol/standing` | who proves a host's key, revoked or not | whether it was revoked, when and why |
 //! | `GET`, `POST /v1/join-tokens`, `DELETE /v1/join-tokens/{name}` | ▲ | join tokens; a secret is told once |
 //! | `GET /v1/identities?after=` | ▲ | who came in by which, and who was revoked |
-//! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry (`already`: it was before, and that reason stands); `DELETE` lets it enrol again |
+//! | `POST`, `DELETE /v1/hosts/{host}/revoke` | ▲ | `{"by", "reason"}`: its keys are dead, and it leaves the registry (`already`: it was before, and that reason stands; `dropped`: its orders that nobody will get); `DELETE` lets it enrol again |
 //! | `GET /v1/secrets`, `POST /v1/secrets/rotate`, `/reload`, `/{key id}/retire` | ▲ | fleet secrets, never themselves |
 //!
 //! ▲: scope `admin`; changes are audited. `retire` and `reload` refuse to silence hosts that lately proved
@@ -32,10 +32,11 @@ use super::access::Who;
 use super::extract::{Body, Name, Params, Trusted};
 use super::metrics::Families;
 use super::problem::Problem;
-use super::{Api, holds, hosts};
+use super::types::RevokedJson;
+use super::{Api, dropped, holds, hosts};
 use crate::control::ControlError;
 use crate::enrol::decide::{Enrolment, Refusal, TokenRow};
-use crate::enrol::{EnrolError, LetIn, NewToken, Revoked, SecretStatus, TokenMade};
+use crate::enrol::{EnrolError, LetIn, NewToken, SecretStatus, TokenMade};
 
 /// All of these routes.
 pub(super) fn routes() -> Router<Api> {
@@ -224,7 +225,7 @@ async fn revoke(
     Name(name): Name,
     params: Params,
     Body(body): Body<RevokeBody>,
-) -> Result<Json<Revoked>, Problem> {
+) -> Result<Json<RevokedJson>, Problem> {
     params.only(&[])?;
     if body.reason.trim().is_empty() {
         return Err(Problem::bad_request("`reason` must say why: others will ask"));
@@ -237,12 +238,14 @@ async fn revoke(
         Err(unknown) => api.enrol.revocation(&name).await?.ok_or(unknown)?.host,
     };
     let by = who.said(&body.by);
+    let orders = dropped::unfinished(&api, host).await?;
     let gone = api.enrol.revoke(host, &format!("{reason} ({by})")).await?;
     match api.control.revoke(host, gone.enrolment.reason.clone()).await {
         Ok(()) | Err(ControlError::UnknownHost(_)) => {}
         Err(e) => return Err(e.into()),
     }
-    Ok(Json(gone))
+    let dropped = dropped::become_of(&api, host, orders).await?;
+    Ok(Json(RevokedJson { revoked: gone, dropped }))
 }
 
 async fn lift(

@@ -12,10 +12,10 @@ use heartwatch_common::id::HostId;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::problem::Problem;
 use super::types::{
-    DeliveryJson, EventJson, FreezeJson, HostJson, HostsPage, IncidentJson, SingleJson, WhyJson,
-    WordBody, cursor_text,
+    DeliveryJson, EventJson, ForgottenJson, FreezeJson, HostJson, HostsPage, IncidentJson,
+    SingleJson, WhyJson, WordBody, cursor_text,
 };
-use super::{Api, holds, incidents};
+use super::{Api, dropped, holds, incidents};
 use crate::control::{FREEZE, Freeze, IMPORT_LEN_MAX, ImportHost, ImportReport};
 use crate::event::{EventKind, State as HostState};
 use crate::policy::{is_action, parse_domain};
@@ -366,11 +366,12 @@ pub(super) async fn forget(
     State(api): State<Api>,
     Name(name): Name,
     params: Params,
-) -> Result<StatusCode, Problem> {
+) -> Result<Json<ForgottenJson>, Problem> {
     params.only(&[])?;
-    let host = find_or_say(&api, &name).await?;
-    api.control.forget(host.row.id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let host = find_or_say(&api, &name).await?.row.id;
+    let orders = dropped::unfinished(&api, host).await?;
+    api.control.forget(host).await?;
+    Ok(Json(ForgottenJson { host, dropped: dropped::become_of(&api, host, orders).await? }))
 }
 
 /// Body of `PUT /v1/hosts/{host}/freeze`.

@@ -19,7 +19,7 @@
 //! | `POST /v1/drill` | ▲ holds one now, or joins the one that goes on: answers its number |
 //! | `POST /v1/canary` | where drills' own webhooks arrive; their signature is their pass |
 //! | `GET /v1/status`, `/metrics`, `/healthz`, `/readyz` | the controller itself |
-//! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out |
+//! | `POST /v1/hosts/import`, `DELETE /v1/hosts/{id or name}` | ▲ expected hosts in, hosts out (`dropped`: its orders that nobody had taken, and that nobody will get) |
 //! | `PUT`, `DELETE /v1/hosts/{id or name}/freeze` | ▲ its margin kept (`{"margin_ms": 5000}`, `null`: as it is), or learning again |
 //! | `POST /v1/hosts/{id or name}/single` | ▲ `{"by", "reason"}`: of two machines under its identity one is left |
 //! | `POST /v1/pause`, `DELETE /v1/pause` | ▲ hold all actions for a time |
@@ -75,6 +75,7 @@ mod candidates;
 mod controller;
 mod deliveries;
 mod drill;
+pub mod dropped;
 mod enrol;
 mod events;
 mod extract;

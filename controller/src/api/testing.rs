@@ -42,6 +42,7 @@ pub(crate) fn status() -> Status {
         controller: ControllerId(7),
         epoch: Epoch(1),
         listen: Vec::new(),
+        wire_version: 2,
         started_ms: Wall(1_000),
         hosts: BTreeMap::new(),
         shards: Vec::new(),
@@ -82,6 +83,8 @@ pub(crate) fn status() -> Status {
                 aim_ms: 2_000.0,
             }],
         }),
+        other_versions: Vec::new(),
+        silent_duplicates: BTreeMap::new(),
     }
 }
 
@@ -232,6 +235,8 @@ impl Control for TestControl {
             probes: None,
             excuse: None,
             twin: None,
+            other_version: None,
+            listening_ms: 60_000,
             shard_drop_ppm: 0,
             shard_lag_ms: 0,
         })

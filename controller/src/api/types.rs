@@ -14,11 +14,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::access::{Scope, TokenRow};
+use super::dropped::DroppedOrder;
 use crate::config::Config;
 use crate::control::{
     Doubt, HoldStatus, HostWhy, Maintenance, Pause, ReceiverReport, Status, TwinWhy, WaitStatus,
     Window,
 };
+use crate::enrol::Revoked;
 use crate::event::{Cause, EventId, EventKind, IncidentId, State};
 use crate::store::{AttemptRow, Cursor, DeliveryRow, EventRow, Token};
 use crate::view::HostView;
@@ -116,6 +118,27 @@ pub struct FreezeJson {
     pub host: HostId,
     /// Milliseconds; `null`: it learns.
     pub frozen_ms: Option<u64>,
+}
+
+/// Answer of `DELETE /v1/hosts/{host}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgottenJson {
+    /// Whom.
+    pub host: HostId,
+    /// Its orders that nobody had taken yet, and that ended with this.
+    #[serde(default)]
+    pub dropped: Vec<DroppedOrder>,
+}
+
+/// Answer of `POST /v1/hosts/{host}/revoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedJson {
+    /// The host.
+    #[serde(flatten)]
+    pub revoked: Revoked,
+    /// Its orders that nobody had taken yet, and that ended with this.
+    #[serde(default)]
+    pub dropped: Vec<DroppedOrder>,
 }
 
 /// An operator's word that one machine is left under a host's identity, taken.

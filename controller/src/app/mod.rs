@@ -8,6 +8,7 @@ mod canary;
 mod kept;
 mod maintenance;
 mod memory;
+mod others;
 mod pacing;
 mod receivers;
 mod reloading;
@@ -60,6 +61,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
 use crate::tls::{self, Tls, TlsError};
 use crate::view::View;
+use others::Others;
 use pacing::Pacing;
 pub use reloading::Reloading;
 use running::{Pulse, Running};
@@ -339,7 +341,9 @@ impl App {
 
         let pulse = Arc::new(Pulse::default());
         let own_doubts = Arc::new(DoubtMetrics::default());
+        let others = Arc::new(Others::new(shards.clone(), Arc::clone(&clock)));
         let surroundings = Surroundings {
+            others: Arc::clone(&others),
             doubts: Arc::clone(&own_doubts),
             shards: shards.clone(),
             driver: Arc::clone(&status),
@@ -384,6 +388,7 @@ impl App {
             own_doubts,
             knobs: Arc::clone(&knobs),
             intervals: pacing::Shown::clone(&intervals),
+            others,
             window_max: config.maintenance.window_max,
             canary: the_canary,
             delivery: Arc::clone(&delivery),

@@ -8,10 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use heartwatch_common::id::{Epoch, HostId};
 use heartwatch_common::time::{Clock, Instant, Wall};
+use heartwatch_common::wire;
 use rand::rngs::StdRng;
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 
+use super::others::Others;
 use super::pacing::Shown;
 use crate::canary::Canary;
 use crate::config::Rule;
@@ -99,6 +101,8 @@ pub(super) struct Running {
     pub(super) knobs: Arc<AllKnobs>,
     /// What intervals are assigned.
     pub(super) intervals: Shown,
+    /// Who speaks another version of the wire.
+    pub(super) others: Arc<Others>,
     /// The controller's own drills.
     pub(super) canary: Arc<Canary>,
     /// What sends.
@@ -162,6 +166,9 @@ impl Control for Running {
         let counts = self.view.counts();
         let hosts =
             State::ALL.iter().map(|s| (s.as_str().to_owned(), counts[*s as usize])).collect();
+        let twins = self.view.duplicates();
+        let silent = |s: &&State| **s != State::Duplicate && twins[**s as usize] > 0;
+        let twins = State::ALL.iter().filter(silent).map(|s| (s.as_str(), twins[*s as usize]));
         let mut deliveries: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
         // A store that can't be read shows among the doubts, and the rest of the status still helps.
         if let Ok(backlog) = self.store.backlog().await {
@@ -175,6 +182,7 @@ impl Control for Running {
             controller: self.store.controller(),
             epoch: self.epoch,
             listen: self.listen.clone(),
+            wire_version: wire::VERSION,
             started_ms: self.started_wall,
             hosts,
             shards: (0u16..).zip(&self.shards).map(|(i, s)| shard_status(i, &s.metrics)).collect(),
@@ -187,6 +195,8 @@ impl Control for Running {
             maintenance: self.maintenance_status(),
             canary: self.canary.status(),
             intervals: self.intervals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            other_versions: self.others.shown(),
+            silent_duplicates: twins.map(|(state, n)| (state.to_owned(), n)).collect(),
         }
     }
 

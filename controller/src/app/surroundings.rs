@@ -1,5 +1,6 @@
 //! What the machine does to the controller, looked at once a second, outside of any hot path: time that
-//! the hypervisor took away (steal), and which addresses are the machine's own.
+//! the hypervisor took away (steal), and which addresses are the machine's own; and who speaks another
+//! version of the wire.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use heartwatch_common::time::{Clock, Instant};
 
+use super::others::Others;
 use crate::detector::doubt::DoubtReason;
 use crate::metrics::DoubtMetrics;
 use crate::policy::driver::DriverStatus;
@@ -22,6 +24,8 @@ const SHOWN_FOR: Duration = Duration::from_secs(5);
 
 /// The doubts that are the whole controller's.
 pub(super) struct Surroundings {
+    /// Who speaks another version of the wire.
+    pub(super) others: Arc<Others>,
     /// Where they are shown.
     pub(super) doubts: Arc<DoubtMetrics>,
     /// Who must know which addresses are local.
@@ -60,6 +64,7 @@ impl Surroundings {
             self.doubts.set(DoubtReason::Steal, stolen.map(|(since, _)| since), now);
             self.doubts.set(DoubtReason::Store, store, now);
             self.doubts.set(DoubtReason::Restarted, restarted.then_some(self.started), now);
+            self.others.look(now).await;
             if look.is_multiple_of(ADDRESSES_EVERY) {
                 let own = own_addresses();
                 if known.as_ref() != Some(&own) && self.tell(&own) {

@@ -328,9 +328,9 @@ impl Client {
         self.post(&["v1", "hosts", "import"], hosts).await
     }
 
-    /// `DELETE /v1/hosts/{host}`
-    pub async fn forget(&self, host: &str) -> Result<(), ClientError> {
-        self.send(self.act(Method::DELETE, &["v1", "hosts", host])?).await.map(drop)
+    /// `DELETE /v1/hosts/{host}`: a [`crate::api::types::ForgottenJson`].
+    pub async fn forget(&self, host: &str) -> Result<Value, ClientError> {
+        self.answer(self.act(Method::DELETE, &["v1", "hosts", host])?).await
     }
 
     /// `PUT /v1/hosts/{host}/freeze`: a [`crate::api::types::FreezeJson`]. Without a margin: as it is.

@@ -16,12 +16,15 @@ use serde_json::json;
 
 use super::args::Global;
 use super::remote::Run;
-use super::text::{Table, between, clean, shorten};
+use super::text::{Table, between, clean, count, shorten};
 use super::{CtlError, chain, local};
+use crate::api::dropped::DroppedOrder;
+use crate::api::types::RevokedJson;
 use crate::api::{SecretsJson, TokensJson};
 use crate::control::ImportHost;
 use crate::enrol::decide::Enrolment;
 use crate::enrol::{NewToken, Revoked, TokenMade};
+use crate::store::DeliveryState;
 
 /// Most hosts that are made keys for at once.
 const OFFLINE_MAX: u32 = 100_000;
@@ -241,7 +244,10 @@ impl Run<'_> {
         let answer = match &args.reason {
             Some(reason) => {
                 let answer = self.client.revoke(&args.host, &args.by.text(), reason).await?;
-                return self.print(answer, |out, gone: Revoked| revoked(out, &gone));
+                return self.print(answer, |out, gone: RevokedJson| {
+                    revoked(out, &gone.revoked)?;
+                    dropped(out, &gone.revoked.enrolment.host, &gone.dropped)
+                });
             }
             None => self.client.lift_revocation(&args.host).await?,
         };
@@ -337,6 +343,39 @@ fn revoked(out: &mut dyn Write, gone: &Revoked) -> io::Result<()> {
         called(e),
         e.least,
         e.host
+    )
+}
+
+/// What became of the orders of a host that was taken out of the registry.
+pub(super) fn dropped(
+    out: &mut dyn Write,
+    host: &HostId,
+    dropped: &[DroppedOrder],
+) -> io::Result<()> {
+    for order in dropped {
+        let (kind, event, receiver) = (order.kind, order.event, clean(&order.receiver));
+        write!(out, "Its order {kind} for {receiver} (event {event}), which ")?;
+        match &order.held_for {
+            Some(why) => write!(out, "was held back ({}), ", clean(why))?,
+            None => write!(out, "was on its way, ")?,
+        }
+        match order.state {
+            DeliveryState::Cancelled => writeln!(out, "will not be sent.")?,
+            DeliveryState::Superseded => writeln!(
+                out,
+                "is taken back: {receiver} may have heard of it ({}).",
+                count(usize::try_from(order.attempts).unwrap_or(usize::MAX), "try")
+            )?,
+            state => writeln!(out, "is {} now.", state.as_str())?,
+        }
+    }
+    if dropped.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "No controller will order it again: if its work must move all the same, have that done by hand. Who was \
+         named to take over stands in its event: heartwatchctl events --after c0 --host {host} --json"
     )
 }
 
@@ -467,6 +506,47 @@ mod tests {
         assert_eq!(enrolment["labels"], json!({"pool": "a", "rack": "7"}));
         let list = super::super::import::read(&out.join("hosts.json")).unwrap();
         assert_eq!((list[0].id, list[0].labels["rack"].as_str()), (id, "7"));
+    }
+
+    /// A held failover was dropped without a word.
+    #[test]
+    fn of_a_held_order_that_goes_with_its_host_it_is_told_what_becomes_of_it() {
+        use crate::event::{EventId, EventKind};
+        use crate::store::DeliveryId;
+        let host = HostId([7; 16]);
+        let order = |was, state, attempts| DroppedOrder {
+            event: EventId(crate::api::testing::uuid(9)),
+            kind: EventKind::HostDown,
+            incident: None,
+            delivery: DeliveryId(4),
+            receiver: "orchestrator".to_owned(),
+            was,
+            held_for: (was == DeliveryState::Held).then(|| "a storm in rack=7".to_owned()),
+            attempts,
+            state,
+        };
+        let told = |orders: &[DroppedOrder]| {
+            let mut out = Vec::new();
+            dropped(&mut out, &host, orders).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(told(&[]), "");
+        let held = told(&[order(DeliveryState::Held, DeliveryState::Cancelled, 0)]);
+        for part in [
+            "Its order host.down for orchestrator (event 00000000-",
+            "which was held back (a storm in rack=7), will not be sent.",
+            "have that done by hand",
+            "--host 07070707",
+        ] {
+            assert!(held.contains(part), "{part}\n{held}");
+        }
+        let begun = told(&[order(DeliveryState::Pending, DeliveryState::Superseded, 2)]);
+        assert!(
+            begun.contains(
+                "was on its way, is taken back: orchestrator may have heard of it (2 tries)"
+            ),
+            "{begun}"
+        );
     }
 
     #[test]

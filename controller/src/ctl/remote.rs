@@ -10,7 +10,7 @@ use super::args::{Command, Deliveries, Events, Global, Hosts, Pause, Redrive};
 use super::client::{Client, ClientError, DeliveriesQuery, EventsQuery, HostsQuery, typed};
 use super::text::{clean, count, human_ms};
 use super::{CtlError, chain, import, receivers, show, story, token};
-use crate::api::types::{EventsPage, FreezeJson, HostsPage, PauseJson};
+use crate::api::types::{EventsPage, ForgottenJson, FreezeJson, HostsPage, PauseJson};
 use crate::control::{self, FREEZE, ImportReport};
 use crate::store::DeliveryId;
 use crate::view::PAGE_LEN_MAX;
@@ -318,12 +318,14 @@ impl Run<'_> {
     }
 
     async fn forget(&mut self, host: &str) -> Result<(), CtlError> {
-        self.client.forget(host).await?;
+        let answer = self.client.forget(host).await?;
         if self.global.json {
-            return self.json(&json!({"forgotten": host}));
+            return self.json(&json!({"forgotten": host, "dropped": answer["dropped"]}));
         }
-        writeln!(self.out, "{} is forgotten; it comes back if it says hello again", clean(host))?;
-        Ok(())
+        self.print(answer, |out, gone: ForgottenJson| {
+            writeln!(out, "{} is forgotten; it comes back if it says hello again", clean(host))?;
+            super::enrol::dropped(out, &gone.host, &gone.dropped)
+        })
     }
 
     async fn freeze(&mut self, host: &str, margin: Option<Duration>) -> Result<(), CtlError> {

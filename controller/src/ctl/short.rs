@@ -125,9 +125,19 @@ fn turn(event: &EventJson) -> Option<String> {
     if let Some(text) = step(event) {
         return Some(text);
     }
-    let silence = event.data.get("evidence").and_then(|e| e["silence_ms"].as_f64());
-    let silent = silence.map_or_else(String::new, |ms| format!(" for {:.1} s", ms / 1e3));
+    let evidence = event.data.get("evidence");
+    let unheard = evidence.is_some_and(|e| e["unheard"] == true);
+    let silent = evidence.and_then(|e| e["silence_ms"].as_f64()).map_or_else(String::new, |ms| {
+        let s = ms / 1e3;
+        match unheard {
+            true => format!(" since the controller began to listen {s:.1} s before"),
+            false => format!(" for {s:.1} s"),
+        }
+    });
     Some(match event.kind {
+        EventKind::HostSuspect if unheard => {
+            format!("Nothing was heard of it{silent}: it was asked (probes)")
+        }
         EventKind::HostSuspect => {
             format!("Nothing was heard of it{silent}, longer than usual: it was asked (probes)")
         }

@@ -8,7 +8,7 @@ use super::text::{Table, between, clean, details, human_f64, human_ms, percent, 
 use crate::api::types::{
     DeliveriesPage, EventJson, HostJson, HostsPage, ReceiversJson, StatusJson,
 };
-use crate::control::{Doubt, Window};
+use crate::control::{Doubt, Status, Window};
 use crate::event::{Cause, State};
 use crate::intervals::IntervalsStatus;
 use crate::store::DeliveryState;
@@ -157,11 +157,6 @@ pub(super) fn doubt(doubt: &Doubt, now: Wall) -> String {
 pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
     let status = &s.status;
     let listen: Vec<String> = status.listen.iter().map(ToString::to_string).collect();
-    let count = |state: &crate::event::State| {
-        let n = status.hosts.get(state.as_str()).copied().unwrap_or(0);
-        format!("{n} {state}")
-    };
-    let hosts: Vec<String> = crate::event::State::ALL.iter().map(count).collect();
     let pause = status.pause.as_ref();
     facts(
         out,
@@ -173,7 +168,7 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
             ("beats on", listen.join(", ")),
             ("certificate", certificate(s)),
             ("running for", between(status.started_ms, s.now_ms)),
-            ("hosts", hosts.join(", ")),
+            ("hosts", counts(status)),
             (
                 "paused",
                 pause.map(|p| format!("until {}: {}", p.until_ms, p.reason)).unwrap_or_default(),
@@ -196,6 +191,7 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
             writeln!(out, "  - {}", doubt(d, s.now_ms))?;
         }
     }
+    other_versions(out, status)?;
     super::holds::of_all(out, &status.guard, s.now_ms)?;
     super::maintenance::of_all(out, &status.maintenance)?;
     if let Some(assigned) = &status.intervals {
@@ -208,6 +204,44 @@ pub(super) fn status(out: &mut dyn Write, s: &StatusJson) -> io::Result<()> {
     }
     writeln!(out)?;
     receivers(out, s)
+}
+
+/// Hosts by state.
+fn counts(status: &Status) -> String {
+    let count = |state: &State| {
+        let n = status.hosts.get(state.as_str()).copied().unwrap_or(0);
+        // A duplicate that does not beat is counted where it stands.
+        match status.silent_duplicates.get(state.as_str()) {
+            Some(twins) => format!("{n} {state} ({twins} duplicate)"),
+            None => format!("{n} {state}"),
+        }
+    };
+    State::ALL.iter().map(count).collect::<Vec<_>>().join(", ")
+}
+
+/// Who speaks another version of the wire.
+fn other_versions(out: &mut dyn Write, status: &Status) -> io::Result<()> {
+    let ours = status.wire_version;
+    for seen in &status.other_versions {
+        let upgrade = match seen.version < ours {
+            true => "Upgrade their agents",
+            false => "Upgrade the controller, or take their agents back to its release",
+        };
+        let named: Vec<String> = seen.named.iter().map(ToString::to_string).collect();
+        let more = if seen.hosts > named.len() as u64 { ", …" } else { "" };
+        writeln!(
+            out,
+            "\n{} in wire format {}, sealed with their keys, and this controller speaks format {ours}: they count \
+             for nothing. {upgrade}: {}{more}",
+            match seen.hosts {
+                1 => "1 host sends its datagrams".to_owned(),
+                n => format!("{n} hosts send their datagrams"),
+            },
+            seen.version,
+            named.join(", ")
+        )?;
+    }
+    Ok(())
 }
 
 /// The API's certificate: what to pin, and how long it is good.
@@ -399,5 +433,46 @@ pub(super) fn deliveries(out: &mut dyn Write, page: &DeliveriesPage) -> io::Resu
     match page.next_after {
         Some(after) => writeln!(out, "more: --after {after}"),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::testing::status;
+    use crate::control::OtherVersionStatus;
+    use heartwatch_common::id::HostId;
+
+    /// It said "0 duplicate" while a duplicate was down.
+    #[test]
+    fn a_duplicate_that_is_down_is_counted_as_both() {
+        let mut status = status();
+        status.hosts = [("down".to_owned(), 3), ("alive".to_owned(), 9)].into();
+        status.silent_duplicates = [("down".to_owned(), 1)].into();
+        let text = counts(&status);
+        assert!(text.contains("9 alive,") && text.contains("3 down (1 duplicate)"), "{text}");
+    }
+
+    #[test]
+    fn who_speaks_another_version_of_the_wire_is_named_with_what_to_do() {
+        let mut status = status();
+        let mut told = |version, hosts| {
+            let named = vec![HostId([7; 16])];
+            let last_ms = Wall(0);
+            status.other_versions =
+                vec![OtherVersionStatus { version, hosts, datagrams: 9, last_ms, named }];
+            let mut out = Vec::new();
+            other_versions(&mut out, &status).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let old = told(1, 1);
+        for part in
+            ["1 host sends", "in wire format 1", "speaks format 2", "Upgrade their agents: 0707"]
+        {
+            assert!(old.contains(part), "{part}\n{old}");
+        }
+        let new = told(3, 2);
+        assert!(new.contains("2 hosts send") && new.contains("Upgrade the controller"), "{new}");
+        assert!(new.trim_end().ends_with(", …"), "{new}");
     }
 }

@@ -9,7 +9,7 @@ use super::margin;
 use super::show::{cause, doubt};
 use super::text::{between, clean, count, details, human_ms, ppm};
 use crate::api::types::{DeliveryJson, EventJson, WhyJson};
-use crate::control::HostWhy;
+use crate::control::{HostWhy, OtherVersionWhy};
 use crate::event::{Cause, EventId, EventKind, State};
 use crate::store::DeliveryState;
 
@@ -80,6 +80,9 @@ fn verdict(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
 }
 
 fn rest(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
+    if let Some(seen) = why.detector.as_ref().and_then(|d| d.other_version.as_ref()) {
+        other_version(out, seen)?;
+    }
     super::twin::of_host(out, why)?;
     if let Some(incident) = &why.incident {
         let opened = incident.opened_ms.map_or_else(String::new, |at| format!(", opened {at}"));
@@ -111,6 +114,31 @@ fn in_or_ago(ms: i64) -> String {
     if ms < 0 { format!("{text} ago") } else { format!("in {text}") }
 }
 
+/// From when on anything can be known of it.
+fn listening(d: &HostWhy) -> String {
+    match d.listening_ms {
+        0 => "the controller's start".to_owned(),
+        ms => format!("the controller began to listen {} ago", human_ms(ms)),
+    }
+}
+
+/// What comes of it in a format that the controller does not speak.
+fn other_version(out: &mut dyn Write, seen: &OtherVersionWhy) -> io::Result<()> {
+    let (version, ours) = (seen.version, seen.ours);
+    let upgrade = match version < ours {
+        true => "Upgrade its agent",
+        false => "Upgrade the controller, or take its agent back to the controller's release",
+    };
+    writeln!(
+        out,
+        "Datagrams of wire format {version} come of it, sealed with its key ({}, the last {} ago from {}), and the \
+         controller speaks format {ours}: they count for nothing. {upgrade}.",
+        seen.datagrams,
+        human_ms(seen.last_ago_ms),
+        seen.from
+    )
+}
+
 fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
     match d.silence_ms {
         Some(ms) => writeln!(
@@ -120,7 +148,7 @@ fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
             d.boot,
             d.seq
         )?,
-        None => writeln!(out, "  No sign of life since the controller's start.")?,
+        None => writeln!(out, "  No sign of life since {}.", listening(d))?,
     }
     if let Some(expected) = d.expected_in_ms {
         let verb = if expected < 0 { "was" } else { "is" };
@@ -172,8 +200,9 @@ fn evidence(out: &mut dyn Write, d: &HostWhy) -> io::Result<()> {
     }
     writeln!(
         out,
-        "  It was wrongly suspected {} so far.",
-        count(usize::try_from(d.mistakes).unwrap_or(usize::MAX), "time")
+        "  It was wrongly suspected {} since {}.",
+        count(usize::try_from(d.mistakes).unwrap_or(usize::MAX), "time"),
+        listening(d)
     )?;
     writeln!(
         out,

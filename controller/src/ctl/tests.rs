@@ -393,7 +393,7 @@ fn the_story_tells_all_of_it_in_plain_words_and_in_order() {
         "99 of 100 within 1.25s",
         "Probes: 3 of 3 sent. To 3 its operating system answered",
         "was excused, for a time, by a doubt of the controller's own, since 3m 2s ago (cut): nothing",
-        "wrongly suspected 2 times",
+        "wrongly suspected 2 times since the controller's start",
         "shard 3): 0.01%",
         "While calm",
         &format!("≥ 0 ms  {} 300.0", "#".repeat(40)),
@@ -493,6 +493,26 @@ fn the_story_says_what_each_knob_did_to_the_margin() {
         (d.beats_learned, d.inter_arrival_mean_ms) = (0.0, 0.0);
     });
     assert!(pending.contains("No beat is expected of it"), "{pending}");
+    // What was counted begins with this controller's life.
+    let restarted = told(&|d| (d.silence_ms, d.listening_ms) = (None, 12_000));
+    for part in [
+        "No sign of life since the controller began to listen 12s ago.",
+        "wrongly suspected 2 times since the controller began to listen 12s ago",
+    ] {
+        assert!(restarted.contains(part), "{part}\nis not in\n{restarted}");
+    }
+    let other = told(&|d| {
+        d.other_version = Some(crate::control::OtherVersionWhy {
+            version: 1,
+            ours: 2,
+            datagrams: 37,
+            last_ago_ms: 400,
+            from: ([192, 0, 2, 7], 4_000).into(),
+        });
+    });
+    let wanted = "Datagrams of wire format 1 come of it, sealed with its key (37, the last 400ms ago from \
+                  192.0.2.7:4000), and the controller speaks format 2: they count for nothing. Upgrade its agent.";
+    assert!(other.contains(wanted), "{other}");
     for absent in ["margin", "apart", "overdue", "foreseen"] {
         let known = pending.split("WHAT THE CONTROLLER DOUBTS").next().unwrap();
         assert!(!known.contains(absent), "{absent}\nis in\n{known}");

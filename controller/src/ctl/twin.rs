@@ -9,6 +9,7 @@ use super::remote::Run;
 use super::text::{clean, human_ms};
 use crate::api::types::{SingleJson, WhyJson, WordBody};
 use crate::control::TwinWhy;
+use crate::event::State;
 
 /// How many of its gaps the other must have been silent for, at least, to be spoken of in the past.
 const GAPS: u64 = 5;
@@ -91,8 +92,14 @@ pub(super) fn of_host(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
             "Two machines answered under its identity (a clone?), and both may still be there."
         )?,
     }
-    if why.hold.is_none() {
-        writeln!(out, "Should the host fall silent before that, its failover is held.")?;
+    match (host.state, &why.hold) {
+        (_, Some(_)) => {}
+        (State::Down, None) => {
+            writeln!(out, "It is silent now; no order of it is held, as none was given.")?;
+        }
+        (_, None) => {
+            writeln!(out, "Should the host be taken for dead before that, its failover is held.")?
+        }
     }
     writeln!(
         out,
@@ -106,7 +113,6 @@ pub(super) fn of_host(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::ctl::tests::fixture;
-    use crate::event::State;
     use heartwatch_common::id::Boot;
 
     fn told(silence_ms: Option<u64>, over_in_ms: u64) -> String {
@@ -132,11 +138,18 @@ mod tests {
             "Two machines answered under its identity (a clone?): the other (life 9 of its agent, at 192.0.2.2:4000) \
              was last heard 4m ago.",
             "taken for gone in 6m.",
-            "its failover is held",
+            "Should the host be taken for dead before that, its failover is held",
             "hosts single 8a4e3b1c5d6f70819203a4b5c6d7e8f9 --reason",
         ] {
             assert!(then.contains(part), "{part}\n{then}");
         }
+        let mut why = fixture();
+        (why.host.duplicate, why.host.state, why.hold) = (true, State::Down, None);
+        let mut out = Vec::new();
+        crate::ctl::story::write(&mut out, &why).unwrap();
+        let down = String::from_utf8(out).unwrap();
+        assert!(down.contains("It is silent now; no order of it is held"), "{down}");
+        assert!(!down.contains("Should the host"), "{down}");
         assert!(told(None, 500_000).contains("not been heard since the controller's start"));
         assert!(told(None, 0).contains("was given a new key since"));
     }

@@ -22,6 +22,16 @@
 //! the question. Then nobody is convicted, and nobody's probes are held against him, until something is
 //! heard again. Hosts on the controller's own machine prove nothing about its link, and the link nothing
 //! about them. Fewer than [`CUT_HOSTS`] silent hosts prove no cut: they are judged as ever.
+//!
+//! A host whose beat was due while somebody else could still be heard is none of the [`CUT_HOSTS`], even if
+//! its deadline passes within the cut: the link worked when that beat was due, so its silence is explained
+//! by its own loss or death, which happens all the time, and says nothing about ours. If it counted, three
+//! hosts of a small fleet that die together and one that died a moment before would pass for a cut, and be
+//! found only at the next sign of life of anybody. The price is that a lost beat just before a cut can have
+//! its host called down before the cut is recognised, as it can the first three. Once it is, it excuses him
+//! as well: what he sent since could not come. The simulator holds both
+//! (`tests/src/invariants/own_fault.rs`).
+//!
 //! A suspended machine was as deaf, and its clock stood still besides.
 //!
 //! After the end of a cut or a suspend a host gets the time in which its next beat must come, and then

@@ -419,8 +419,11 @@ pub enum Turn {
 /// What the detector saw when a story turned, for events and `why`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Evidence {
-    /// Time since the last proof of life, milliseconds.
+    /// Time since the last proof of life, milliseconds; if it is [`unheard`](Self::unheard), since the
+    /// controller began to listen.
     pub silence_ms: u64,
+    /// It has not been heard since the controller's start. When it was last heard before that is not kept.
+    pub unheard: bool,
     /// How far past the expected arrival it was, milliseconds (negative: not yet due).
     pub overdue_ms: i64,
     /// The margin that it was given, milliseconds.
@@ -447,7 +450,7 @@ pub struct Evidence {
     pub excused_by: &'static str,
     /// For how long, milliseconds.
     pub excused_ms: u64,
-    /// Suspicions of this host that proved wrong so far.
+    /// Suspicions of this host that proved wrong since the controller's start.
     pub mistakes: u32,
 }
 

@@ -365,7 +365,8 @@ impl Detector {
         let tally = self.confirm.get(slot).map(|s| s.tally).unwrap_or_default();
         let excused = self.excused(slot);
         Evidence {
-            silence_ms: h.last_arrival().map_or(0, |a| at.since(a).as_millis() as u64),
+            silence_ms: at.since(h.last_arrival().unwrap_or(self.begun)).as_millis() as u64,
+            unheard: h.last_arrival().is_none(),
             overdue_ms: ms_between(h.expected, at),
             margin_ms: margin.as_secs_f64() * 1e3,
             margin_source: source.as_str(),

@@ -176,6 +176,11 @@ impl Detector {
         self.host_mut(slot)
     }
 
+    /// When a host was last heard, since the start.
+    pub fn last_arrival(&self, host: HostId) -> Option<Instant> {
+        self.host(self.slot(host)?).last_arrival()
+    }
+
     /// What a host has proved in the life that is known.
     #[inline]
     pub fn newest(&self, slot: u32) -> Newest {

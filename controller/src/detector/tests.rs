@@ -251,6 +251,25 @@ fn known_hosts_get_a_spread_out_second_chance_after_a_restart() {
     assert!(suspects[40] - suspects[10] > 1_000, "{suspects:?}");
 }
 
+/// Its reasons said "silent for 0.00 s".
+#[test]
+fn of_a_host_not_heard_since_the_start_the_silence_counts_from_when_we_began_to_listen() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    w.detector.begin(ms(2_000));
+    let seen_at = |w: &mut World, at: u64| {
+        let mut out = Vec::new();
+        w.detector.judge(ms(at), ms(at), ms(at), &mut out);
+        let [Judged::Turn(turn), ..] = out[..] else { panic!("{out:?}") };
+        (turn.turn, turn.evidence.silence_ms, turn.evidence.unheard)
+    };
+    assert_eq!(seen_at(&mut w, 13_000), (Turn::Suspect, 11_000, true));
+    let slot = w.detector.slot(id(1)).unwrap();
+    assert_eq!(w.detector.why(slot, 0, ms(13_000), Duration::ZERO).listening_ms, 11_000);
+    w.beat(1, 1, ms(13_100), SECOND);
+    assert_eq!(seen_at(&mut w, 15_100), (Turn::Suspect, 2_000, false));
+}
+
 #[test]
 fn a_suspect_of_before_the_restart_is_not_told_twice() {
     let mut w = World::new();

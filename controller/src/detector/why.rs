@@ -65,6 +65,9 @@ impl Detector {
                 remaining_ms: e.until.since(now).as_millis() as u64,
             }),
             twin: self.twin(slot, now),
+            // What other versions are there is known before a host is.
+            other_version: None,
+            listening_ms: now.since(self.begun).as_millis() as u64,
             shard_drop_ppm: self.doubt.drop_ppm(),
             shard_lag_ms: lag.as_millis() as u64,
         }

@@ -143,7 +143,8 @@ impl Policy {
         report
     }
 
-    fn held_before(&self, target: &Target, at: Wall) -> Option<String> {
+    /// What holds orders of a target now, if something does.
+    pub(super) fn held_before(&self, target: &Target, at: Wall) -> Option<String> {
         match target {
             Target::Host(host) => {
                 let held = self.guard.hold_of(*host, at).map(|h| h.reason);

@@ -596,8 +596,16 @@ impl Policy {
         at: Wall,
         rng: &mut R,
     ) -> NewEvent {
-        let event =
-            self.beside(EventKind::HostForgotten, row, reason.to_owned(), Map::new(), at, rng);
+        // What is kept back of it is cancelled with this event, and is told nowhere else.
+        let host = guard::Target::Host(row.id);
+        let (reason, extra) = match self.held_before(&host, at) {
+            Some(held) => (
+                format!("{reason}; its held order will not be sent (it was held because: {held})"),
+                one("held_for", json!(held)),
+            ),
+            None => (reason.to_owned(), Map::new()),
+        };
+        let event = self.beside(EventKind::HostForgotten, row, reason, extra, at, rng);
         NewEvent { settle: Settle::All, ..event }
     }
 
@@ -716,6 +724,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
     let recorded = row.state.heard();
     let (silence_s, overdue_s) =
         (t.evidence.silence_ms as f64 / 1e3, t.evidence.overdue_ms as f64 / 1e3);
+    let silent = silent(&t.evidence);
     match t.turn {
         Turn::Joined | Turn::Recovered { .. } | Turn::Restarted => {
             let same_boot = match t.turn {
@@ -735,12 +744,14 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
             settle: Settle::Nothing,
             audience: Audience::All,
             incident: Incident::Open,
-            reason: format!(
-                "silent for {silence_s:.2} s, {overdue_s:.2} s later than expected, with a margin \
-                 of {:.2} s ({}); probing",
-                t.evidence.margin_ms / 1e3,
-                t.evidence.margin_source,
-            ),
+            reason: match t.evidence.unheard {
+                true => format!("{silent}: the time that it had for that is over; probing"),
+                false => format!(
+                    "{silent}, {overdue_s:.2} s later than expected, with a margin of {:.2} s ({}); probing",
+                    t.evidence.margin_ms / 1e3,
+                    t.evidence.margin_source,
+                ),
+            },
             extra: Map::new(),
         }),
         Turn::Unreachable => {
@@ -753,7 +764,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
                 audience: Audience::All,
                 incident: Incident::Open,
                 reason: format!(
-                    "silent for {silence_s:.2} s and {} probes went unanswered, but {} of {} peers in \
+                    "{silent} and {} probes went unanswered, but {} of {} peers in \
                      other failure domains brought back its answer: it lives, and the network between \
                      it and the controller is cut",
                     t.evidence.probes_sent, t.evidence.testimonies, t.evidence.peers_asked,
@@ -776,12 +787,12 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
             incident: Incident::Open,
             reason: match cause {
                 Cause::Silent | Cause::Unreachable => format!(
-                    "silent for {silence_s:.2} s and {} probes went unanswered{}",
+                    "{silent} and {} probes went unanswered{}",
                     t.evidence.probes_sent,
                     through_peers(&t.evidence),
                 ),
                 Cause::AgentLost => format!(
-                    "silent for {silence_s:.2} s; its kernel answers the probes with `port \
+                    "{silent}; its kernel answers the probes with `port \
                      unreachable`: the host is up, its agent is gone"
                 ),
             },
@@ -822,7 +833,12 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
             audience: Audience::All,
             incident: Incident::Open,
             reason: format!(
-                "it said goodbye {silence_s:.0} s ago, was to be back by {}, and is not; probing",
+                "it said goodbye {:.0} s ago, was to be back by {}, and is not; probing",
+                // A goodbye of before our start is known by the row alone.
+                match t.evidence.unheard {
+                    true => at.0.saturating_sub(row.since.0) as f64 / 1e3,
+                    false => silence_s,
+                },
                 row.back_by.map_or_else(|| "now".to_owned(), |at| at.to_string())
             ),
             extra: one("expected_away_s", json!(expected.as_secs())),
@@ -840,7 +856,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
                 incident: Incident::Keep,
                 reason: format!(
                     "two machines answer under this identity: boot {} at {}, and boot {other} at {}; \
-                     should it fall silent its failover is held until one is left for certain",
+                     what is ordered of it is held until one is left for certain",
                     t.boot,
                     at(t.address),
                     at(address)
@@ -878,6 +894,15 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
             }
         }),
         Turn::Forgettable => None,
+    }
+}
+
+/// For how long nothing was heard, as far as this controller can know.
+fn silent(evidence: &Evidence) -> String {
+    let seconds = evidence.silence_ms as f64 / 1e3;
+    match evidence.unheard {
+        true => format!("not heard since this controller began to listen {seconds:.2} s ago"),
+        false => format!("silent for {seconds:.2} s"),
     }
 }
 

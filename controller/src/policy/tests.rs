@@ -94,6 +94,48 @@ fn an_outage_is_one_incident_from_suspicion_to_recovery() {
 }
 
 #[test]
+fn of_a_host_not_heard_since_the_start_reasons_say_since_when_we_listen() {
+    let mut p = policy();
+    let evidence =
+        Evidence { silence_ms: 12_340, unheard: true, probes_sent: 3, ..Evidence::default() };
+    let reason = |p: &mut Policy, state, t: Turn, now| {
+        let before = HostRow { since: Wall(1_000 - 90_000), ..row(state) };
+        let event = take(p, &before, Transition { evidence, ..turn(t, now, 5) }).event.unwrap();
+        event.data["reason"].as_str().unwrap().to_owned()
+    };
+    let since = "not heard since this controller began to listen 12.34 s ago";
+    let suspect = reason(&mut p, State::Alive, SUSPECT.0, SUSPECT.1);
+    assert_eq!(suspect, format!("{since}: the time that it had for that is over; probing"));
+    let down = reason(&mut p, State::Suspect, DOWN.0, DOWN.1);
+    assert_eq!(down, format!("{since} and 3 probes went unanswered"));
+    let lost = reason(&mut p, State::Suspect, LOST.0, LOST.1);
+    assert!(lost.starts_with(&format!("{since}; its kernel answers")), "{lost}");
+    // What the row knows from before the start is told.
+    let overdue = Turn::Overdue { expected: Duration::ZERO };
+    let overdue = reason(&mut p, State::Left, overdue, State::Suspect);
+    assert!(overdue.starts_with("it said goodbye 90 s ago"), "{overdue}");
+}
+
+/// A held failover of a host that was revoked was dropped without a word.
+#[test]
+fn a_forgotten_hosts_event_tells_the_order_that_goes_with_it() {
+    let mut p = policy();
+    let mut rng = StdRng::seed_from_u64(1);
+    p.register(&row(State::Alive), Instant(0), Wall(0));
+    let plain = p.forgotten(&row(State::Alive), "an operator said so", Wall(0), &mut rng);
+    assert_eq!(plain.data["reason"], "an operator said so");
+    p.set_pause(Some(Pause { until_ms: Wall(9_000), reason: "switch works".to_owned() }));
+    let (events, down) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (DOWN, 5)]);
+    assert!(events[1].deliveries[0].hold.is_some(), "it is held");
+    let told = p.forgotten(&down, "revoked: lost", Wall(2_000), &mut rng);
+    let reason = told.data["reason"].as_str().unwrap();
+    assert!(reason.starts_with("revoked: lost; its held order will not be sent"), "{reason}");
+    assert!(reason.contains("switch works"), "{reason}");
+    assert!(told.data["held_for"].as_str().unwrap().contains("switch works"));
+    assert_eq!(told.settle, Settle::All);
+}
+
+#[test]
 fn agent_lost_is_its_own_event_and_names_its_cause() {
     let (events, end) = play(&mut policy(), row(State::Alive), &[(SUSPECT, 5), (LOST, 5)]);
     assert_eq!(kinds(&events), [EventKind::HostSuspect, EventKind::HostAgentLost]);

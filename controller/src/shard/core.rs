@@ -39,6 +39,7 @@ use crate::intervals::Assigned;
 use crate::intervals::watched::Watched;
 use crate::metrics::{Reject, ShardMetrics, add, bump, inc, set};
 use crate::replay::record::Recorder;
+use crate::shard::foreign::{Foreigners, OtherVersion};
 use crate::shard::notices::{Facts, Notice, Notices};
 use crate::view::{LiveId, LiveTable};
 
@@ -167,6 +168,7 @@ pub struct ShardCore {
     notices: Notices,
     metrics: Arc<ShardMetrics>,
     sources: Sources,
+    foreigners: Foreigners,
     recorder: Option<Recorder>,
     turns: Vec<Transition>,
     judged: Vec<Judged>,
@@ -186,6 +188,7 @@ impl ShardCore {
         detector.publish_to(Arc::clone(&identity.live));
         Self {
             sources: Sources::new(identity.seed),
+            foreigners: Foreigners::new(now),
             detector,
             identity,
             settings,
@@ -291,7 +294,14 @@ impl ShardCore {
     /// What is known of a host right now, for people.
     pub fn why(&self, host: HostId, now: Instant, lag: Duration) -> Option<HostWhy> {
         let slot = self.detector.slot(host)?;
-        Some(self.detector.why(slot, self.identity.shard, now, lag))
+        let why = self.detector.why(slot, self.identity.shard, now, lag);
+        let heard = self.detector.last_arrival(host);
+        Some(HostWhy { other_version: self.foreigners.of(host, heard, now), ..why })
+    }
+
+    /// What came lately in other versions of the wire, of hosts that have not been heard in ours since.
+    pub fn other_versions(&self, now: Instant) -> Vec<OtherVersion> {
+        self.foreigners.summary(|host| self.detector.last_arrival(host), now)
     }
 
     /// Looks at a batch of datagrams before any of them is taken, so that what they need is fetched.
@@ -358,6 +368,7 @@ impl ShardCore {
         });
         let admitted = match admitted {
             Ok(admitted) => admitted,
+            Err(Reject::Version) => return self.foreign(bytes, from, now),
             Err(why) => {
                 self.sources.failed(from.ip(), now);
                 return self.metrics.reject(why);
@@ -404,6 +415,37 @@ impl ShardCore {
             let watched = self.watched.is_watched(slot, now);
             out.push(self.ack(&admitted, (class, watched), flags, from, via));
         }
+    }
+
+    /// Takes note of a datagram of another version; see [`crate::shard::foreign`].
+    // Out of the way of true beats.
+    #[cold]
+    #[inline(never)]
+    fn foreign(&mut self, bytes: &[u8], from: SocketAddr, now: Instant) {
+        let looked = Some(()).filter(|()| self.foreigners.may_look(now));
+        let why = match looked.and_then(|()| wire::foreign(bytes)) {
+            None => Reject::Version,
+            Some(told) => {
+                let known = self.detector.slot(told.host);
+                let least = known.map_or_else(
+                    || self.identity.enrolled.least(told.host),
+                    |slot| self.detector.record(slot).generation,
+                );
+                let key = self.identity.keyring.host_key(told.key_id, told.host, told.generation);
+                match key {
+                    _ if told.generation < least => Reject::Revoked,
+                    Some(key) if key.verify_foreign(&told) => {
+                        self.foreigners.note(told.host, told.version, from, now);
+                        Reject::OtherVersion
+                    }
+                    _ => Reject::Version,
+                }
+            }
+        };
+        if why != Reject::OtherVersion {
+            self.sources.failed(from.ip(), now);
+        }
+        self.metrics.reject(why);
     }
 
     /// The flag that has a host fetch its next key, if its present one is not of the current secret; not of
@@ -885,7 +927,10 @@ impl ShardCore {
             Turn::Suspect => inc(&self.metrics.suspects),
             Turn::Down(_) => {
                 inc(&self.metrics.downs);
-                self.metrics.detected(turn.evidence.silence_ms.saturating_mul(1_000));
+                // Of one not heard since our start nobody knows when it fell silent.
+                if !turn.evidence.unheard {
+                    self.metrics.detected(turn.evidence.silence_ms.saturating_mul(1_000));
+                }
             }
             _ => {}
         }

@@ -2,6 +2,7 @@
 //! way of a beat.
 
 pub mod core;
+pub mod foreign;
 pub mod notices;
 pub mod route;
 pub mod watch;

@@ -34,6 +34,7 @@ use crate::detector::host::Known;
 use crate::ingest::socket::{BATCH_LEN, BatchSocket};
 use crate::metrics::{Reject, ShardMetrics, add, bump, get, inc, set};
 use crate::shard::core::{Packet, Send, ShardCore, Via};
+use crate::shard::foreign::OtherVersion;
 use crate::shard::notices::Notice;
 use crate::shard::route::shard_of;
 use crate::shard::watch::{Longest, SLACK_MIN, Watch};
@@ -71,6 +72,8 @@ pub enum Command {
     Freeze(HostId, Option<Duration>),
     /// Of two machines under this identity one is left.
     Single(HostId),
+    /// Tell what came in other versions of the wire.
+    OtherVersions(oneshot::Sender<Vec<OtherVersion>>),
     /// Tell what is known of a host.
     Why(HostId, oneshot::Sender<Option<HostWhy>>),
     /// A datagram of yours that came to another shard.
@@ -262,6 +265,8 @@ impl Worker {
                 Command::Keyring(ring) => self.core.set_keyring(Keyring::clone(&ring)),
                 // The asker may have given up; nothing is lost then.
                 Command::Keys(answer) => drop(answer.send(Box::new(*self.core.keyed()))),
+                // The asker may have given up; nothing is lost then.
+                Command::OtherVersions(answer) => drop(answer.send(self.core.other_versions(now))),
                 Command::Why(host, answer) => {
                     let lag = Duration::from_micros(get(&self.metrics.lag_us));
                     // The asker may have given up; nothing is lost then.

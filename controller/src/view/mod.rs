@@ -90,6 +90,8 @@ struct Registry {
     texts: Texts,
     ids: Index,
     counts: [u64; State::ALL.len()],
+    /// Of these, those under whose identity two machines answered.
+    duplicates: [u64; State::ALL.len()],
     change: u64,
 }
 
@@ -99,15 +101,17 @@ impl Registry {
     }
 
     fn upsert(&mut self, row: &HostRow, live: Option<LiveId>) {
-        let Self { rows, sets, texts, ids, counts, change } = self;
+        let Self { rows, sets, texts, ids, counts, duplicates, change } = self;
         let hash = ids.hash(row.id);
         let known = ids.find(hash, |slot| rows.id(slot) == row.id);
         let Some(slot) = known.or_else(|| rows.take()) else { return };
         *change += 1;
         counts[row.state as usize] += 1;
+        duplicates[row.state as usize] += u64::from(row.duplicate);
         match rows.tag(slot).state() {
             Some(before) => {
                 counts[before as usize] -= 1;
+                duplicates[before as usize] -= u64::from(rows.tag(slot).duplicate());
                 let old = rows.set(slot);
                 if !sets.is(old, row, texts) {
                     let new = sets.join(row, slot, texts);
@@ -128,9 +132,10 @@ impl Registry {
 
     fn remove(&mut self, id: HostId) -> bool {
         let Some(slot) = self.slot(id) else { return false };
-        let Self { rows, sets, texts, ids, counts, change } = self;
+        let Self { rows, sets, texts, ids, counts, duplicates, change } = self;
         if let Some(state) = rows.tag(slot).state() {
             counts[state as usize] -= 1;
+            duplicates[state as usize] -= u64::from(rows.tag(slot).duplicate());
         }
         ids.remove(ids.hash(id), slot);
         let set = rows.set(slot);
@@ -400,6 +405,11 @@ impl View {
     /// How many hosts are in each state, in the order of [`State::ALL`].
     pub fn counts(&self) -> [u64; State::ALL.len()] {
         self.read().counts
+    }
+
+    /// How many hosts in each state two machines answered for, in the order of [`State::ALL`].
+    pub fn duplicates(&self) -> [u64; State::ALL.len()] {
+        self.read().duplicates
     }
 
     /// The number of the last change.

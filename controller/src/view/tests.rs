@@ -249,6 +249,9 @@ fn check(
     }
     let counts = State::ALL.map(|s| oracle.rows().filter(|r| r.state == s).count() as u64);
     prop_assert_eq!(view.counts(), counts);
+    let duplicates =
+        State::ALL.map(|s| oracle.rows().filter(|r| r.state == s && r.duplicate).count() as u64);
+    prop_assert_eq!(view.duplicates(), duplicates);
     let (page, next) = view.list(filter, from as u64, limit);
     let wanted = oracle.list(filter, from, limit);
     prop_assert_eq!((page.iter().map(|h| h.slot as usize).collect(), next), wanted);

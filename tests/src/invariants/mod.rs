@@ -17,6 +17,7 @@ use std::time::Duration;
 use heartwatch_common::id::{Boot, HostId, Seq};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::Stamp;
+pub use own_fault::Heard;
 pub use unreachable::Voucher;
 
 /// After a stop, a slow reader needs that long for its mail.
@@ -105,6 +106,7 @@ impl Ledger {
     /// The controller runs again after a stop or a restart.
     pub fn controller_back(&mut self, at: Instant) {
         self.back = at;
+        self.own.recognised = None;
     }
 
     /// How often it was looked whether a promise about peers was kept in time.

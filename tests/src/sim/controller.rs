@@ -42,6 +42,7 @@ use super::fault::{Fault, Plan};
 use super::host::{Truth, secret};
 use super::receiver::Reception;
 use super::{Happening, PASS, World};
+use crate::invariants::Heard;
 
 const RECEIVERS: [&str; 2] = ["orchestrator", "pager"];
 
@@ -292,11 +293,15 @@ impl SimController {
         Some(Duration::from_secs_f64(why.margin_ms? / 1e3))
     }
 
-    /// Whether a beat of it was due, and has not come.
-    fn is_overdue(&self, id: HostId, now: Instant) -> bool {
-        let why =
-            self.core.as_ref().and_then(|core| core.why(id, now - self.asleep, Duration::ZERO));
-        why.and_then(|why| why.expected_in_ms).is_some_and(|ms| ms <= 0)
+    /// How it stands with a host of which a beat is expected.
+    fn heard(&self, id: HostId, now: Instant) -> Option<Heard> {
+        let why = self.core.as_ref()?.why(id, now - self.asleep, Duration::ZERO)?;
+        let left = Duration::from_millis(u64::try_from(why.deadline_in_ms?).unwrap_or(0));
+        Some(Heard {
+            margin: Duration::from_secs_f64(why.margin_ms? / 1e3),
+            deadline: now + left,
+            due_in: Duration::from_millis(u64::try_from(why.expected_in_ms?).unwrap_or(0)),
+        })
     }
 
     pub(super) fn row(&self, id: HostId) -> Option<&HostRow> {
@@ -359,25 +364,29 @@ impl World {
         Wall(self.wall_ms())
     }
 
-    /// Margins of the hosts that live, undisturbed, and are taken for alive.
-    pub(super) fn margins(&self) -> BTreeMap<HostId, Duration> {
-        let c = &self.controller;
+    /// Hosts that live, undisturbed, and are taken for alive.
+    fn calm(&self) -> impl Iterator<Item = HostId> {
         let calm = self.hosts.iter().enumerate().filter(|(i, h)| {
             h.truth == Truth::Running
                 && h.disturbed_until < self.now
                 && !self.net.cut_up[*i]
-                && c.row(h.id).is_some_and(|r| r.state == State::Alive)
+                && self.controller.row(h.id).is_some_and(|r| r.state == State::Alive)
         });
-        calm.filter_map(|(_, h)| Some((h.id, c.margin(h.id, self.now)?))).collect()
+        calm.map(|(_, h)| h.id)
     }
 
-    /// The controller is about to hear nothing. Whose beat was due before and is on its way, or lost, was
-    /// silent before everybody else was: it proves no cut, nor does a cut excuse it.
-    pub(super) fn deaf_begins(&mut self) {
-        if self.controller.running && self.controller.stopped_until.is_none() {
-            let mut margins = self.margins();
-            margins.retain(|id, _| !self.controller.is_overdue(*id, self.now));
-            self.ledger.deaf_begins(self.now, margins);
+    /// Margins of the hosts that live, undisturbed, and are taken for alive.
+    pub(super) fn margins(&self) -> BTreeMap<HostId, Duration> {
+        let c = &self.controller;
+        self.calm().filter_map(|id| Some((id, c.margin(id, self.now)?))).collect()
+    }
+
+    /// The controller is about to hear nothing: its link is cut, or it stands still.
+    pub(super) fn deaf_begins(&mut self, cut: bool) {
+        let c = &self.controller;
+        if c.running && c.stopped_until.is_none() {
+            let hosts = self.calm().filter_map(|id| Some((id, c.heard(id, self.now)?))).collect();
+            self.ledger.deaf_begins(self.now, &hosts, cut);
         }
     }
 

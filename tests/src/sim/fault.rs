@@ -402,7 +402,7 @@ impl World {
             Fault::KillController => self.kill_controller(),
             Fault::StartController => self.start_controller(),
             Fault::StopController { span } => {
-                self.deaf_begins();
+                self.deaf_begins(false);
                 self.controller.stopped_until = Some(self.now + span);
                 self.controller.calm_since = self.now + span;
             }
@@ -415,7 +415,7 @@ impl World {
             Fault::SuspendController { span } => self.suspend_controller(span),
             Fault::ResumeController { span } => self.resume_controller(span),
             Fault::CutLink => {
-                self.deaf_begins();
+                self.deaf_begins(true);
                 self.net.cut_link = true;
                 self.controller.calm_since = Instant::FAR - Duration::from_secs(3_600);
             }

@@ -62,9 +62,15 @@ async fn a_token_is_made_once_shown_once_and_lets_a_host_in_without_another_word
     assert!(refused.text().contains("a key or a token") && !refused.text().contains("d285"));
     let nameless = act(&world, Method::POST, &path, &json!({"reason": " "})).await;
     assert_eq!(nameless.status, StatusCode::BAD_REQUEST);
+    let order = delivery(7, HOST.parse().unwrap(), DeliveryState::Held);
+    world.store.deliveries.lock().unwrap().push(order);
     let gone = act(&world, Method::POST, &path, &json!({"reason": "lost", "by": "me"})).await;
     assert_eq!(gone.json()["reason"], "lost (me)");
     assert_eq!(gone.json()["already"], false);
+    // Whoever does it is told of the order that goes with it.
+    let dropped = &gone.json()["dropped"][0];
+    let seen = [&dropped["type"], &dropped["receiver"], &dropped["was"], &dropped["delivery"]];
+    assert_eq!(seen, [&json!("host.down"), &json!("orchestrator"), &json!("held"), &json!(7)]);
     // Whoever asks for it, by whatever it is called, hears what became of it.
     let again = act(&world, Method::POST, "/v1/hosts/web-1/revoke", &json!({"reason": "x"})).await;
     assert_eq!(

@@ -231,6 +231,37 @@ fn what_does_not_authenticate_changes_nothing_and_is_never_answered() {
     assert_eq!((w.turns(), w.state()), (vec![], Some(State::Alive)));
 }
 
+/// Of agents that were built before the wire changed only a count of what they did not understand told.
+#[test]
+fn a_host_that_speaks_another_version_is_told_apart_from_junk_and_stays_what_it_was() {
+    let mut w = World::new();
+    // Expected, and never heard: its hello of our version registers it, and proves nothing.
+    w.give(&w.hello(5, 1, 0), 0);
+    let old = |w: &World, seq: u32, at_ms: u64| {
+        let mut bytes = w.beat(5, seq, at_ms, EPOCH);
+        bytes[0] = 1;
+        w.seal(bytes)
+    };
+    for at in 1..=20 {
+        assert!(w.give(&old(&w, 2 + at as u32, at), at).is_empty(), "answered");
+    }
+    let mut junk = old(&w, 30, 30);
+    junk[79] ^= 1;
+    assert!(w.give(&junk, 30).is_empty() && w.give(&[1; 80], 30).is_empty());
+    assert_eq!([Reject::OtherVersion, Reject::Version].map(|r| w.rejects(r)), [20, 2]);
+    assert_eq!((w.state(), w.turns()), (Some(State::Pending), vec![]));
+    let why = w.core.why(HOST, ms(1_020), Duration::ZERO).unwrap().other_version.unwrap();
+    assert_eq!((why.version, why.ours, why.datagrams, why.last_ago_ms), (1, 2, 20, 1_000));
+    let all = w.core.other_versions(ms(1_020));
+    assert_eq!((all.len(), all[0].hosts, &all[0].named[..]), (1, 1, &[HOST][..]));
+    // Upgraded: it is heard, and nothing more is told.
+    w.give(&w.beat(6, 1, 2_000, Epoch(0)), 2_000);
+    w.give(&w.beat(6, 2, 2_030, EPOCH), 2_030);
+    assert_eq!(w.state(), Some(State::Alive));
+    assert_eq!(w.core.why(HOST, ms(2_100), Duration::ZERO).unwrap().other_version, None);
+    assert_eq!(w.core.other_versions(ms(2_100)), []);
+}
+
 #[test]
 fn replays_are_counted_and_challenged_at_most_once_a_second() {
     let mut w = World::alive();
