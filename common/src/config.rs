@@ -213,6 +213,7 @@ mod tests {
              expected `secret_file` or `bearer_token_file`\na secret does not stand in this file: put it into one \
              that only its owner can read (mode 0600), and name that by `secret_file`"
         );
+        assert!(told("x = \"hwk1:1:0:00ff\"").ends_with("by `key_file` of the agent's config"));
         assert!(told("token = \"abc\"").contains("by `bearer_token_file`"));
         assert!(told("url = \"hwt1_00ff\"").contains("name that by its path"));
         // One that could be read as a path is none.

@@ -60,6 +60,10 @@ fn hint(shown: &Shown<'_>, message: &str) -> String {
     if !is_secret {
         return String::new();
     }
+    if let Some((file, whose)) = shown.hidden.iter().find_map(|value| file_of(value)) {
+        let is_here = expected.contains(&format!("`{file}`"));
+        return format!("\n{BELONGS} `{file}`{}", if is_here { "" } else { whose });
+    }
     let files = expected.split('`').filter(|word| word.ends_with("_file"));
     let stem = |file: &str| file.trim_end_matches("_file").to_owned();
     let fits = |file: &&str| stem(file).contains(unknown) || unknown.contains(&stem(file));
@@ -67,6 +71,18 @@ fn hint(shown: &Shown<'_>, message: &str) -> String {
         Some(file) => format!("\n{BELONGS} `{file}`"),
         None => format!("\n{BELONGS} its path"),
     }
+}
+
+/// The setting that names the file of such a secret, and whose it is.
+fn file_of(value: &str) -> Option<(&'static str, &'static str)> {
+    let kinds = [
+        ("whsec_", "secret_file", " of its receiver"),
+        ("hwf1:", "fleet_secret_file", " of the controller's config"),
+        ("hwk1:", "key_file", " of the agent's config"),
+        ("hwj1_", "join_token_file", " of the agent's config"),
+    ];
+    let mut fitting = kinds.into_iter().filter(|(mark, ..)| value.starts_with(mark));
+    fitting.next().map(|(_, file, whose)| (file, whose))
 }
 
 /// A line without what may be a secret.
@@ -170,7 +186,10 @@ pub(super) fn secrets(text: &str) -> Option<String> {
     in_table(table.get_ref(), "", &mut found);
     let told = found.into_iter().map(|(key, at)| {
         let line = text[..at.min(text.len())].matches('\n').count() + 1;
-        format!("line {line}: `{key}` holds a secret itself: {BELONGS} its path")
+        format!(
+            "line {line}: `{key}` holds a secret itself, which does not stand in this file: put it into one that only \
+             its owner can read (mode 0600), and name that by its path"
+        )
     });
     let told: Vec<String> = told.collect();
     if told.is_empty() { None } else { Some(told.join("\n")) }
