@@ -89,8 +89,8 @@ enum Command {
     /// Check the configuration and print the effective one as TOML; it holds no secret
     ///
     /// Reads the files that it names too, as `run` would: the key, the join token, the machine id, the
-    /// enrolment. Tells all that is wrong with them, and then exits with 78. What an enrolment makes may still
-    /// be missing.
+    /// enrolment. Tells all that is wrong with them, and then exits with 78. What an enrolment makes may
+    /// still be missing.
     CheckConfig {
         /// Leave those files alone: for a config that is meant for another host
         #[arg(long)]
@@ -164,7 +164,6 @@ fn check_config(overrides: &Overrides, no_files: bool) -> anyhow::Result<()> {
         return print(&config.to_toml().map_err(AppError::from)?);
     }
     let joined = Joined::read(overrides)?;
-    joined.config.check_controllers().map_err(AppError::from)?;
     let (mut wrong, odd) = joined.inspect();
     // Not errors: a package checks its configuration before the host is enrolled.
     odd.iter().for_each(|e| eprintln!("warning: {}", chain(e)));

@@ -41,8 +41,8 @@ impl Generate {
     }
 }
 
-/// Prints what is to be said of a command line: a complaint, or the help that was asked for. Complaints quote what
-/// was typed, and show no secret.
+/// Prints what is to be said of a command line: a complaint, or the help that was asked for. Complaints
+/// quote what was typed, and show no secret.
 pub fn tell(e: &clap::Error) {
     let plain = e.render().to_string();
     let shown = secret::hidden(&plain);

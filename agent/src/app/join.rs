@@ -90,6 +90,10 @@ impl Joined {
     /// once this host is enrolled.
     pub fn inspect(&self) -> (Vec<AppError>, Vec<AppError>) {
         let (mut wrong, mut odd) = (Vec::new(), Vec::new());
+        // Who is invited hears from the controller where to beat to.
+        if self.invitation().is_none() {
+            wrong.extend(self.config.check_controllers().err().map(AppError::from));
+        }
         let key = self.key_path();
         // A key that is still to be fetched by a token is no mistake, one that cannot be used is.
         let awaits = self.config.key_file.is_none() || self.invitation().is_some();

@@ -42,8 +42,8 @@ enum Command {
     /// Check the configuration and print the effective one.
     ///
     /// Reads the files that it names too, as a start would: secrets, tokens, certificates and their keys,
-    /// templates. Tells all that is wrong with them, and then exits with 78. Changes nothing, and makes none of
-    /// what a first start makes.
+    /// templates. Tells all that is wrong with them, and then exits with 78. Changes nothing, and makes none
+    /// of what a first start makes.
     CheckConfig {
         /// Leave those files alone: for a config that is meant for another machine
         #[arg(long)]

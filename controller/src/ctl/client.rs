@@ -131,8 +131,8 @@ impl Client {
         self.base.as_str().trim_end_matches('/')
     }
 
-    /// Servers log URLs, and the controller looks up, tells back and journals what it is asked for: a secret in
-    /// the place of a name is not sent.
+    /// Servers log URLs, and the controller looks up, tells back and journals what it is asked for: a secret
+    /// in the place of a name is not sent.
     fn request(
         &self,
         method: Method,

@@ -130,9 +130,10 @@ impl Enrolling {
             )),
             "renew-only" => Some(format!("secret {key_id} is retired already")),
             _ if on.hosts > 0 && !force => Some(format!(
-                "secret {key_id} still carries the beats of {}, which would fall silent. Wait until they have \
+                "{} still beat{} under secret {key_id} and would fall silent. Wait until they have \
                  renewed, give hosts without enrolment their new keys by hand, or say --force",
-                words::count(on.hosts, "host")
+                words::count(on.hosts, "host"),
+                if on.hosts == 1 { "s" } else { "" }
             )),
             _ => None,
         };
