@@ -195,6 +195,21 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_around_a_secret_it_is_not_shown(
+            before in "([ -~\n]|é|secret = |\"|'|\\[a\\]\n){0,20}",
+            after in "([ -~\n]|é|\"|'|,){0,20}",
+            secret in proptest::sample::select(vec!["hwt1_", "hwk1:1:0:", "whsec_", ""]),
+        ) {
+            let digits = "0a1b2c3d".repeat(8);
+            let text = format!("{before}{secret}{digits}{after}");
+            if let Err(error) = parse::<Toy>(&text) {
+                proptest::prop_assert!(!error.contains(&digits[..32]), "{}\n{}", text, error);
+            }
+        }
+    }
+
     #[test]
     fn who_writes_a_secret_is_told_where_it_belongs() {
         #[derive(Debug, Deserialize)]

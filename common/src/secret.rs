@@ -103,10 +103,12 @@ fn is_random(word: &str) -> bool {
 
 /// Whether a text holds what may be a secret: too much rather than too little, for what is only shown or not.
 pub fn may_be_in(text: &str) -> bool {
-    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "_+=-".contains(c)));
+    let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "_+=-".contains(c)));
+    let mut digits = text.split(|c: char| !c.is_ascii_hexdigit());
     is_in(text)
         || password_in(text).is_some()
-        || words.into_iter().any(|word| is_token_digits(word) || is_random(word))
+        || words.any(is_random)
+        || digits.any(|word| word.len() >= TOKEN_DIGITS)
 }
 
 /// Where the name and the password stand in a text with a URL: `https://NAME:PASSWORD@…`.
@@ -197,6 +199,7 @@ mod tests {
     fn what_may_be_a_secret_is_more_than_what_surely_is_one() {
         for text in [
             DIGITS,
+            &format!("x{DIGITS}="),
             "C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
             "https://ann:pw@x/",
             "xoxb-123456789012-AbCdEf",

@@ -19,13 +19,15 @@ pub(super) fn complaint(text: &str, error: &toml::de::Error) -> String {
     plain.set_input(Some(text));
     let plain = plain.to_string().trim_end().to_owned();
     let Some(span) = error.span() else { return secret::hidden(error.message().trim_end()).into() };
-    let begin = span.start.min(text.len());
+    // The end of a text is shown as that of its last line.
+    let begin = span.start.min(text.len().saturating_sub(1));
     let begin = (0..=begin).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     let line_begin = text[..begin].rfind('\n').map_or(0, |at| at + 1);
     let line = text[line_begin..].lines().next().unwrap_or_default();
     let shown = Shown::of(line);
     let message = shown.message(error.message().trim_end());
-    if shown.hidden.is_empty() && message == error.message().trim_end() {
+    let is_this_line = plain.lines().nth(2).is_some_and(|told| told.ends_with(line));
+    if is_this_line && shown.hidden.is_empty() && message == error.message().trim_end() {
         return plain;
     }
     let (number, column) = (text[..line_begin].matches('\n').count() + 1, begin - line_begin);
