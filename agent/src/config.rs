@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use heartwatch_common::config::{ConfigError, Span, bounded, load};
+use heartwatch_common::config::{ConfigError, Span, bounded, check_path, load};
 use heartwatch_common::id::{Boot, HostId};
 use serde::{Deserialize, Serialize};
 
@@ -347,9 +347,11 @@ impl AgentConfig {
             let parsed: Result<crate::enrol::Url, String> = url.parse();
             parsed.map_err(|e| ConfigError::value("enroll_url", e))?;
         }
+        let key_file = o.key_file.clone().or(raw.key_file);
+        check_path("key_file", key_file.as_deref())?;
         let config = Self {
             controllers: check_controllers(&controllers)?,
-            key_file: o.key_file.clone().or(raw.key_file),
+            key_file,
             join_token_file: raw.join_token_file,
             enroll_url: raw.enroll_url,
             machine_id_file: raw

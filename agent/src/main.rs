@@ -9,7 +9,7 @@ use heartwatch_agent::app::{self, AppError, Joined, chain};
 use heartwatch_agent::config::{self, AgentConfig, Overrides};
 use heartwatch_agent::control::{self, Request};
 use heartwatch_agent::{identity, status};
-use heartwatch_common::cli::Generate;
+use heartwatch_common::cli::{self, Generate};
 use heartwatch_common::config::Span;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
 use heartwatch_common::time::SystemClock;
@@ -87,7 +87,15 @@ enum Command {
         span: Option<Span>,
     },
     /// Check the configuration and print the effective one as TOML; it holds no secret
-    CheckConfig,
+    ///
+    /// Reads the files that it names too, as `run` would: the key, the join token, the machine id, the
+    /// enrolment. Tells all that is wrong with them, and then exits with 78. What an enrolment makes may
+    /// still be missing.
+    CheckConfig {
+        /// Leave those files alone: for a config that is meant for another host
+        #[arg(long)]
+        no_files: bool,
+    },
     /// Print this host's id, for `heartwatchctl key`
     Id,
     /// Succeed if there is a controller to beat to and a key, or if `run` would tell what is wrong;
@@ -150,19 +158,20 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-fn check_config(overrides: &Overrides) -> anyhow::Result<()> {
+fn check_config(overrides: &Overrides, no_files: bool) -> anyhow::Result<()> {
+    if no_files {
+        let config = config::read(overrides, &identity::hostname()).map_err(AppError::from)?;
+        return print(&config.to_toml().map_err(AppError::from)?);
+    }
     let joined = Joined::read(overrides)?;
-    let config = &joined.config;
-    config.check_controllers().map_err(AppError::from)?;
-    print(&config.to_toml().map_err(AppError::from)?)?;
+    let (mut wrong, odd) = joined.inspect();
     // Not errors: a package checks its configuration before the host is enrolled.
-    if let Err(e) = app::host_id(config) {
-        eprintln!("warning: {}", chain(&e));
-    }
-    if let Err(e) = identity::host_key(&joined.key_path()) {
-        eprintln!("warning: {}", chain(&e));
-    }
-    Ok(())
+    odd.iter().for_each(|e| eprintln!("warning: {}", chain(e)));
+    let Some(last) = wrong.pop() else {
+        return print(&joined.config.to_toml().map_err(AppError::from)?);
+    };
+    wrong.iter().for_each(|e| eprintln!("heartwatch-agent: {}", chain(e)));
+    Err(last.into())
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
@@ -192,7 +201,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             let span = span.unwrap_or_else(|| Span(app::expected_absence(reason)));
             tell(&read()?, &Request::Leave { reason, seconds: seconds(span) })?;
         }
-        Command::CheckConfig => check_config(&cli.overrides)?,
+        Command::CheckConfig { no_files } => check_config(&cli.overrides, no_files)?,
         Command::Id => {
             let id = app::host_id(&Joined::read(&cli.overrides)?.config).map_err(AppError::from)?;
             print(&format!("{id}\n"))?;
@@ -207,8 +216,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // If even that cannot be printed, the exit code still tells.
-            drop(e.print());
+            cli::tell(&e);
             return ExitCode::from(if e.use_stderr() { EXIT_USAGE } else { EXIT_OK });
         }
     };

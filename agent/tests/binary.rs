@@ -306,6 +306,70 @@ fn the_effective_config_is_printed_without_secrets_and_can_be_used_again() {
     assert!(String::from_utf8(bad.stderr).unwrap().contains("jitter"));
 }
 
+/// It said `warning`, ended with 0, and the agent did not start.
+#[test]
+fn check_config_reads_the_files_that_are_named_and_tells_all_that_is_wrong() {
+    let world = World::new();
+    let dir = world.dir.path();
+    let key = dir.join("key");
+    let token = dir.join("token");
+    std::fs::write(&key, "no key").unwrap();
+    create_secret_file(&token, "hwj1_00").unwrap();
+    let mut text = std::fs::read_to_string(world.config()).unwrap();
+    let lines = format!("join_token_file = {token:?}\nenroll_url = \"https://c:2328\"\n");
+    text.insert_str(0, &lines);
+    std::fs::write(world.config(), &text).unwrap();
+    let bad = world.command(&["check-config"]);
+    let said = String::from_utf8(bad.stderr).unwrap();
+    assert_eq!(bad.status.code(), Some(78), "{said}");
+    for what in [key.to_str().unwrap(), token.to_str().unwrap(), "hwk1:KEY_ID", "join token looks"]
+    {
+        assert!(said.contains(what), "{what}: {said}");
+    }
+    assert!(!said.contains("hwj1_00"), "{said}");
+    let elsewhere = world.command(&["check-config", "--no-files"]);
+    assert!(elsewhere.status.success(), "{elsewhere:?}");
+    // What is still to be fetched may be missing.
+    std::fs::remove_file(&key).unwrap();
+    std::fs::remove_file(&token).unwrap();
+    create_secret_file(&token, &format!("hwj1_{}", "00".repeat(16))).unwrap();
+    let invited = text.lines().filter(|line| !line.starts_with("controllers"));
+    let invited: Vec<&str> = invited.collect();
+    for text in [&text, &invited.join("\n")] {
+        std::fs::write(world.config(), text).unwrap();
+        let waiting = world.command(&["check-config"]);
+        assert!(waiting.status.success(), "{waiting:?}");
+    }
+}
+
+/// The parser showed the line as it stood, in the log of every start.
+#[test]
+fn no_error_about_the_config_shows_a_secret() {
+    let world = World::new();
+    let key = format!("hwk1:1:0:{}", "2233".repeat(16));
+    for line in
+        [format!("key = {key:?}"), format!("key_file = {key:?}"), format!("interval = {key:?}")]
+    {
+        std::fs::write(world.config(), format!("\n{line}\n")).unwrap();
+        for verb in ["run", "check-config"] {
+            let out = world.command(&[verb]);
+            let said = String::from_utf8(out.stderr).unwrap();
+            assert_eq!(out.status.code(), Some(78), "{said}");
+            assert!(said.contains("line 2") && said.contains("mode 0600"), "{said}");
+            assert!(!said.contains("2233"), "{said}");
+        }
+    }
+    std::fs::write(world.config(), "").unwrap();
+    let out = world.command(&["run", "--key-file", &key]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(said.contains("key_file") && !said.contains("2233"), "{said}");
+    // Nor does one about the command line.
+    let out = world.command(&["run", "--host-id", &key]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(64), "{said}");
+    assert!(said.contains("--host-id") && !said.contains("2233"), "{said}");
+}
+
 #[test]
 fn the_environment_outranks_the_file_and_a_flag_the_environment() {
     let world = World::new();

@@ -3,11 +3,13 @@
 //! The packages are built from the hidden verb `generate` of each program, so a page cannot name an
 //! option that the program does not know.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
+
+use crate::secret;
 
 /// What is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,6 +38,19 @@ impl Generate {
             Form::Man => clap_mangen::generate_to(command, &self.dir),
             Form::Completions => completions(&mut command, &self.dir),
         }
+    }
+}
+
+/// Prints what is to be said of a command line: a complaint, or the help that was asked for. Complaints
+/// quote what was typed, and show no secret.
+pub fn tell(e: &clap::Error) {
+    let plain = e.render().to_string();
+    let shown = secret::hidden(&plain);
+    // A closed stdout or stderr leaves nobody to tell.
+    if e.use_stderr() && *shown != *plain {
+        drop(io::stderr().write_all(shown.as_bytes()));
+    } else {
+        drop(e.print());
     }
 }
 

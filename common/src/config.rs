@@ -1,10 +1,17 @@
 //! How a file becomes settings: TOML with units, unknown keys refused with their line.
+//!
+//! A file of settings is read by more people than a secret is for, and what is wrong in it goes into logs. So
+//! a secret has no place in it, only the path of its file; and no error shows what looks like one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::secret;
+
+mod shown;
 
 /// A config file longer than this is not a config file.
 const CONFIG_LEN_MAX: u64 = 1024 * 1024;
@@ -71,9 +78,10 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// A value that cannot be.
+    /// A value that cannot be. What looks like a secret in the message is hidden.
     pub fn value(key: &str, message: impl Into<String>) -> Self {
-        Self::Value { key: key.to_owned(), message: message.into() }
+        let (key, message) = (secret::hidden(key).into(), message.into());
+        Self::Value { key, message: secret::hidden(&message).into() }
     }
 }
 
@@ -88,10 +96,27 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
         });
     }
     let text = std::fs::read_to_string(path).map_err(io)?;
-    toml::from_str(&text).map_err(|e| ConfigError::Parse {
-        path: path.to_owned(),
-        message: e.to_string().trim_end().to_owned(),
-    })
+    parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+}
+
+/// Reads a text in TOML. `T` should carry `#[serde(deny_unknown_fields)]`.
+///
+/// # Errors
+/// In the parser's words, with line and column; what looks like a secret is hidden. And if a secret of ours
+/// stands somewhere in the text, though it could be read.
+pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let read = toml::from_str(text).map_err(|e| shown::complaint(text, &e))?;
+    shown::secrets(text).map_or(Ok(read), Err)
+}
+
+/// Refuses a path that is no path but the secret itself.
+pub fn check_path(key: &str, path: Option<&Path>) -> Result<(), ConfigError> {
+    if path.is_some_and(|path| secret::is_no_name(&path.to_string_lossy())) {
+        let what = "it holds a secret itself: put that into a file that only its owner can read (mode 0600), and \
+                    give the file's path";
+        return Err(ConfigError::value(key, what));
+    }
+    Ok(())
 }
 
 /// Checks that a length of time lies within bounds (both included).
@@ -138,6 +163,90 @@ mod tests {
     fn an_unknown_key_is_an_error_with_its_line() {
         let error = toy("interval = \"1s\"\nintervall = \"2s\"").unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("intervall"), "{error}");
+    }
+
+    /// `secret = "whsec_…"` was shown as it stood, in the log of every start.
+    #[test]
+    fn no_error_shows_a_secret() {
+        let digits = "00112233445566778899aabbccddeeff";
+        let key = digits.repeat(2);
+        let random = "C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+        let texts = [
+            format!("interval = \"1s\"\nsecret = \"whsec_{random}\""),
+            "interval = \"1s\"\npassword = \"hunter2\"".to_owned(),
+            "interval = \"1s\"\npassword = hunter2".to_owned(),
+            "interval = \"1s\"\nwebhook.token = 'hunter2' # hunter2".to_owned(),
+            format!("\ninterval = \"hwt1_{key}\""),
+            format!("\ninterval = \"{key}\""),
+            format!("\ninterval = hwk1:1:0:{key}"),
+            format!("\ninterval = \"whsec_{random}"),
+            format!("\ninterval = ['{random}']"),
+            format!("\n\"hwj1_{digits}\" = 1"),
+            format!("\n[hwf1:1:{key}]"),
+            format!("x = \"\"\"\n{random}\"\"\""),
+            "\ninterval = \"https://ann:hunter2@x/\"".to_owned(),
+        ];
+        for text in texts {
+            let error = toy(&text).unwrap_err().to_string();
+            for secret in [random, digits, "hunter2"] {
+                assert!(!error.contains(secret), "{text}\n{error}");
+            }
+            assert!(error.contains("line ") && error.contains("column "), "{error}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_around_a_secret_it_is_not_shown(
+            before in "([ -~\n]|é|secret = |\"|'|\\[a\\]\n){0,20}",
+            after in "([ -~\n]|é|\"|'|,){0,20}",
+            secret in proptest::sample::select(vec!["hwt1_", "hwk1:1:0:", "whsec_", ""]),
+        ) {
+            let digits = "0a1b2c3d".repeat(8);
+            let text = format!("{before}{secret}{digits}{after}");
+            if let Err(error) = parse::<Toy>(&text) {
+                proptest::prop_assert!(!error.contains(&digits[..32]), "{}\n{}", text, error);
+            }
+        }
+    }
+
+    #[test]
+    fn who_writes_a_secret_is_told_where_it_belongs() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Receiver {
+            #[expect(dead_code, reason = "only what cannot be read is looked at")]
+            secret_file: Option<PathBuf>,
+            #[expect(dead_code, reason = "only what cannot be read is looked at")]
+            bearer_token_file: Option<PathBuf>,
+        }
+        let told = |text: &str| parse::<Receiver>(text).unwrap_err();
+        let error = told("secret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"");
+        assert_eq!(
+            error,
+            "TOML parse error at line 1, column 1\n  |\n1 | secret = \"…\"\n  | ^^^^^^\nunknown field `secret`, \
+             expected `secret_file` or `bearer_token_file`\na secret does not stand in this file: put it into one \
+             that only its owner can read (mode 0600), and name that by `secret_file`"
+        );
+        assert!(told("x = \"hwk1:1:0:00ff\"").ends_with("by `key_file` of the agent's config"));
+        assert!(told("token = \"abc\"").contains("by `bearer_token_file`"));
+        assert!(told("url = \"hwt1_00ff\"").contains("name that by its path"));
+        // One that could be read as a path is none.
+        for value in ["whsec_MfKQ9r8GKYqr", &"0f".repeat(32)] {
+            let error = told(&format!("# whsec_abcd\n\nsecret_file = \"{value}\""));
+            assert!(error.contains("line 3: `secret_file` holds a secret itself"), "{error}");
+            assert!(!error.contains(value), "{error}");
+        }
+        assert!(check_path("key_file", Some(Path::new("hwk1:1:0:00ff"))).is_err());
+        assert!(check_path("key_file", Some(Path::new("/etc/key"))).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_secret_is_shown_as_it_stands() {
+        let error = toy("interval = \"5 parsecs\"").unwrap_err().to_string();
+        assert!(error.contains("1 | interval = \"5 parsecs\"\n"), "{error}");
+        let error = toy("interval = \"1s\"\nintervall = \"2s\"").unwrap_err().to_string();
+        assert!(error.contains("2 | intervall = \"2s\"\n  | ^^^^^^^^^\n"), "{error}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ async fn a_secret_that_is_taken_out_of_its_file_silences_nobody_unless_somebody_
         std::fs::write(&file, &fresh)?;
         for verb in ["reload", "rotate"] {
             let told = refused(&controller, &["secrets", verb])?;
-            ensure!(told.contains("by which 1 hosts lately proved themselves"), "{verb}: {told}");
+            ensure!(told.contains("by which 1 host lately came through"), "{verb}: {told}");
             ensure!(told.contains("secrets reload --force"), "{verb}: {told}");
         }
         controller.process()?.signal(Signal::SIGHUP)?;

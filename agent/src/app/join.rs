@@ -86,6 +86,40 @@ impl Joined {
         }
     }
 
+    /// Reads all files that a start would read: what it would end with, and what it could not be run without
+    /// once this host is enrolled.
+    pub fn inspect(&self) -> (Vec<AppError>, Vec<AppError>) {
+        let (mut wrong, mut odd) = (Vec::new(), Vec::new());
+        // Who is invited hears from the controller where to beat to.
+        if self.invitation().is_none() {
+            wrong.extend(self.config.check_controllers().err().map(AppError::from));
+        }
+        let key = self.key_path();
+        // A key that is still to be fetched by a token is no mistake, one that cannot be used is.
+        let awaits = self.config.key_file.is_none() || self.invitation().is_some();
+        if let Err(e) = identity::host_key(&key) {
+            let is_missing = key.try_exists().is_ok_and(|exists| !exists);
+            if is_missing && awaits { &mut odd } else { &mut wrong }.push(e.into());
+        }
+        if let Some((file, url)) = self.invitation() {
+            wrong.extend(enrol::token(&file).err().map(AppError::from));
+            let url = Url::from_str(&url).map_err(|e| ConfigError::value("enroll_url", e));
+            wrong.extend(url.err().map(AppError::from));
+        }
+        if let Err(e) = host_id(&self.config) {
+            // An image has no machine id before its first start.
+            let named = self.config.machine_id_file != Path::new(identity::MACHINE_ID_PATH);
+            if named { &mut wrong } else { &mut odd }.push(e.into());
+        }
+        if self.is_foreign()
+            && self.invitation().is_none()
+            && let Some(e) = &self.enrolment
+        {
+            wrong.push(AppError::Foreign { host: e.host });
+        }
+        (wrong, odd)
+    }
+
     /// The join token that was left for this host, and where to bring it.
     fn invitation(&self) -> Option<(PathBuf, String)> {
         let credential = credentials().map(|dir| dir.join("join-token"));

@@ -26,6 +26,7 @@ use heartwatch_common::enrol::{
     StandingRequest,
 };
 use heartwatch_common::id::HostId;
+use heartwatch_common::secret;
 use heartwatch_common::time::Clock;
 use rand::Rng;
 use serde::de::DeserializeOwned;
@@ -55,6 +56,13 @@ pub enum EnrolError {
         /// What is wrong.
         reason: String,
     },
+    /// A token where its file's name belongs.
+    #[error(
+        "--token-file wants the name of a file, and was given a token itself: put it into a file of mode 600, or say \
+         `--token-file -` and paste it. It is in your shell's history now: revoke it (`heartwatchctl token revoke` \
+         and its name)"
+    )]
+    TokenItself,
     /// A token without a pin, and no authority.
     #[error(
         "this join token does not say which certificate the controller has: give --ca FILE with the \
@@ -86,6 +94,9 @@ impl EnrolError {
 
 /// Reads a join token from a file that only its owner can read, or from the standard input (`-`).
 pub fn token(from: &Path) -> Result<JoinToken, EnrolError> {
+    if secret::is_no_name(&from.to_string_lossy()) {
+        return Err(EnrolError::TokenItself);
+    }
     let wrong = |reason: String| EnrolError::Token { from: from.display().to_string(), reason };
     let text = if from == Path::new("-") {
         use std::io::Read;

@@ -22,14 +22,14 @@ use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use heartwatch_common::enrol::{
-    EnrolAnswer, EnrolRequest, MESSAGE_LEN_MAX, NonceAnswer, RenewAnswer, RenewRequest,
-    StandingAnswer, StandingRequest,
+    EnrolAnswer, EnrolRequest, NonceAnswer, RenewAnswer, RenewRequest, StandingAnswer,
+    StandingRequest,
 };
 use heartwatch_common::id::{HostId, KeyId};
 use serde::{Deserialize, Serialize};
 
 use super::access::Who;
-use super::extract::{Body, Name, Params, Trusted};
+use super::extract::{Body, Name, Params, Trusted, shorten};
 use super::metrics::Families;
 use super::problem::Problem;
 use super::types::RevokedJson;
@@ -40,12 +40,11 @@ use crate::enrol::{EnrolError, LetIn, NewToken, SecretStatus, TokenMade};
 
 /// All of these routes.
 pub(super) fn routes() -> Router<Api> {
-    let limit = || axum::extract::DefaultBodyLimit::max(MESSAGE_LEN_MAX);
     Router::new()
         .route("/v1/enrol/nonce", get(nonce))
-        .route("/v1/enrol", post(enrol).layer(limit()))
-        .route("/v1/enrol/renew", post(renew).layer(limit()))
-        .route("/v1/enrol/standing", post(standing).layer(limit()))
+        .route("/v1/enrol", post(enrol))
+        .route("/v1/enrol/renew", post(renew))
+        .route("/v1/enrol/standing", post(standing))
         .route("/v1/join-tokens", get(tokens).post(create))
         .route("/v1/join-tokens/{name}", delete(revoke_token))
         .route("/v1/identities", get(enrolments))
@@ -105,12 +104,14 @@ async fn enrol(
     let LetIn { answer, expected, news, .. } = api.enrol.enrol(ask).await?;
     // It is granted whatever becomes of this: its hello would register it too.
     if let Err(e) = api.control.import(vec![expected]).await {
-        log::warn!("host {} enrolled, but is not shown as pending: {e}", answer.host);
+        let called = api.view.called(answer.host);
+        log::warn!("host {called} enrolled, but is not shown as pending: {e}");
     }
     if let Some(news) = news
         && let Err(e) = api.control.enrolled(answer.host, news).await
     {
-        log::warn!("host {} enrolled, which is not in the journal: {e}", answer.host);
+        let called = api.view.called(answer.host);
+        log::warn!("host {called} enrolled, which is not in the journal: {e}");
     }
     Ok(Json(answer))
 }
@@ -258,7 +259,17 @@ async fn lift(
     // Its name left the registry with it; another host may have it by now.
     let host = match api.enrol.revocation(&name).await? {
         Some(revoked) => revoked.host,
-        None => hosts::find_id(&api, &name)?,
+        None => hosts::find_id(&api, &name).map_err(|unknown| match unknown.status() {
+            StatusCode::NOT_FOUND => Problem {
+                detail: format!(
+                    "no host is revoked under the name `{0}`, and none is registered: if its revocation was lifted \
+                     before, it may enrol; `heartwatchctl hosts enrolled` lists who is what",
+                    shorten(&name)
+                ),
+                ..unknown
+            },
+            _ => unknown,
+        })?,
     };
     Ok(Json(api.enrol.lift(host).await?))
 }

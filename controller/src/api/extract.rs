@@ -212,9 +212,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         .map_err(|e| Problem::bad_request(format!("the request body is not usable: {e}")))
 }
 
-/// A stranger's text for an error message: bounded.
+/// A stranger's text for an error message: bounded, and without a secret that was put in the place of a name.
 pub(super) fn shorten(text: &str) -> String {
     const SHOWN: usize = 60;
+    let text = &*heartwatch_common::secret::hidden(text);
     if text.chars().count() <= SHOWN {
         return text.to_owned();
     }

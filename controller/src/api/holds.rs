@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use heartwatch_common::secret;
 
-use super::access::audit::tells_secret;
 use super::extract::{Body, Name, Operator, Params, shorten};
 use super::metrics::Families;
 use super::problem::Problem;
@@ -33,7 +33,7 @@ pub(super) async fn list(
 /// Refuses what people say if a key or a token is part of it: it would stand in the log, in the journal and
 /// in webhooks.
 pub(super) fn without_secret(key: &str, text: &str) -> Result<(), Problem> {
-    if tells_secret(text) {
+    if secret::is_in(text) {
         let detail = format!("`{key}`: a key or a token is part of it; say it without");
         return Err(Problem::bad_request(detail));
     }
@@ -62,13 +62,15 @@ fn one(api: &Api, name: &str) -> Result<Target, Problem> {
     Ok(Target::Host(hosts::find(api, name)?.row.id))
 }
 
-fn all_of(params: Params) -> Result<Target, Problem> {
+/// The domain that is meant, and as it was written.
+fn all_of(params: Params) -> Result<(Target, String), Problem> {
     let params = params.only(&["domain"])?;
     let Some(domain) = params.one("domain")? else {
         let detail = "`domain` is needed, such as `zone=a,rack=7`, or `fleet` for all";
         return Err(Problem::bad_request(detail));
     };
-    parse_domain(domain).map(Target::Domain).map_err(Problem::bad_request)
+    let target = parse_domain(domain).map(Target::Domain).map_err(Problem::bad_request)?;
+    Ok((target, domain.to_owned()))
 }
 
 /// A report of something; nothing was held: 404.
@@ -115,8 +117,8 @@ pub(super) async fn approve_domain(
     params: Params,
     Body(body): Body<WordBody>,
 ) -> Result<Json<HoldReport>, Problem> {
-    let target = all_of(params)?;
-    done(api.control.approve(target, word(body)?).await?, "that domain")
+    let (target, whose) = all_of(params)?;
+    done(api.control.approve(target, word(body)?).await?, &whose)
 }
 
 /// `POST /v1/holds/reject?domain=`
@@ -126,8 +128,8 @@ pub(super) async fn reject_domain(
     params: Params,
     Body(body): Body<WordBody>,
 ) -> Result<Json<HoldReport>, Problem> {
-    let target = all_of(params)?;
-    done(api.control.reject(target, word(body)?).await?, "that domain")
+    let (target, whose) = all_of(params)?;
+    done(api.control.reject(target, word(body)?).await?, &whose)
 }
 
 /// What `/metrics` shows of it. Names of domains are no labels: there may be as many as racks.

@@ -54,7 +54,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{delete, get, post, put};
@@ -197,13 +196,10 @@ pub fn router(state: ApiState) -> Router {
         backups: Semaphore::new(1),
         guard: access::Guard::default(),
     }));
-    // Which scope each route needs stands in `access::routes`.
+    // Which scope each route needs, and how long its body may be, stands in `access::routes`.
     Router::new()
         .route("/v1/hosts", get(hosts::list))
-        .route(
-            "/v1/hosts/import",
-            post(hosts::import).layer(DefaultBodyLimit::max(IMPORT_BODY_LEN_MAX)),
-        )
+        .route("/v1/hosts/import", post(hosts::import))
         .route("/v1/hosts/{host}", get(hosts::one).delete(hosts::forget))
         .route("/v1/hosts/{host}/why", get(hosts::why))
         .route("/v1/hosts/{host}/freeze", put(hosts::freeze).delete(hosts::unfreeze))
@@ -242,7 +238,6 @@ pub fn router(state: ApiState) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::of_status(StatusCode::METHOD_NOT_ALLOWED, "")
         })
-        .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(CatchPanicLayer::custom(shield::panicked))
         .layer(middleware::from_fn_with_state(api.clone(), access::guard))
         .layer(middleware::from_fn_with_state(api.clone(), shield::shield))

@@ -22,6 +22,9 @@ use crate::store::{StoreError, Token};
 pub const PROBLEM_JSON: &str = "application/problem+json";
 const TYPE_PREFIX: &str = "urn:heartwatch:problem:";
 
+/// The title of what is told where there is no route.
+pub const NO_ROUTE: &str = "no such route";
+
 /// One error, as its JSON has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
@@ -85,7 +88,7 @@ impl Problem {
     /// A problem that is told by its status alone.
     pub fn of_status(status: StatusCode, detail: &str) -> Self {
         let (slug, title) = match status {
-            StatusCode::NOT_FOUND => ("not-found", "no such route"),
+            StatusCode::NOT_FOUND => ("not-found", NO_ROUTE),
             StatusCode::METHOD_NOT_ALLOWED => {
                 ("method-not-allowed", "the route does not take this method")
             }

@@ -5,7 +5,8 @@
 //! | a connection's first byte | 20 s ([`super::listener`]) |
 //! | the end of a TLS handshake | 10 s (there too) |
 //! | all of a request's head, from when it may begin: on a fresh connection, and on one that has had its answer | [`HEAD_MAX`] |
-//! | a request's body, and what is to be answered | as the route is given ([`super::shield`]) |
+//! | a request's body | 20 s, and another for each 128 KiB (`access/body.rs`) |
+//! | what is to be answered | as the route is given ([`super::shield`]) |
 //! | that a client takes what is sent | 30 s for each piece ([`super::listener`]) |
 //!
 //! So whoever sends nothing, or a byte now and then, holds a place for less than a minute.

@@ -7,6 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use heartwatch_common::secret;
 
 use super::Api;
 use super::problem::Problem;
@@ -20,7 +21,7 @@ const TIMEOUT_LONG: Duration = Duration::from_secs(600);
 /// Most of a foreign error text that is read.
 const FOREIGN_TEXT_LEN_MAX: usize = 4 * 1024;
 
-fn timeout(path: &str) -> Duration {
+pub(super) fn timeout(path: &str) -> Duration {
     match path {
         "/v1/events" => TIMEOUT_FOLLOW,
         "/v1/backup" | "/v1/hosts/import" => TIMEOUT_LONG,
@@ -81,14 +82,24 @@ async fn unify(response: Response, path: &str) -> Response {
         }
     };
     let kept = [header::ALLOW, header::RETRY_AFTER].map(|name| (parts.headers.remove(&name), name));
-    let mut response =
-        Problem { instance: Some(super::extract::shorten(path).into()), ..problem }.into_response();
+    let mut response = Problem { instance: Some(instance(path).into()), ..problem }.into_response();
     for (value, name) in kept {
         if let Some(value) = value {
             response.headers_mut().insert(name, value);
         }
     }
     response
+}
+
+/// The path as it is told back: a join token without its beginning looks like a host's id, but stands where
+/// only names of tokens do.
+fn instance(path: &str) -> String {
+    match path.split_once("tokens/") {
+        Some((begin, name)) if secret::is_token_digits(name) => {
+            format!("{begin}tokens/{}", secret::HIDDEN)
+        }
+        _ => super::extract::shorten(path),
+    }
 }
 
 #[cfg(test)]

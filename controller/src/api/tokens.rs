@@ -75,7 +75,11 @@ pub(super) async fn revoke(
     if api.tokens.revoke(&name, &*api.store).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    let detail = format!("no token `{}` was given out", super::extract::shorten(&name));
+    let detail = format!(
+        "no token `{}` is good: it was revoked before, has ended, or never was; `heartwatchctl api-token list` \
+         shows those that are there",
+        super::extract::shorten(&name)
+    );
     Err(Problem::new(StatusCode::NOT_FOUND, "unknown-token", "no such token", detail))
 }
 

@@ -5,6 +5,7 @@
 //! writes what it decided, attempts under way end, the store is closed.
 
 mod canary;
+mod inspect;
 mod kept;
 mod maintenance;
 mod memory;
@@ -27,6 +28,7 @@ use heartwatch_common::daemon;
 use heartwatch_common::enrol::Hex;
 use heartwatch_common::id::{ControllerId, Epoch};
 use heartwatch_common::time::Clock;
+use heartwatch_common::words;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
@@ -61,6 +63,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{READ_LEN_MAX, Retention, Store, StoreError};
 use crate::tls::{self, Tls, TlsError};
 use crate::view::View;
+pub use inspect::{Report, inspect};
 use others::Others;
 use pacing::Pacing;
 pub use reloading::Reloading;
@@ -429,11 +432,12 @@ impl App {
         let counts = view.counts();
         log::info!(
             "ready: beats on UDP {}, API on https://{} (certificate's SHA-256 {}; plain HTTP from this \
-             machine), {} known hosts, {count} shards",
+             machine), {}, {}",
             shown.join(", "),
             addresses.api,
             tls.fingerprint(),
-            counts.iter().sum::<u64>(),
+            words::count(counts.iter().sum(), "known host"),
+            words::count(u64::from(count), "shard"),
         );
         daemon::ready(&format!("beats on {}", shown.join(", ")));
         Ok(Self {

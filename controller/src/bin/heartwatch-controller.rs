@@ -7,13 +7,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use heartwatch_common::cli::Generate;
+use heartwatch_common::cli::{self, Generate};
 use heartwatch_common::daemon;
 use heartwatch_common::id::HostId;
-use heartwatch_common::time::SystemClock;
-use heartwatch_controller::app::{App, Reloading};
+use heartwatch_common::time::{Clock, SystemClock};
+use heartwatch_common::words::count;
+use heartwatch_controller::app::{App, Reloading, Report, inspect};
 use heartwatch_controller::config::{Config, RawConfig, reference};
-use heartwatch_controller::delivery::target;
 use heartwatch_controller::policy::review::{Survey, warnings};
 use heartwatch_controller::replay::record;
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,7 +40,15 @@ enum Command {
     /// other settings are read at start.
     Run(Recording),
     /// Check the configuration and print the effective one.
-    CheckConfig,
+    ///
+    /// Reads the files that it names too, as a start would: secrets, tokens, certificates and their keys,
+    /// templates. Tells all that is wrong with them, and then exits with 78. Changes nothing, and makes none
+    /// of what a first start makes.
+    CheckConfig {
+        /// Leave those files alone: for a config that is meant for another machine
+        #[arg(long)]
+        no_files: bool,
+    },
     /// Print what can be configured.
     Config {
         /// Every key with its default, unit and bounds, and when to change it (Markdown)
@@ -114,8 +122,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // Nothing to be done about a closed stdout.
-            e.print().unwrap_or_default();
+            cli::tell(&e);
             let code = if e.use_stderr() { daemon::EXIT_USAGE } else { daemon::EXIT_OK };
             return ExitCode::from(code);
         }
@@ -135,8 +142,8 @@ fn main() -> ExitCode {
                 }
             };
         }
-        Command::CheckConfig => None,
-        Command::Run(recording) => Some(recording),
+        Command::CheckConfig { no_files } => Err(no_files),
+        Command::Run(recording) => Ok(recording),
     };
     daemon::init_log(log::LevelFilter::Info);
     let named = cli.config.or_else(|| {
@@ -152,8 +159,8 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(match recording {
-        None => check_config(&raw, &config),
-        Some(recording) => run(config, recording.plan()),
+        Err(no_files) => check_config(&raw, &config, no_files),
+        Ok(recording) => run(config, recording.plan()),
     })
 }
 
@@ -163,10 +170,19 @@ fn print(text: &str) {
     std::io::stdout().write_all(text.as_bytes()).unwrap_or_default();
 }
 
-fn check_config(raw: &RawConfig, config: &Config) -> u8 {
-    if let Err(e) = target::check(config) {
-        log::error!("{:#}", anyhow::Error::from(e));
-        return daemon::EXIT_CONFIG;
+fn check_config(raw: &RawConfig, config: &Config, no_files: bool) -> u8 {
+    if !no_files {
+        let Report { wrong, odd } = inspect(config, SystemClock.wall());
+        odd.iter().for_each(|text| log::warn!("{text}"));
+        wrong.iter().for_each(|text| log::error!("{text}"));
+        if !wrong.is_empty() {
+            let all = count(wrong.len() as u64, "problem");
+            log::error!(
+                "{all} with files that the config names (--no-files leaves them alone, for a config that is meant for \
+                 another machine)"
+            );
+            return daemon::EXIT_CONFIG;
+        }
     }
     // What is odd whatever hosts there are; `heartwatchctl rules` knows those that are.
     for odd in warnings(&config.rules, &Survey::new(&config.rules)) {

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use heartwatch_common::config::Span;
 use heartwatch_common::id::HostId;
+use heartwatch_common::secret;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::api::problem::PROBLEM_JSON;
+use crate::api::problem::{NO_ROUTE, PROBLEM_JSON, Problem};
 use crate::api::types::{
     CompleteBody, DrillBegun, SupposeBody, TokenBody, TokenMade, WindowBody, WordBody,
 };
@@ -88,10 +89,15 @@ impl Client {
         token: Option<Zeroizing<String>>,
         trust: &Trust,
     ) -> Result<Self, ClientError> {
-        let wrong = |message: String| ClientError::Url { url: url.to_owned(), message };
+        let wrong = |message: String| ClientError::Url { url: secret::hidden(url).into(), message };
         let base = Url::parse(url).map_err(|e| wrong(e.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
             return Err(wrong("neither http nor https".to_owned()));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            let message = "a name and a password stand in it: the controller wants a token instead, from a file \
+                           (--token-file)";
+            return Err(wrong(message.to_owned()));
         }
         if base.query().is_some() || base.fragment().is_some() {
             return Err(wrong("it has a query or fragment".to_owned()));
@@ -125,7 +131,20 @@ impl Client {
         self.base.as_str().trim_end_matches('/')
     }
 
-    fn request(&self, method: Method, path: &[&str], pairs: &Pairs) -> RequestBuilder {
+    /// Servers log URLs, and the controller looks up, tells back and journals what it is asked for: a secret
+    /// in the place of a name is not sent.
+    fn request(
+        &self,
+        method: Method,
+        path: &[&str],
+        pairs: &Pairs,
+    ) -> Result<RequestBuilder, ClientError> {
+        let of_tokens = path.get(1).is_some_and(|what| what.ends_with("tokens"));
+        let is_one =
+            |text: &str| secret::is_no_name(text) || of_tokens && secret::is_token_digits(text);
+        if path.iter().any(|part| is_one(part)) || pairs.iter().any(|(_, value)| is_one(value)) {
+            return Err(ClientError::Secret);
+        }
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -134,10 +153,26 @@ impl Client {
             url.query_pairs_mut().extend_pairs(pairs);
         }
         let request = self.http.request(method, url).timeout(TIMEOUT);
-        match &self.token {
+        Ok(match &self.token {
             Some(token) => request.bearer_auth(token.trim()),
             None => request,
+        })
+    }
+
+    /// A body with names in it, as [`Client::request`] has them.
+    fn named<T: Serialize>(body: &T) -> Result<Value, ClientError> {
+        let body = serde_json::to_value(body).map_err(ClientError::Form)?;
+        let is_one = |(key, value): (&String, &Value)| match value {
+            Value::String(text) if key == "name" => {
+                secret::is_no_name(text) || secret::is_token_digits(text)
+            }
+            Value::String(text) if key == "host" => secret::is_no_name(text),
+            other => secret::is_in(&other.to_string()),
+        };
+        if body.as_object().is_some_and(|body| body.iter().any(is_one)) {
+            return Err(ClientError::Secret);
         }
+        Ok(body)
     }
 
     fn broken(&self, source: reqwest::Error) -> ClientError {
@@ -174,12 +209,23 @@ impl Client {
         }
         let media = response.headers().get(reqwest::header::CONTENT_TYPE);
         let is_problem = media.is_some_and(|m| m.as_bytes().starts_with(PROBLEM_JSON.as_bytes()));
-        let foreign = ClientError::Foreign { url: self.url().to_owned(), status: status.as_u16() };
+        let foreign = match self.base.path() {
+            "/" | "" => {
+                ClientError::Foreign { url: self.url().to_owned(), status: status.as_u16() }
+            }
+            path => ClientError::Path { url: self.url().to_owned(), path: path.to_owned() },
+        };
         if !is_problem {
             return Err(foreign);
         }
         let bytes = self.bytes(response).await?;
-        Err(serde_json::from_slice(&bytes).map_or(foreign, |p| ClientError::Problem(Box::new(p))))
+        Err(match serde_json::from_slice::<Problem>(&bytes) {
+            // The controller itself has no such route: it is the path that is wrong.
+            Ok(p) if *p.title != *NO_ROUTE || self.base.path() == "/" => {
+                ClientError::Problem(Box::new(p))
+            }
+            _ => foreign,
+        })
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
@@ -189,11 +235,11 @@ impl Client {
     }
 
     async fn get(&self, path: &[&str], pairs: &Pairs) -> Result<Value, ClientError> {
-        self.answer(self.request(Method::GET, path, pairs)).await
+        self.answer(self.request(Method::GET, path, pairs)?).await
     }
 
     async fn text(&self, path: &str) -> Result<String, ClientError> {
-        let response = self.send(self.request(Method::GET, &[path], &Vec::new())).await?;
+        let response = self.send(self.request(Method::GET, &[path], &Vec::new())?).await?;
         Ok(String::from_utf8_lossy(&self.bytes(response).await?).into_owned())
     }
 
@@ -209,7 +255,7 @@ impl Client {
         pairs: &Pairs,
     ) -> Result<RequestBuilder, ClientError> {
         self.has_token()?;
-        Ok(self.request(method, path, pairs))
+        self.request(method, path, pairs)
     }
 
     fn has_token(&self) -> Result<(), ClientError> {
@@ -260,7 +306,7 @@ impl Client {
         given(&mut pairs, "wait", query.wait.map(Span));
         given(&mut pairs, "tail", query.tail);
         let timeout = TIMEOUT + query.wait.unwrap_or_default();
-        self.answer(self.request(Method::GET, &["v1", "events"], &pairs).timeout(timeout)).await
+        self.answer(self.request(Method::GET, &["v1", "events"], &pairs)?.timeout(timeout)).await
     }
 
     /// `POST /v1/drill`
@@ -357,7 +403,7 @@ impl Client {
 
     /// `POST /v1/join-tokens`: the token's text is told this once.
     pub async fn add_join_token(&self, wish: &NewToken) -> Result<Value, ClientError> {
-        self.post(&["v1", "join-tokens"], wish).await
+        self.post(&["v1", "join-tokens"], &Self::named(wish)?).await
     }
 
     /// `DELETE /v1/join-tokens/{name}`
@@ -432,7 +478,7 @@ impl Client {
         let mut pairs = Pairs::new();
         given(&mut pairs, "domain", domain);
         let path: Vec<&str> = ["v1", "holds"].into_iter().chain(host).chain([verb]).collect();
-        let request = self.request(Method::POST, &path, &pairs);
+        let request = self.request(Method::POST, &path, &pairs)?;
         self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
     }
 
@@ -462,8 +508,8 @@ impl Client {
 
     /// `POST /v1/rules/test`: a [`crate::control::Foresight`]. Needs no token, as it changes nothing.
     pub async fn test_rules(&self, body: &SupposeBody) -> Result<Value, ClientError> {
-        let request = self.request(Method::POST, &["v1", "rules", "test"], &Vec::new());
-        self.answer(request.timeout(TIMEOUT_LONG).json(body)).await
+        let request = self.request(Method::POST, &["v1", "rules", "test"], &Vec::new())?;
+        self.answer(request.timeout(TIMEOUT_LONG).json(&Self::named(body)?)).await
     }
 
     /// `GET /v1/maintenance`: a [`crate::api::types::WindowsJson`].
@@ -473,7 +519,7 @@ impl Client {
 
     /// `POST /v1/maintenance`
     pub async fn add_window(&self, body: &WindowBody) -> Result<WindowAdded, ClientError> {
-        self.post(&["v1", "maintenance"], body).await
+        self.post(&["v1", "maintenance"], &Self::named(body)?).await
     }
 
     /// `DELETE /v1/maintenance/{window}`
@@ -488,7 +534,7 @@ impl Client {
         given(&mut pairs, "by", Some(by));
         given(&mut pairs, "reason", reason);
         let path = ["v1", "maintenance", &window.to_string()];
-        let request = self.request(Method::DELETE, &path, &pairs);
+        let request = self.request(Method::DELETE, &path, &pairs)?;
         self.answer(request.timeout(TIMEOUT_LONG)).await
     }
 
@@ -509,7 +555,7 @@ impl Client {
 
     /// `POST /v1/tokens`
     pub async fn create_token(&self, body: &TokenBody) -> Result<TokenMade, ClientError> {
-        self.post(&["v1", "tokens"], body).await
+        self.post(&["v1", "tokens"], &Self::named(body)?).await
     }
 
     /// `DELETE /v1/tokens/{name}`

@@ -9,6 +9,7 @@ use heartwatch_common::auth::{Keyring, create_secret_file, load_secret};
 use heartwatch_common::config::Span;
 use heartwatch_common::enrol::Hex;
 use heartwatch_common::id::{Generation, HostId};
+use heartwatch_common::secret;
 use heartwatch_common::time::{Clock, SystemClock};
 use rand::rngs::SysRng;
 use rand::{SeedableRng, rngs::StdRng};
@@ -184,7 +185,10 @@ fn labels(typed: &[(String, String)]) -> Result<BTreeMap<String, String>, CtlErr
 
 /// A name, and not the secret itself: that must not go into a URL, which servers log.
 pub(super) fn name_of_token<'a>(name: &'a str, list: &str) -> Result<&'a str, CtlError> {
-    if ["hwj1", "hwt1"].iter().any(|begin| name.trim_start().starts_with(begin)) {
+    if ["hwj1", "hwt1"].iter().any(|begin| name.trim_start().starts_with(begin))
+        || secret::is_no_name(name)
+        || secret::is_token_digits(name)
+    {
         return Err(CtlError::Usage(format!(
             "that is a token itself and not its name: nothing was sent. `heartwatchctl {list}` tells the names; \
              the token is in your shell's history now, so revoke it"
@@ -221,9 +225,9 @@ impl Run<'_> {
                 // The token alone, so that it can go into a file; the rest is for people.
                 writeln!(self.out, "{}", *made.token)?;
                 let line = format!(
-                    "join token {}: {} hosts until {}; it is not shown again\n",
+                    "join token {}: {} until {}; it is not shown again\n",
                     clean(&made.row.name),
-                    made.row.uses,
+                    count(made.row.uses, "host"),
                     made.row.expires_ms
                 );
                 drop(io::stderr().write_all(line.as_bytes()));
@@ -420,7 +424,16 @@ pub(super) fn offline(global: &Global, args: &Enroll, out: &mut dyn Write) -> Re
     let labels = labels(&args.labels)?;
     let shown = args.out.display();
     let cannot = |e: io::Error| CtlError::Failed(format!("{shown}: {e}"));
-    std::fs::create_dir(&args.out).map_err(cannot)?;
+    std::fs::create_dir(&args.out).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => CtlError::Failed(format!(
+            "{shown} exists: --out makes a new folder, so that no key is written over another; name one that is \
+             not there yet"
+        )),
+        io::ErrorKind::NotFound => {
+            CtlError::Failed(format!("cannot make {shown}: the folder above it is not there"))
+        }
+        _ => CtlError::Failed(format!("cannot make {shown}: {e}")),
+    })?;
     let mut expected = Vec::with_capacity(hosts.len());
     for (host, generation) in hosts.into_iter().zip(generations) {
         let known = ImportHost { id: host, name: String::new(), labels: labels.clone() };
@@ -448,8 +461,8 @@ pub(super) fn offline(global: &Global, args: &Enroll, out: &mut dyn Write) -> Re
     }
     writeln!(
         out,
-        "{} hosts in {shown}: copy a host's `key` and `enrolment` into its",
-        expected.len()
+        "{} in {shown}: copy a host's `key` and `enrolment` into its",
+        count(expected.len(), "host")
     )?;
     writeln!(
         out,
@@ -556,7 +569,10 @@ mod tests {
         let told = labels(&[pair("a"), pair("b")]).unwrap_err();
         assert!(told.to_string().contains("both `a` and `b`") && told.exit_code() == EXIT_USAGE);
         assert_eq!(name_of_token("ci-hwj1", "token list").unwrap(), "ci-hwj1");
-        for secret in ["hwj1_00112233", " hwj1_00", "hwt1_00ff"] {
+        let digits = "00".repeat(16);
+        for secret in
+            ["hwj1_00112233", " hwj1_00", "hwt1_00ff", &digits, &"00".repeat(32), "hwk1:1:0:00"]
+        {
             let told = name_of_token(secret, "token list").unwrap_err().to_string();
             assert!(told.contains("nothing was sent") && !told.contains("00"), "{told}");
         }

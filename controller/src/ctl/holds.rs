@@ -8,7 +8,7 @@ use heartwatch_common::time::Wall;
 use super::CtlError;
 use super::client::HoldsQuery;
 use super::remote::Run;
-use super::text::{Table, between, clean, shorten};
+use super::text::{Table, between, clean, count, shorten};
 use crate::api::types::WordBody;
 use crate::control::{GuardStatus, HoldKind, HoldStatus, HoldsPage, RuleWaits, WaitFor};
 
@@ -133,7 +133,7 @@ pub(super) fn write(out: &mut dyn Write, page: &HoldsPage, now: Wall) -> io::Res
         ]);
     }
     table.write(out)?;
-    writeln!(out, "{} of {} held orders.", page.holds.len(), page.total)?;
+    writeln!(out, "{} of {}.", page.holds.len(), count(page.total, "held order"))?;
     kept_back(out, &page.waits, now)?;
     match &page.next_after {
         Some(after) => writeln!(out, "more: --after {}", clean(after)),
@@ -214,7 +214,8 @@ pub(super) fn of_all(out: &mut dyn Write, guard: &GuardStatus, now: Wall) -> io:
         )?;
     }
     if guard.flapping > 0 {
-        writeln!(out, "{} hosts come and go (flapping).", guard.flapping)?;
+        let come = if guard.flapping == 1 { "comes and goes" } else { "come and go" };
+        writeln!(out, "{} {come} (flapping).", count(guard.flapping, "host"))?;
     }
     if guard.domains_full {
         writeln!(out, "There are too many failure domains: name fewer labels in domains.trees.")?;

@@ -187,7 +187,9 @@ pub(super) fn of_all(out: &mut dyn Write, m: &MaintenanceStatus) -> io::Result<(
     }
     writeln!(
         out,
-        "\nMaintenance: {} hosts in {} open windows, {} to come. See `heartwatchctl maintenance`.",
-        m.hosts, m.open, m.coming
+        "\nMaintenance: {} in {}, {} to come. See `heartwatchctl maintenance`.",
+        count(m.hosts, "host"),
+        count(m.open, "open window"),
+        m.coming
     )
 }

@@ -11,6 +11,7 @@ use std::io::{self, BufWriter, Write};
 use clap::Parser;
 use clap::error::ErrorKind;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
+use heartwatch_common::secret;
 
 mod api_token;
 mod args;
@@ -68,7 +69,9 @@ enum CtlError {
 impl CtlError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Client(ClientError::Url { .. }) => EXIT_USAGE,
+            Self::Usage(_) | Self::Client(ClientError::Url { .. } | ClientError::Secret) => {
+                EXIT_USAGE
+            }
             Self::Config(_) | Self::Client(ClientError::NoToken) => EXIT_CONFIG,
             // `heartwatchctl events --follow | head` ends as it should.
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
@@ -94,11 +97,15 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Runs a command line, prints to stdout and stderr, and answers the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Err(e) = without_secret(&args) {
+        drop(writeln!(io::stderr(), "error: {e}"));
+        return e.exit_code();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {
-            // A closed stdout or stderr leaves nobody to tell.
-            drop(e.print());
+            heartwatch_common::cli::tell(&e);
             return match e.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => EXIT_OK,
                 _ => EXIT_USAGE,
@@ -116,6 +123,19 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         drop(io::stderr().write_all(line.as_bytes()));
     }
     code
+}
+
+/// No command takes a secret itself, only the file of one. Looked at before all else: what is wrong with a
+/// command line is told with its words.
+fn without_secret(args: &[OsString]) -> Result<(), CtlError> {
+    let Some(at) = args.iter().position(|arg| secret::is_in(&arg.to_string_lossy())) else {
+        return Ok(());
+    };
+    Err(CtlError::Usage(format!(
+        "the command's word {at} is or holds a key or a token itself: nothing was done and nothing was sent. Names \
+         of tokens are told by `heartwatchctl token list` and `heartwatchctl api-token list`; secrets are given by \
+         files. It is in your shell's history now: revoke it"
+    )))
 }
 
 fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), CtlError> {

@@ -37,6 +37,7 @@ pub(super) async fn execute(
     } else {
         token::for_reading(global)?
     };
+    let sent = token.is_some();
     let client = Client::trusting(&global.url, token, &global.trust.for_url(global)?)?;
     let mut run = Run { global, client, out };
     let done = run.command(command).await;
@@ -44,6 +45,18 @@ pub(super) async fn execute(
         // Why none was sent is worth more than how to send one.
         (Err(CtlError::Client(ClientError::Problem(p))), Some(why)) if p.status == 401 => {
             Err(CtlError::Config(format!("{}, and none was sent: {why}", p.title)))
+        }
+        // Nobody named it: a file lies in the usual place, which may be another controller's.
+        (Err(CtlError::Client(ClientError::Problem(p))), None)
+            if p.status == 401 && sent && global.token_file.is_none() =>
+        {
+            Err(CtlError::Config(format!(
+                "{}: {}; what was sent is the token in {}, as no other was named: say --token-file or \
+                 HEARTWATCH_TOKEN_FILE",
+                p.title,
+                p.detail,
+                token::path(global).display()
+            )))
         }
         (done, _) => done,
     }

@@ -88,7 +88,7 @@ fn list(out: &mut dyn Write, report: &RulesReport) -> io::Result<()> {
 }
 
 fn hosts(n: u64) -> String {
-    format!("{n} known host{}", if n == 1 { "" } else { "s" })
+    count(n, "known host")
 }
 
 fn tell(out: &mut dyn Write, f: &Foresight) -> io::Result<()> {

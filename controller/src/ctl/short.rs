@@ -198,8 +198,8 @@ fn around(event: &EventJson) -> String {
             number("silent")
         ),
         EventKind::DomainStorm => format!(
-            "{} hosts of {domain} were silent together (a storm), and their failovers wait",
-            number("silent")
+            "{} of {domain} fell silent together (a storm), and their failovers wait",
+            count(number("silent"), "host")
         ),
         EventKind::DomainCalm => format!("The storm in {domain} was over"),
         // These say who, what and why in one sentence.

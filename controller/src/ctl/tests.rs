@@ -197,7 +197,7 @@ fn what_changes_something_reads_the_token_and_says_what_to_do_without_one() {
     assert!(list.contains("zone=odd") && list.contains("new switch"), "{list}");
     let text = served.good(&["maintenance", "end", "m1", "--by", "ann"]);
     assert_eq!(text, "m1 is over: zone=odd; who is still down is judged now\n");
-    assert!(served.good(&["status"]).contains("3 hosts in 1 open windows, 2 to come"));
+    assert!(served.good(&["status"]).contains("3 hosts in 1 open window, 2 to come"));
     assert_eq!(served.good(&["redrive", "4", "5"]), "2 deliveries on their way again\n");
     std::fs::write(served.token_file(), "hwt1_ffffffffffffffff").unwrap();
     let error = served.run(&["redrive", "--dead"]).unwrap_err();
@@ -247,7 +247,7 @@ fn a_controller_that_is_not_there_or_not_one_is_told_as_such() {
     assert!(text.contains("cannot reach") && text.contains("--url") && text.contains("systemctl"));
     let served = Served::new();
     let error = command(&["status", "--url", &format!("{}/metrics", served.url)]).unwrap_err();
-    assert!(chain(&error).contains("no such route"), "{error}");
+    assert!(chain(&error).contains("the path `/metrics`"), "{error}");
     let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", foreign.local_addr().unwrap());
     let answering = std::thread::spawn(move || {

@@ -78,13 +78,9 @@ pub(super) fn ppm(ppm: u64) -> String {
     format!("{:.2}%", ppm as f64 / 10_000.0)
 }
 
-/// `1 host`, `2 hosts`, `3 deliveries`.
-pub(super) fn count(n: usize, one: &str) -> String {
-    match (n, one.strip_suffix('y')) {
-        (1, _) => format!("1 {one}"),
-        (_, Some(stem)) => format!("{n} {stem}ies"),
-        (_, None) => format!("{n} {one}s"),
-    }
+/// [`heartwatch_common::words::count`] of anything that counts.
+pub(super) fn count(n: impl TryInto<u64>, one: &str) -> String {
+    heartwatch_common::words::count(n.try_into().unwrap_or(u64::MAX), one)
 }
 
 /// A host's or receiver's words, made harmless: control characters could steer the terminal.

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use heartwatch_common::auth::{SecretFileError, read_secret_file};
+use heartwatch_common::secret;
 use zeroize::Zeroizing;
 
 use super::args::Global;
@@ -60,6 +61,9 @@ fn named(why: &str) -> CtlError {
 
 /// A token file's content. `Err`: what is wrong with it, and what would mend it.
 fn read(path: &Path) -> Result<Zeroizing<String>, String> {
+    if secret::is_no_name(&path.to_string_lossy()) {
+        return Err("a token itself stands where the name of its file belongs: put it into a file of mode 600".into());
+    }
     let shown = path.display();
     let text = read_secret_file(path).map_err(|e| {
         let what_to_do = match &e {

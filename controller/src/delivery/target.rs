@@ -1,9 +1,10 @@
 //! A receiver ready to be told, whatever its kind.
 
+use heartwatch_common::auth::read_secret_file;
 use heartwatch_common::time::Wall;
 
 use super::exec::Exec;
-use super::format::{Format, Message, Secrets, Unsendable};
+use super::format::{Format, Message, Secrets, TemplateError, Unsendable};
 use super::outcome::{Outcome, OutcomeClass};
 use super::sample::{Sample, sample};
 use super::webhook::{Webhook, WebhookError};
@@ -43,16 +44,28 @@ pub fn kinds_for(config: &Config, receiver: &str) -> Vec<EventKind> {
     kinds
 }
 
-/// Whether every receiver can be told what the rules send it: templates are read and tried, secrets are
-/// not read.
-///
-/// # Errors
-/// Of the first that can't.
-pub fn check(config: &Config) -> Result<(), WebhookError> {
+/// Reads all files that [`Target::new`] would for the receivers, and tries templates on what the rules send;
+/// answers all that is wrong with any.
+pub fn inspect(config: &Config) -> Vec<WebhookError> {
+    let mut wrong = Vec::new();
     for (name, receiver) in &config.receivers {
-        format(receiver, &kinds_for(config, name), Secrets::Masked)?;
+        let kinds = kinds_for(config, name);
+        let before = wrong.len();
+        // Its form and its secrets apart: either may be wrong.
+        wrong.extend(format(receiver, &kinds, Secrets::Masked).err());
+        if let Kind::Template(template) = &receiver.kind {
+            wrong.extend(template.secrets.iter().filter_map(|(name, path)| {
+                let source = read_secret_file(path).err()?;
+                let source = TemplateError::Secret { name: name.clone(), source };
+                Some(WebhookError::Template { receiver: receiver.name.clone(), source })
+            }));
+        }
+        wrong.extend(Webhook::inspect(receiver));
+        if wrong.len() == before {
+            wrong.extend(Target::new(receiver, &kinds).err());
+        }
     }
-    Ok(())
+    wrong
 }
 
 /// What a receiver would be told of an event like this; secrets are masked. `Ok(None)`: it is a command,

@@ -128,24 +128,8 @@ impl Webhook {
     /// Reads the receiver's secrets and prepares its connections; opens none.
     pub fn new(receiver: &Receiver, format: Format) -> Result<Self, WebhookError> {
         let name = || receiver.name.clone();
-        let file = |source| WebhookError::File { receiver: name(), source };
-        let secrets = match &receiver.secret_file {
-            None => Vec::new(),
-            Some(path) => {
-                let text = read_secret_file(path).map_err(file)?;
-                SigningSecret::parse_all(&text).map_err(|source| WebhookError::Secrets {
-                    receiver: name(),
-                    path: path.clone(),
-                    source,
-                })?
-            }
-        };
-        if let Some(path) = &receiver.bearer_token_file {
-            // Read again for each attempt; here only so that a mistake shows at start.
-            let text = read_secret_file(path).map_err(file)?;
-            let bad = || WebhookError::Bearer { receiver: name(), path: path.clone() };
-            token_value("Bearer ", &text).ok_or_else(bad)?;
-        }
+        let secrets = signing_secrets(receiver)?;
+        check_bearer(receiver)?;
         let client_error = |detail: String| WebhookError::Client { receiver: name(), detail };
         install_crypto();
         let mut builder = Client::builder()
@@ -169,6 +153,17 @@ impl Webhook {
             first_byte_timeout: receiver.first_byte_timeout,
             timeout: receiver.timeout,
         })
+    }
+
+    /// Reads all files that [`Webhook::new`] reads; answers what is wrong with each.
+    pub fn inspect(receiver: &Receiver) -> Vec<WebhookError> {
+        let files = [
+            signing_secrets(receiver).map(drop),
+            check_bearer(receiver),
+            authorities(receiver).map(drop),
+            identity(receiver).map(drop),
+        ];
+        files.into_iter().filter_map(Result::err).collect()
     }
 
     /// Whether deliveries are signed.
@@ -317,34 +312,64 @@ fn message_id(batch: &[Outgoing]) -> String {
     format!("batch-{}", &hash.finalize().to_hex()[..32])
 }
 
+fn unreadable(receiver: &Receiver) -> impl Fn(SecretFileError) -> WebhookError {
+    |source| WebhookError::File { receiver: receiver.name.clone(), source }
+}
+
+fn bad_pem(receiver: &Receiver, path: &Path, why: String) -> WebhookError {
+    WebhookError::Pem { receiver: receiver.name.clone(), path: path.to_owned(), why }
+}
+
+fn signing_secrets(receiver: &Receiver) -> Result<Vec<SigningSecret>, WebhookError> {
+    let Some(path) = &receiver.secret_file else { return Ok(Vec::new()) };
+    let text = read_secret_file(path).map_err(unreadable(receiver))?;
+    let (name, path) = (|| receiver.name.clone(), path.clone());
+    let bad = |source| WebhookError::Secrets { receiver: name(), path, source };
+    SigningSecret::parse_all(&text).map_err(bad)
+}
+
+/// The token is read again for each attempt; at start only so that a mistake shows.
+fn check_bearer(receiver: &Receiver) -> Result<(), WebhookError> {
+    let Some(path) = &receiver.bearer_token_file else { return Ok(()) };
+    let text = read_secret_file(path).map_err(unreadable(receiver))?;
+    let bad = || WebhookError::Bearer { receiver: receiver.name.clone(), path: path.clone() };
+    token_value("Bearer ", &text).map(drop).ok_or_else(bad)
+}
+
+/// The authorities of a receiver's own.
+fn authorities(receiver: &Receiver) -> Result<Vec<Certificate>, WebhookError> {
+    let Some(path) = &receiver.ca_file else { return Ok(Vec::new()) };
+    let bad = |why| bad_pem(receiver, path, why);
+    let pem = read_pem(path).map_err(bad)?;
+    let found = Certificate::from_pem_bundle(&pem)
+        .map_err(|e| bad(format!("holds no certificates: {}", root(&e))))?;
+    if found.is_empty() { Err(bad("holds no certificates".to_owned())) } else { Ok(found) }
+}
+
+/// The certificate that a receiver is shown.
+fn identity(receiver: &Receiver) -> Result<Option<Identity>, WebhookError> {
+    let Some((cert, key)) = &receiver.client_files else { return Ok(None) };
+    let bad = |why| bad_pem(receiver, cert, why);
+    let mut pem = read_pem(cert).map_err(bad)?;
+    let text = read_secret_file(key).map_err(unreadable(receiver))?;
+    pem.push(b'\n');
+    pem.extend_from_slice(text.as_bytes());
+    let identity = Identity::from_pem(&pem);
+    zeroize::Zeroize::zeroize(&mut pem);
+    let why = |e| format!("and {} are no certificate and key: {}", key.display(), root(&e));
+    identity.map(Some).map_err(|e| bad(why(e)))
+}
+
 /// Adds the authorities and the certificate of a receiver.
 fn tls(mut builder: ClientBuilder, receiver: &Receiver) -> Result<ClientBuilder, WebhookError> {
-    let bad = |path: &Path, why: String| WebhookError::Pem {
-        receiver: receiver.name.clone(),
-        path: path.to_owned(),
-        why,
-    };
-    if let Some(path) = &receiver.ca_file {
-        let pem = read_pem(path).map_err(|why| bad(path, why))?;
-        let found = Certificate::from_pem_bundle(&pem)
-            .map_err(|e| bad(path, format!("holds no certificates: {}", root(&e))))?;
-        if found.is_empty() {
-            return Err(bad(path, "holds no certificates".to_owned()));
-        }
-        builder = builder.tls_certs_merge(found);
+    let authorities = authorities(receiver)?;
+    if !authorities.is_empty() {
+        builder = builder.tls_certs_merge(authorities);
     }
-    if let Some((cert, key)) = &receiver.client_files {
-        let mut pem = read_pem(cert).map_err(|why| bad(cert, why))?;
-        let text = read_secret_file(key)
-            .map_err(|source| WebhookError::File { receiver: receiver.name.clone(), source })?;
-        pem.push(b'\n');
-        pem.extend_from_slice(text.as_bytes());
-        let identity = Identity::from_pem(&pem);
-        zeroize::Zeroize::zeroize(&mut pem);
-        let why = |e| format!("and {} are no certificate and key: {}", key.display(), root(&e));
-        builder = builder.identity(identity.map_err(|e| bad(cert, why(e)))?);
-    }
-    Ok(builder)
+    Ok(match identity(receiver)? {
+        Some(identity) => builder.identity(identity),
+        None => builder,
+    })
 }
 
 /// A file that anybody may read but only its owner may write: whoever writes it chooses who is trusted.

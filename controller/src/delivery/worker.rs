@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use heartwatch_common::backoff::Backoff;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, Wall};
+use heartwatch_common::words;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot};
@@ -197,7 +198,8 @@ impl Worker {
                 Some(job) = self.jobs.join_next_with_id() => self.ended(job),
                 () = tokio::time::sleep(wait) => {}
                 () = reached(&mut stop) => {
-                    log::warn!("delivery: {} attempts are broken off", self.flights.len());
+                    let attempts = words::count(self.flights.len() as u64, "attempt");
+                    log::warn!("delivery: broken off: {attempts}");
                     break;
                 }
             }
@@ -447,14 +449,15 @@ impl Worker {
                     crash::pass("told");
                 }
                 if let Some(receiver) = self.schedule.receiver_of(id) {
+                    let of = of_order.map_or_else(String::new, |host| format!(" of host {host}"));
                     match verdict {
                         FinishVerdict::Delivered => self.metrics.delivered(receiver),
                         FinishVerdict::Dead { reason } => {
                             self.metrics.dead(receiver);
-                            log::warn!("delivery {} to {receiver} is given up: {reason}", id.0);
+                            log::warn!("delivery {}{of} to {receiver} is given up: {reason}", id.0);
                         }
                         FinishVerdict::Vetoed { reason } => {
-                            log::warn!("delivery {} to {receiver} is vetoed: {reason}", id.0);
+                            log::warn!("delivery {}{of} to {receiver} is vetoed: {reason}", id.0);
                         }
                         _ => {}
                     }

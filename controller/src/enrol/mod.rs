@@ -20,6 +20,7 @@ use heartwatch_common::enrol::{
 };
 use heartwatch_common::id::{ControllerId, Generation, HostId, KeyId};
 use heartwatch_common::time::{Clock, Wall};
+use heartwatch_common::words;
 use rand::Rng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
@@ -352,7 +353,8 @@ impl Enrolling {
             return Err(EnrolError::Conflict(message));
         }
         held(&self.tokens).insert(token.hash());
-        log::info!("join token {}: {} hosts until {}", row.name, row.uses, row.expires_ms);
+        let hosts = words::count(u64::from(row.uses), "host");
+        log::info!("join token {}: {hosts} until {}", row.name, row.expires_ms);
         Ok(TokenMade { token: token.to_text(), row })
     }
 
@@ -536,6 +538,8 @@ impl Enrolling {
             let text = "the canary is the controller's own: see `canary` in its config";
             return Err(EnrolError::Invalid(text.to_owned()));
         }
+        // Before it leaves the registry, and its name with it.
+        let called = self.p.view.called(host);
         let row = self.p.view.get(host).map(|known| known.row);
         let known = row.as_ref().map_or(Generation(0), |row| row.generation);
         let what = Revocation {
@@ -552,8 +556,8 @@ impl Enrolling {
         self.p.enrolled.set_revoked(host, true);
         self.tell(host, ShardCommand::Least(host, e.least));
         match gone.already {
-            true => log::info!("host {host} is revoked already: {}", e.reason),
-            false => log::warn!("host {host} was revoked: {reason}"),
+            true => log::info!("host {called} is revoked already: {}", e.reason),
+            false => log::warn!("host {called} was revoked: {reason}"),
         }
         Ok(gone)
     }
@@ -584,7 +588,18 @@ impl Enrolling {
     pub async fn lift(&self, host: HostId) -> Result<Enrolment, EnrolError> {
         let lifted = self.p.store.lift(host).await?;
         self.p.enrolled.set_revoked(host, false);
-        lifted.ok_or_else(|| EnrolError::NotFound(format!("host {host} is not revoked")))
+        if let Some(lifted) = lifted {
+            return Ok(lifted);
+        }
+        let called = self.p.view.called(host);
+        // A revocation that was lifted leaves its enrolment, which raises the least generation.
+        let stands = match self.p.store.enrolment(host).await? {
+            _ if self.p.view.contains(host) => "it is registered, and its keys are good",
+            Some(_) => "it may enrol (its revocation was lifted before, or it never was revoked)",
+            None => "nothing is known of it",
+        };
+        let text = format!("host {called} is not revoked: {stands}; nothing was changed");
+        Err(EnrolError::NotFound(text))
     }
 
     /// One page of all enrolments.
@@ -611,7 +626,7 @@ impl Enrolling {
         let shard = usize::from(shard_of(host, count));
         if self.p.shards[shard].send(command).is_err() {
             // It asks the registry when it next hears of the host anew.
-            log::warn!("shard {shard} is too busy to hear of host {host}");
+            log::warn!("shard {shard} is too busy to hear of host {}", self.p.view.called(host));
         }
     }
 }

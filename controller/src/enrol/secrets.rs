@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use heartwatch_common::auth::{Keyring, load_secret, replace_secret_file};
 use heartwatch_common::id::KeyId;
+use heartwatch_common::words;
 use rand::Rng;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::oneshot;
@@ -50,13 +51,14 @@ fn guard(now: &Keyring, next: &Keyring, counts: &Proved, may: May) -> Result<(),
     let hosts: u64 = beating.iter().map(|(_, n)| n).sum();
     let ids: Vec<_> = beating.iter().map(|(id, _)| id.to_string()).collect();
     Err(EnrolError::Conflict(format!(
-        "the secret file no longer lets hosts beat under secret {}, by which {hosts} hosts lately proved \
-         themselves: they would fall silent and be called down. The secrets in force stay in force. Put the \
+        "the secret file no longer lets hosts beat under secret {}, by which {} lately came \
+         through: hosts would fall silent and be called down. The secrets in force stay in force. Put the \
          line back as it was and run `heartwatchctl secrets reload`; to end a secret, `secrets rotate`, wait \
          until its hosts have renewed (`heartwatchctl secrets` counts them), then `secrets retire`. If those \
          hosts are to fall silent: `heartwatchctl secrets reload --force`. A restart of the controller would \
          take the file as it is",
-        ids.join(" and ")
+        ids.join(" and "),
+        words::count(hosts, "host")
     )))
 }
 
@@ -128,9 +130,10 @@ impl Enrolling {
             )),
             "renew-only" => Some(format!("secret {key_id} is retired already")),
             _ if on.hosts > 0 && !force => Some(format!(
-                "{} hosts still beat under secret {key_id}: they would fall silent. Wait until they have \
+                "{} still beat{} under secret {key_id} and would fall silent. Wait until they have \
                  renewed, give hosts without enrolment their new keys by hand, or say --force",
-                on.hosts
+                words::count(on.hosts, "host"),
+                if on.hosts == 1 { "s" } else { "" }
             )),
             _ => None,
         };

@@ -19,6 +19,7 @@ use heartwatch_common::backoff::Backoff;
 use heartwatch_common::daemon::Throttle;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, Wall};
+use heartwatch_common::words;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value};
@@ -307,10 +308,10 @@ impl Driver {
             Ok(result) => result,
             Err(_) => {
                 log::warn!(
-                    "stopping with {} writes undone and {} rows unsaved: the store can't write, or not so \
-                     fast; the same will be decided and learnt again after the next start",
-                    running.work.len(),
-                    running.work.changed_len()
+                    "stopping with {} undone and {} unsaved: the store can't write, or not so fast; the same \
+                     will be decided and learnt again after the next start",
+                    words::count(running.work.len() as u64, "write"),
+                    words::count(running.work.changed_len() as u64, "row")
                 );
                 Ok(())
             }
@@ -835,6 +836,5 @@ pub fn known_of(
 /// One line for the log.
 fn line(row: &HostRow, event: &NewEvent) -> String {
     let reason = event.data.get("reason").and_then(|r| r.as_str()).unwrap_or_default();
-    let name = if row.name.is_empty() { "(unnamed)" } else { &row.name };
-    format!("{name} {}: {reason}", row.id)
+    format!("{}: {reason}", crate::view::called(&row.name, row.id))
 }

@@ -286,6 +286,33 @@ impl Tls {
     }
 }
 
+/// Reads the files as [`Tls::open`] does, each by itself; answers what is wrong with any, or with all
+/// together.
+pub fn inspect(files: &Files) -> Result<Arc<Current>, Vec<TlsError>> {
+    let certificate = read_pem(&files.certificate)
+        .and_then(|pem| certificates(&files.certificate, &pem).map(drop));
+    let key = read_secret_file(&files.key).map_err(TlsError::from);
+    let key = key.and_then(|pem| private_key(&files.key, &pem).map(drop));
+    let client_ca = files.client_ca.as_deref().map_or(Ok(()), inspect_authorities);
+    let wrong: Vec<_> = [certificate, key, client_ca].into_iter().filter_map(Result::err).collect();
+    if wrong.is_empty() {
+        return Tls::open(files.clone()).map(|tls| tls.current()).map_err(|e| vec![e]);
+    }
+    Err(wrong)
+}
+
+/// Reads authorities of clients.
+pub fn inspect_authorities(path: &Path) -> Result<(), TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    clients(path, &read_pem(path)?, provider).map(drop)
+}
+
+fn private_key(path: &Path, pem: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let why = || "holds no private key in PEM".to_owned();
+    PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| TlsError::File { path: path.to_owned(), why: why() })
+}
+
 fn stamp(files: &Files) -> Stamp {
     let of = |m: Metadata| (m.ino(), m.len(), m.mtime(), m.mtime_nsec());
     [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()]
@@ -330,8 +357,7 @@ impl Material {
         let fingerprint = Fingerprint::of(end);
         let not_after = der::not_after(end)
             .ok_or_else(|| bad(&files.certificate, "does not say when it ends"))?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes())
-            .map_err(|_| bad(&files.key, "holds no private key in PEM"))?;
+        let key = private_key(&files.key, &self.key)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let pair = |source| TlsError::Pair {
             certificate: files.certificate.clone(),

@@ -167,6 +167,12 @@ pub struct View {
     live: Arc<LiveTable>,
 }
 
+/// A host by its name and its id, for the log. What it calls itself must not begin a line of its own there.
+pub fn called(name: &str, id: HostId) -> String {
+    let name: String = name.chars().filter(|c| !c.is_control()).collect();
+    if name.is_empty() { id.to_string() } else { format!("{name} ({id})") }
+}
+
 impl View {
     /// Where shards publish what changes with every beat.
     pub fn live(&self) -> &Arc<LiveTable> {
@@ -208,6 +214,12 @@ impl View {
     pub fn get(&self, id: HostId) -> Option<HostView> {
         let registry = self.read();
         self.show(&registry, registry.slot(id)?)
+    }
+
+    /// What a host is called in the log: its name, if it is registered under one, and its id.
+    pub fn called(&self, id: HostId) -> String {
+        let name = self.get(id).map(|host| host.row.name).unwrap_or_default();
+        called(&name, id)
     }
 
     /// Whether a host is registered.

@@ -324,3 +324,13 @@ fn label_sets_are_told_with_their_hosts_and_no_more_than_wanted() {
     view.label_sets(1, |_, _| sets += 1);
     assert_eq!(sets, 1);
 }
+
+#[test]
+fn a_host_is_called_by_name_and_id_on_one_line() {
+    let view = View::default();
+    let id = HostId([1; 16]);
+    assert_eq!(view.called(id), id.to_string());
+    let named = HostRow { name: "web-1\n<3>all is well".to_owned(), ..row(1, State::Alive, "z") };
+    view.upsert(named, None);
+    assert_eq!(view.called(id), format!("web-1<3>all is well ({id})"));
+}

@@ -24,7 +24,7 @@ const JOIN_MAX: Duration = Duration::from_secs(300);
 /// Without --controller it starts a controller of its own, with a state folder that is thrown away, on
 /// free ports of this machine. HOSTS below is a number such as 1000 or a share such as 10%.
 #[derive(Parser)]
-#[command(name = "heartwatch-fleet")]
+#[command(name = "heartwatch-fleet", version)]
 struct Args {
     /// Whom to beat to.
     #[arg(long, value_name = "ADDRESS:PORT", requires = "secret_file")]

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 #[derive(Parser)]
-#[command(name = "heartwatch-scale")]
+#[command(name = "heartwatch-scale", version)]
 /// Measures what a large fleet costs around the shards; prints one JSON line.
 struct Cli {
     #[command(subcommand)]

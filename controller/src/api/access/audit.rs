@@ -12,6 +12,7 @@
 
 use axum::body::Bytes;
 use axum::http::Uri;
+use heartwatch_common::secret;
 use serde_json::{Map, Value, json};
 
 use super::routes::Rule;
@@ -30,17 +31,9 @@ pub(in crate::api) struct Entry {
     what: Map<String, Value>,
 }
 
-/// How the texts of secrets begin: of join tokens, API tokens, host keys, fleet secrets and webhook secrets.
-const SECRETS: [&str; 5] = ["hwj1_", "hwt1_", "hwk1", "hwf1", "whsec_"];
-
-/// Whether a text holds that of a secret.
-pub(in crate::api) fn tells_secret(text: &str) -> bool {
-    SECRETS.iter().any(|secret| text.contains(secret))
-}
-
 /// Short, and without a secret that somebody put where its name belongs.
 fn clip(text: &str) -> String {
-    if let Some(at) = SECRETS.iter().filter_map(|secret| text.find(secret)).min() {
+    if let Some(at) = secret::begins_at(text) {
         return format!("{}(a secret)", clip(&text[..at]));
     }
     match text.char_indices().nth(TEXT_LEN_MAX) {
@@ -80,6 +73,20 @@ fn parameters(told: &[&str], uri: &Uri, body: &[u8]) -> Map<String, Value> {
         }
     }
     all
+}
+
+/// The member of a body, of those that an entry tells, in which a secret stands.
+pub(super) fn secret_in(told: &[&'static str], body: &[u8]) -> Option<&'static str> {
+    let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return None };
+    told.iter().copied().find(|key| match body.get(*key) {
+        Some(Value::String(text)) if *key == "host" => secret::is_no_name(text),
+        // A join token that has lost its beginning looks like that.
+        Some(Value::String(text)) if *key == "name" => {
+            secret::is_in(text) || secret::is_token_digits(text)
+        }
+        Some(value) => secret::is_in(&value.to_string()),
+        None => false,
+    })
 }
 
 impl Entry {

@@ -1,9 +1,11 @@
 //! Who may ask the API for what: the guard in front of every route.
 //!
 //! In this order: a client certificate, where one is asked for; the route's row in the table ([`routes`]);
-//! the token that was shown; whether its scope suffices. A right token is found before anything else is
-//! thought about, so that failures of others never keep it out; only who shows a wrong one is throttled
-//! ([`throttle`]). What gets through and may change something is journaled ([`audit`]).
+//! the token that was shown; whether its scope suffices; whether a secret stands where a name belongs
+//! ([`names_secret`]); the body ([`body`]). A right token is found before anything else is thought about, so
+//! that failures of others never keep it out; a wrong one is refused wherever it is shown, also where none is
+//! needed, as whoever shows it believes in it; and who shows wrong ones is throttled ([`throttle`]). What
+//! gets through and may change something is journaled ([`audit`]).
 //!
 //! | from | without a token | with one |
 //! | --- | --- | --- |
@@ -17,21 +19,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::extract::FromRequestParts;
+use axum::extract::{ConnectInfo, MatchedPath, Query, RawPathParams, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use heartwatch_common::secret;
 use heartwatch_common::time::{Instant, Wall};
+use heartwatch_common::words;
 
+use super::Api;
 use super::metrics::Families;
 use super::peer::Peer;
 use super::problem::Problem;
-use super::{Api, BODY_LEN_MAX};
 use crate::control::Journaled;
 use crate::tls::Tls;
 
 pub(super) mod audit;
+mod body;
 mod book;
 mod routes;
 mod scope;
@@ -76,10 +81,12 @@ enum Refusal {
     Journal,
     /// Reading without a token, by a name that may not be this machine's own.
     Name,
+    /// A secret in the place of a name.
+    Secret,
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Certificate,
         Self::Missing,
         Self::Wrong,
@@ -88,6 +95,7 @@ impl Refusal {
         Self::Scope,
         Self::Journal,
         Self::Name,
+        Self::Secret,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -100,6 +108,7 @@ impl Refusal {
             Self::Scope => "scope",
             Self::Journal => "journal",
             Self::Name => "name",
+            Self::Secret => "secret",
         }
     }
 }
@@ -130,7 +139,8 @@ impl Guard {
         let times = std::mem::take(&mut logged.1);
         logged.0 = Some(now);
         log::warn!(
-            "API: {times} requests with a wrong or ended token, the last from {}",
+            "API: {} with a wrong or ended token, the last from {}",
+            words::count(times, "request"),
             peer.address
         );
     }
@@ -176,12 +186,56 @@ pub(super) async fn guard(State(api): State<Api>, mut request: Request, next: Ne
     if let Some(who) = who.clone() {
         request.extensions_mut().insert(who);
     }
-    match (rule, who) {
-        (Some(rule), Some(who)) if rule.told.is_some() => {
-            change(&api, &peer, rule, &who, request, next).await
+    let Some(rule) = rule else { return next.run(request).await };
+    let request = match names_secret(&api, request).await {
+        Ok(request) => request,
+        Err(problem) => {
+            api.guard.count(Refusal::Secret);
+            return problem.into_response();
         }
-        _ => next.run(request).await,
+    };
+    match who {
+        Some(who) if rule.told.is_some() => change(&api, &peer, rule, &who, request, next).await,
+        _ => match body::whole(request, rule.body_max).await {
+            Ok((request, _)) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        },
     }
+}
+
+/// Says that a key or a token stands where something else belongs, without itself.
+fn secret_at(place: &str) -> Problem {
+    let detail = format!(
+        "{place}: a key or a token stands there and not a name; nothing was done and nothing of it is kept here. \
+         It has been seen on its way: revoke it (`heartwatchctl token list` and `heartwatchctl api-token list` \
+         tell the names of tokens)"
+    );
+    Problem::new(StatusCode::BAD_REQUEST, "secret", "a secret is not a name", detail)
+}
+
+/// Refuses a request that has a secret in its path or query: it would be looked up, told back, and journaled.
+/// 32 hexadecimal digits are a host's id, but no token's name: that is what a join token looks like without
+/// its beginning. 64 are a key; but they are a host's name if a host is called so.
+async fn names_secret(api: &Api, request: Request) -> Result<Request, Problem> {
+    let (mut parts, body) = request.into_parts();
+    let of_tokens =
+        parts.extensions.get::<MatchedPath>().is_some_and(|p| p.as_str().contains("tokens/"));
+    // Not UTF-8: its route says so.
+    if let Ok(names) = RawPathParams::from_request_parts(&mut parts, &()).await {
+        for (_, name) in &names {
+            let is_one = secret::is_no_name(name) || of_tokens && secret::is_token_digits(name);
+            if is_one && (of_tokens || api.view.by_name(name).is_empty()) {
+                return Err(secret_at("the path"));
+            }
+        }
+    }
+    let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
+    for (key, value) in query.map(|q| q.0).unwrap_or_default() {
+        if secret::is_no_name(&value) || secret::is_in(&key) {
+            return Err(secret_at("the query"));
+        }
+    }
+    Ok(Request::from_parts(parts, body))
 }
 
 fn refuse(problem: Problem, wait: Option<Duration>) -> Response {
@@ -233,8 +287,7 @@ fn admit(
         Ok(None) => Refusal::Missing,
         Err(()) => Refusal::Wrong,
     };
-    // What anybody may see is shown to who has a wrong token too, as it tells them nothing about tokens.
-    if let Some(without) = without {
+    if let (Refusal::Missing, Some(without)) = (refusal, without) {
         return Ok(without);
     }
     if let (Refusal::Missing, Need::Scope(Scope::Read), true, Err(name)) =
@@ -330,28 +383,19 @@ async fn change(
         let (status, title) = (StatusCode::SERVICE_UNAVAILABLE, "the journal cannot be written");
         return Problem::new(status, "journal-unavailable", title, detail).into_response();
     }
-    let (request, body) = match peek(request, rule).await {
+    let (request, body) = match body::whole(request, rule.body_max).await {
         Ok(both) => both,
         Err(problem) => return problem.into_response(),
     };
+    if let Some(key) = audit::secret_in(rule.told.unwrap_or_default(), &body) {
+        api.guard.count(Refusal::Secret);
+        return secret_at(&format!("`{key}`")).into_response();
+    }
     let entry = audit::Entry::new(who, peer, rule, request.uri(), &body);
     let ticket = Ticket { api: api.clone(), entry: Some(entry), is_admin };
     let response = next.run(request).await;
     ticket.journal(response.status()).await;
     response
-}
-
-/// The body of a request whose members the audit tells, and the request with it again.
-async fn peek(request: Request, rule: &Rule) -> Result<(Request, Bytes), Problem> {
-    if rule.told.is_none_or(<[_]>::is_empty) {
-        return Ok((request, Bytes::new()));
-    }
-    let (parts, body) = request.into_parts();
-    let bytes = axum::body::to_bytes(body, BODY_LEN_MAX).await.map_err(|_| {
-        let detail = format!("at most {BODY_LEN_MAX} bytes are read of it");
-        Problem::of_status(StatusCode::PAYLOAD_TOO_LARGE, &detail)
-    })?;
-    Ok((Request::from_parts(parts, Body::from(bytes.clone())), bytes))
 }
 
 /// What must be journaled, whatever becomes of the request: a route that is broken off, because it took too

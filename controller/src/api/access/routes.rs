@@ -4,8 +4,10 @@
 //! with the router.
 
 use axum::http::Method;
+use heartwatch_common::enrol::MESSAGE_LEN_MAX;
 
 use super::scope::Scope;
+use crate::api::{BODY_LEN_MAX, IMPORT_BODY_LEN_MAX};
 
 /// What a request must prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,27 +27,35 @@ pub(in crate::api) struct Rule {
     /// What the audit tells of its query and body: these members and no other. Nothing secret may stand in
     /// them. `None`: it changes nothing, and is not audited.
     pub(in crate::api) told: Option<&'static [&'static str]>,
+    /// Longest body that it takes, bytes.
+    pub(in crate::api) body_max: usize,
+}
+
+impl Rule {
+    const fn taking(self, body_max: usize) -> Self {
+        Self { body_max, ..self }
+    }
 }
 
 const fn get(path: &'static str) -> Rule {
-    Rule { method: "GET", path, need: Need::Scope(Scope::Read), told: None }
+    Rule { method: "GET", path, need: Need::Scope(Scope::Read), told: None, body_max: BODY_LEN_MAX }
 }
 
 /// Who may do what, and under which keys, is for those alone who say so.
 const fn list(path: &'static str) -> Rule {
-    Rule { method: "GET", path, need: Need::Scope(Scope::Admin), told: None }
+    Rule { need: Need::Scope(Scope::Admin), ..get(path) }
 }
 
 const fn open(method: &'static str, path: &'static str) -> Rule {
-    Rule { method, path, need: Need::Nothing, told: None }
+    Rule { method, need: Need::Nothing, ..get(path) }
 }
 
 const fn operate(method: &'static str, path: &'static str, told: &'static [&'static str]) -> Rule {
-    Rule { method, path, need: Need::Scope(Scope::Operate), told: Some(told) }
+    Rule { method, need: Need::Scope(Scope::Operate), told: Some(told), ..get(path) }
 }
 
 const fn admin(method: &'static str, path: &'static str, told: &'static [&'static str]) -> Rule {
-    Rule { method, path, need: Need::Scope(Scope::Admin), told: Some(told) }
+    Rule { method, need: Need::Scope(Scope::Admin), told: Some(told), ..get(path) }
 }
 
 /// Members of an operator's word.
@@ -53,7 +63,7 @@ const WORD: &[&str] = &["by", "reason", "domain"];
 
 pub(in crate::api) const ROUTES: &[Rule] = &[
     get("/v1/hosts"),
-    operate("POST", "/v1/hosts/import", &[]),
+    operate("POST", "/v1/hosts/import", &[]).taking(IMPORT_BODY_LEN_MAX),
     get("/v1/hosts/{host}"),
     admin("DELETE", "/v1/hosts/{host}", &[]),
     get("/v1/hosts/{host}/why"),
@@ -74,7 +84,7 @@ pub(in crate::api) const ROUTES: &[Rule] = &[
     operate("POST", "/v1/incidents/{id}/complete", &["token", "result", "reason", "receiver"]),
     get("/v1/rules"),
     // It supposes something, and changes nothing.
-    Rule { method: "POST", path: "/v1/rules/test", need: Need::Scope(Scope::Read), told: None },
+    Rule { method: "POST", ..get("/v1/rules/test") },
     get("/v1/maintenance"),
     operate(
         "POST",
@@ -91,9 +101,9 @@ pub(in crate::api) const ROUTES: &[Rule] = &[
     operate("POST", "/v1/receivers/{name}/test", &[]),
     // A join token, or the proof of a key, is the pass here.
     open("GET", "/v1/enrol/nonce"),
-    open("POST", "/v1/enrol"),
-    open("POST", "/v1/enrol/renew"),
-    open("POST", "/v1/enrol/standing"),
+    open("POST", "/v1/enrol").taking(MESSAGE_LEN_MAX),
+    open("POST", "/v1/enrol/renew").taking(MESSAGE_LEN_MAX),
+    open("POST", "/v1/enrol/standing").taking(MESSAGE_LEN_MAX),
     list("/v1/join-tokens"),
     admin("POST", "/v1/join-tokens", &["name", "ttl", "uses", "labels", "clones", "by"]),
     admin("DELETE", "/v1/join-tokens/{name}", &[]),

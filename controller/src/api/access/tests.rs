@@ -215,6 +215,100 @@ async fn only_who_shows_wrong_tokens_is_throttled_and_a_right_one_is_taken_at_an
     }
 }
 
+/// A wrong one was not looked at where none is needed: a monitor's token ended, and nobody heard of it.
+#[tokio::test]
+async fn a_token_that_is_shown_must_be_right_also_where_none_is_needed() {
+    let world = World::new();
+    let ended = token(&world, "short", "read", Some("1m")).await;
+    world.clock.advance(Duration::from_secs(60));
+    for peer in [Peer::LOCAL, AFAR] {
+        for path in
+            ["/v1/hosts", "/v1/status", "/metrics", "/healthz", "/readyz", "/v1/enrol/nonce"]
+        {
+            for wrong in ["hwt1_0000000000000000", &ended, ""] {
+                // Nobody shows that many at once without being throttled.
+                world.clock.advance(Duration::from_secs(60));
+                let answer = ask(world.seen_by(peer), "GET", path, Some(wrong), &Value::Null).await;
+                assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path} from {peer:?}");
+            }
+        }
+    }
+    let nonce = ask(world.seen_by(AFAR), "GET", "/v1/enrol/nonce", Some(TOKEN), &Value::Null).await;
+    assert_eq!(nonce.status, StatusCode::OK);
+}
+
+/// They were looked up, told back, logged and journaled for all to read.
+#[tokio::test]
+async fn a_secret_in_the_place_of_a_name_is_refused_untold_and_not_journaled() {
+    let world = World::new();
+    let digits = "00112233445566778899aabbccddeeff";
+    let key = digits.repeat(2);
+    let long_name = "9a".repeat(32);
+    let row = crate::store::HostRow { name: long_name.clone(), ..host_row(1, HostState::Alive) };
+    world.view.upsert(row, None);
+    let cases = [
+        ("DELETE", format!("/v1/join-tokens/{digits}"), Value::Null),
+        ("DELETE", format!("/v1/join-tokens/hwj1_{digits}_{key}"), Value::Null),
+        ("DELETE", format!("/v1/tokens/{digits}"), Value::Null),
+        ("DELETE", format!("/v1/tokens/hwt1%5F{key}"), Value::Null),
+        ("GET", format!("/v1/hosts/hwk1:1:0:{key}"), Value::Null),
+        ("GET", format!("/v1/hosts/{key}/why"), Value::Null),
+        ("DELETE", format!("/v1/hosts/hwk1%3A1%3A0%3A{key}"), Value::Null),
+        ("POST", format!("/v1/hosts/{key}/revoke"), json!({"reason": "x"})),
+        ("GET", format!("/v1/events?host={key}"), Value::Null),
+        ("GET", format!("/v1/hosts?name=hwt1_{key}"), Value::Null),
+        ("POST", "/v1/tokens".to_owned(), json!({"name": digits, "scope": "read"})),
+        ("POST", "/v1/join-tokens".to_owned(), json!({"name": digits, "ttl": "1h", "uses": 1})),
+        ("POST", "/v1/pause".to_owned(), json!({"for": "1m", "reason": format!("whsec_{digits}")})),
+        (
+            "POST",
+            "/v1/maintenance".to_owned(),
+            json!({"host": key, "for": "1m", "by": "ann", "reason": "x"}),
+        ),
+    ];
+    for (method, path, body) in &cases {
+        let answer = ask(world.router.clone(), method, path, Some(TOKEN), body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{method} {path}: {}", answer.body);
+        let told = answer.body.to_string();
+        assert!(told.contains("a key or a token") && !told.contains("2233"), "{told}");
+    }
+    assert!(world.control.audited.lock().unwrap().is_empty());
+    // Nor does one who may not ask hear it again, nor who asks for what is not there.
+    let stranger = ask(world.seen_by(AFAR), "GET", &cases[1].1, None, &Value::Null).await;
+    let nowhere = format!("/v2/hwt1_{key}");
+    let nowhere = ask(world.router.clone(), "GET", &nowhere, None, &Value::Null).await;
+    for told in [stranger.body.to_string(), nowhere.body.to_string()] {
+        assert!(!told.contains("2233"), "{told}");
+    }
+    // What is no secret: a host's id, and a host that is called so.
+    for (name, status) in [(digits, 404), (&long_name, 200)] {
+        let path = format!("/v1/hosts/{name}");
+        let answer = ask(world.router.clone(), "GET", &path, None, &Value::Null).await;
+        assert_eq!(answer.status, status, "{name}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_as_long_as_its_route_takes() {
+    let world = World::new();
+    for (path, len_max) in [
+        ("/v1/pause", crate::api::BODY_LEN_MAX),
+        ("/v1/hosts/import", crate::api::IMPORT_BODY_LEN_MAX),
+        ("/v1/enrol", heartwatch_common::enrol::MESSAGE_LEN_MAX),
+    ] {
+        for (len, refused) in [(len_max, false), (len_max + 1, true)] {
+            let request = Request::post(path)
+                .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"))
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Body::from(vec![b' '; len]))
+                .unwrap();
+            let answer = world.router.clone().oneshot(request).await.unwrap();
+            let is_refused = answer.status() == StatusCode::PAYLOAD_TOO_LARGE;
+            assert_eq!(is_refused, refused, "{path} {len}: {}", answer.status());
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_changes_something_is_journaled_with_who_did_it_and_what_is_refused_is_not() {
     let world = World::new();

@@ -99,6 +99,9 @@ async fn a_token_is_made_once_shown_once_and_lets_a_host_in_without_another_word
     assert_eq!(lifted.status, StatusCode::OK, "{}", lifted.text());
     let twice = act(&world, Method::DELETE, &path, &Value::Null).await;
     assert_eq!(twice.status, StatusCode::NOT_FOUND);
+    assert!(twice.text().contains("is not revoked: it may enrol"), "{}", twice.text());
+    let twice = act(&world, Method::DELETE, by_name, &Value::Null).await;
+    assert!(twice.text().contains("lifted before"), "{}", twice.text());
 }
 
 #[tokio::test]

@@ -76,6 +76,24 @@ pub enum ClientError {
         /// HTTP status.
         status: u16,
     },
+    /// There is nothing behind the URL's path.
+    #[error(
+        "no controller's API is at {url}: the URL has the path `{path}`, and the API has none of its own; write \
+         https://HOST:PORT alone (a path is only for a proxy that adds one)"
+    )]
+    Path {
+        /// Where.
+        url: String,
+        /// Its path.
+        path: String,
+    },
+    /// A secret stands where a name belongs.
+    #[error(
+        "a key or a token stands where a name belongs: nothing was sent. `heartwatchctl token list` and \
+         `heartwatchctl api-token list` tell the names of tokens, `heartwatchctl hosts` those of hosts. It is in \
+         your shell's history now: revoke it"
+    )]
+    Secret,
     /// The answer has not the expected form.
     #[error("the controller's answer is not understood: are its version and this one's the same?")]
     Form(#[source] serde_json::Error),

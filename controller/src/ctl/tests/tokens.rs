@@ -127,3 +127,65 @@ fn a_token_that_cannot_be_shown_is_revoked_again() {
     assert!(told.contains("was revoked again"), "{told}");
     assert_eq!(served.json(&["api-token", "list"])["tokens"], json!([]));
 }
+
+/// They were sent, logged, journaled, and told back.
+#[test]
+fn a_secret_is_not_sent_in_the_place_of_a_name() {
+    let served = Served::new();
+    let digits = "00112233445566778899aabbccddeeff";
+    let key = digits.repeat(2);
+    let host_key = format!("hwk1:1:0:{key}");
+    for args in [
+        &["token", "revoke", digits][..],
+        &["token", "create", "--name", digits],
+        &["api-token", "revoke", &key],
+        &["api-token", "create", "--scope", "read", "--name", digits],
+        &["host", &host_key],
+        &["why", &key],
+        &["forget", &key],
+        &["freeze", &key],
+        &["events", "--host", &key],
+        &["deliveries", "--host", &host_key],
+        &["hosts", "revoke", &key, "--reason", "x"],
+        &["hosts", "revoke", &key, "--lift"],
+        &["hosts", "single", &key, "--reason", "x"],
+        &["holds", "approve", &key, "--reason", "x"],
+        &["maintenance", "add", &key, "--for", "1m", "--reason", "x"],
+        &["rules", "test", &key],
+        &["candidates", &key],
+        &["receivers", "test", &key],
+    ] {
+        let error = served.run(args).unwrap_err();
+        let told = chain(&error);
+        assert_eq!(error.exit_code(), EXIT_USAGE, "{args:?}: {told}");
+        assert!(told.contains("nothing was sent") && !told.contains("2233"), "{args:?}: {told}");
+    }
+    assert!(served.world.control.audited.lock().unwrap().is_empty());
+    // Whatever the word is for, and before anything is said about it.
+    for word in [host_key.as_str(), "hwj1_00ff", "--reason=the key hwt1_00ff leaked"] {
+        let args = ["heartwatchctl", "key", word].map(OsString::from);
+        let told = without_secret(&args).unwrap_err().to_string();
+        assert!(told.contains("word 2") && !told.contains("00"), "{told}");
+        assert_eq!(crate::ctl::run(args), EXIT_USAGE);
+    }
+    let error = command(&["status", "--token-file", "hwt1_00ff"]).unwrap_err();
+    assert!(!chain(&error).contains("00ff") && error.exit_code() == EXIT_CONFIG, "{error}");
+}
+
+#[test]
+fn a_url_that_is_none_is_told_plainly_and_without_its_password() {
+    let served = Served::new();
+    let url = served.url.replace("http://", "http://ann:hunter2@");
+    let error = command(&["status", "--url", &url]).unwrap_err();
+    let told = chain(&error);
+    assert_eq!(error.exit_code(), EXIT_USAGE);
+    assert!(told.contains("a name and a password") && told.contains("--token-file"), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+    let error = command(&["status", "--url", "ftp://ann:hunter2@x"]).unwrap_err();
+    assert!(!chain(&error).contains("hunter2"), "{error}");
+    for path in ["/metrics", "/v1/status"] {
+        let error = command(&["status", "--url", &format!("{}{path}", served.url)]).unwrap_err();
+        let told = chain(&error);
+        assert!(told.contains(&format!("has the path `{path}`")), "{told}");
+    }
+}

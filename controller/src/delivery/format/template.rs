@@ -182,7 +182,7 @@ impl Template {
             return Err(form(format!("{len} bytes, {FILE_LEN_MAX} are allowed")));
         }
         let text = std::fs::read_to_string(&path).map_err(io)?;
-        let file: File = toml::from_str(&text).map_err(|e| form(e.to_string()))?;
+        let file: File = heartwatch_common::config::parse(&text).map_err(form)?;
         let mut env = environment();
         let mut headers: Vec<String> =
             file.headers.keys().map(|h| h.to_ascii_lowercase()).collect();

@@ -106,7 +106,13 @@ impl Running {
                 Order::Cancel(host, why) => Work::Cancel(host, why),
                 Order::Event(event) => {
                     let reason = event.data.get("reason").and_then(|r| r.as_str());
-                    log::warn!("{}: {}", event.kind, reason.unwrap_or_default());
+                    let reason = reason.unwrap_or_default();
+                    match event.host {
+                        Some(host) => {
+                            log::warn!("{} {}: {reason}", event.kind, self.d.view.called(host));
+                        }
+                        None => log::warn!("{}: {reason}", event.kind),
+                    }
                     Work::Event(event)
                 }
             };

@@ -221,7 +221,8 @@ impl Running {
             begun: false,
         };
         if let Err(e) = self.add_window(window) {
-            log::warn!("{}: the maintenance that it announces is not heeded: {e}", row.id);
+            let called = self.d.view.called(row.id);
+            log::warn!("{called}: the maintenance that it announces is not heeded: {e}");
         }
     }
 
