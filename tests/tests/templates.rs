@@ -57,7 +57,11 @@ fn every_ready_template_passes_check_config_with_the_example_in_its_head() {
         let config = example(&name);
         assert!(matches!(config.receivers.values().next().unwrap().kind, Kind::Template(_)));
         assert!(!config.rules.is_empty(), "{name}");
-        target::check(&config).unwrap_or_else(|e| panic!("{name}: {:#}", anyhow::Error::from(e)));
+        let wrong =
+            target::inspect(&config).into_iter().map(|e| format!("{:#}", anyhow::Error::from(e)));
+        // The secrets that it names are not on this machine.
+        let wrong: Vec<_> = wrong.filter(|e| !e.contains("cannot read the secret file")).collect();
+        assert_eq!(wrong, [""; 0], "{name}");
         seen += 1;
     }
     assert_eq!(seen, 5);

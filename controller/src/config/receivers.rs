@@ -205,7 +205,7 @@ pub struct TemplateConfig {
 
 impl Kind {
     /// Whether events of this kind can be told so; `Err` says why not. What a template can tell is found by
-    /// rendering it: `delivery::target::check`.
+    /// rendering it: `delivery::target::inspect`.
     pub fn has_word_for(&self, event: EventKind) -> Result<(), String> {
         let (name, known): (_, fn(EventKind) -> bool) = match self {
             Self::Alertmanager { .. } => {
