@@ -87,7 +87,7 @@ impl HostKey {
 
     fn is_tag(&self, signed: &[u8], tag: &[u8; TAG_LEN]) -> bool {
         use subtle::ConstantTimeEq;
-        // As one number: sixteen bytes, each compared behind a barrier of its own, cost a twentieth of a beat.
+        // As one number: sixteen bytes, each behind a barrier of its own, cost a twentieth of a beat.
         u128::from_ne_bytes(self.tag(signed)).ct_eq(&u128::from_ne_bytes(*tag)).into()
     }
 

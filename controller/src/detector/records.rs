@@ -19,9 +19,9 @@ use crate::intervals::CLASSES_MAX;
 /// Datagrams whose lines are fetched together: those of the index three such groups ahead, then the records,
 /// then the live cells, as each needs what the one before brought.
 ///
-/// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table of
-/// pages, and a fetch is not over for it before the page is found. Fetches between which there are hundreds of
-/// instructions wait for that one after the other; these wait side by side.
+/// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table
+/// of pages, and a fetch is not over for it before the page is found. Fetches between which there are
+/// hundreds of instructions wait for that one after the other; these wait side by side.
 const GROUP: usize = 16;
 
 /// What is known ahead of a batch of datagrams; see [`Detector::look_at`].
