@@ -105,9 +105,16 @@ async fn an_agent_beats_on_time_while_its_machine_starves() {
             let mut agent = Process::start("hungry", &mut caged(&cage, &words), &log)?;
             // The first ones are those during which memory is touched.
             socket.set_read_timeout(Some(Duration::from_secs(20)))?;
-            for _ in 0..10 {
-                socket.recv(&mut [0; DATAGRAM_LEN_MAX]).context("no beat within 20 s")?;
+            let first = (0..10).try_for_each(|_| {
+                socket.recv(&mut [0; DATAGRAM_LEN_MAX]).map(drop).context("no beat within 20 s")
+            });
+            // Who stands back for everybody gets nothing at all where others have work as well.
+            if let (Err(e), "19") = (&first, nice) {
+                println!("nice {nice}: {e:#}");
+                agent.kill()?;
+                continue;
             }
+            first?;
             socket.set_read_timeout(Some(Duration::from_millis(200)))?;
             let late = count(&socket)?;
             let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;

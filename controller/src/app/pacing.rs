@@ -104,6 +104,7 @@ mod tests {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
+            agent_lost: false,
             domain: Default::default(),
             profile: Default::default(),
             frozen: None,

@@ -68,7 +68,8 @@ fn verdict(out: &mut dyn Write, why: &WhyJson) -> io::Result<()> {
         (State::Duplicate, _) => "Beats arrive, from one machine now; not long ago two answered.",
         (State::Down, None) => "It is taken for dead.",
         (State::Down, Some(Cause::AgentLost)) => {
-            "Its machine is up, but its agent is gone: its operating system says that nobody listens."
+            "Its machine is up, but its agent is gone: its operating system says that nobody listens. It is asked on, \
+             every ten seconds, and down as soon as it falls silent too."
         }
         (State::Down, Some(c)) => {
             return writeln!(out, "It is taken for dead: {}.", cause(c))

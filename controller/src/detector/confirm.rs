@@ -28,6 +28,11 @@
 //! row without testimony the host is down. No peer that could be asked counts as silence: where nobody
 //! can speak for a host, its own silence decides, as if there were no peers at all.
 //!
+//! *Agent lost.* Its machine lives, for all that its kernel says, and may die later without a word: a beat that
+//! could stay away is no longer due. So it is asked on, one probe each [`LOST_EVERY`]. When its kernel does not
+//! answer, a probe each [`ROUND`]; after [`LOST_SILENT_MAX`] in a row without an answer it is down, `silent`.
+//! So many, and so far apart, that no burst of losses is taken for a death of a machine that has no beats to show.
+//!
 //! Who was stopped, or is far behind with his mail, does not judge by what he has read so far: if the
 //! watermark lags at the moment of a verdict, the suspect gets one more probe, or one more round. Once,
 //! until it is heard through somebody: who always lags must judge in the end.
@@ -56,6 +61,10 @@ pub const NONCE_LIFE: Duration = Duration::from_secs(2);
 pub const ROUND: Duration = Duration::from_millis(1_500);
 /// Rounds in a row without testimony after which an unreachable host is down.
 pub const SILENT_ROUNDS_MAX: u8 = 3;
+/// Between two probes of a machine whose agent is lost, while its kernel answers.
+pub const LOST_EVERY: Duration = Duration::from_secs(10);
+/// Probes in a row that its kernel leaves unanswered, [`ROUND`] apart, after which it is down.
+pub const LOST_SILENT_MAX: u8 = 10;
 /// A suspect that is given more time has peers asked with every so manieth probe.
 const PEERS_EVERY: u16 = 5;
 /// A watermark further behind than this leaves too much mail unread for a verdict.
@@ -115,6 +124,10 @@ enum Stage {
     Burst,
     /// It answers peers; so many rounds in a row it has not.
     Unreachable {
+        silent: u8,
+    },
+    /// It is down, its agent lost; so many probes in a row its kernel has not answered.
+    Lost {
         silent: u8,
     },
 }
@@ -188,18 +201,38 @@ pub struct Confirm {
     queue: BTreeSet<(Instant, u32)>,
     budget: Bucket,
     unreachable: usize,
+    lost: usize,
 }
 
 impl Confirm {
     /// No suspects.
     pub fn new(plan: ProbePlan, now: Instant) -> Self {
         let budget = Bucket::new(plan.rate_max, plan.rate_max.div_ceil(10), now);
-        Self { plan, suspects: BTreeMap::new(), queue: BTreeSet::new(), budget, unreachable: 0 }
+        let (suspects, queue) = (BTreeMap::new(), BTreeSet::new());
+        Self { plan, suspects, queue, budget, unreachable: 0, lost: 0 }
     }
 
     /// Begins to probe a host whose round trip is `trip` (zero: unknown).
     /// Before `until` it is not called down because it is silent: it has come back from as long a silence.
     pub fn begin(&mut self, slot: u32, trip: Duration, until: Instant, now: Instant) {
+        self.insert(slot, trip, until, Stage::Burst, now, now);
+    }
+
+    /// Begins to ask the machine of a host that is down as its agent is lost, from `at` on.
+    pub fn watch_lost(&mut self, slot: u32, at: Instant, now: Instant) {
+        self.insert(slot, Duration::ZERO, now, Stage::Lost { silent: 0 }, at, now);
+        self.lost += 1;
+    }
+
+    fn insert(
+        &mut self,
+        slot: u32,
+        trip: Duration,
+        until: Instant,
+        stage: Stage,
+        next: Instant,
+        now: Instant,
+    ) {
         self.end(slot);
         let suspect = Suspect {
             since: now,
@@ -207,24 +240,25 @@ impl Confirm {
             tally: Tally::default(),
             nonces: Vec::new(),
             spacing: self.plan.patience(trip),
-            stage: Stage::Burst,
+            stage,
             requests: Vec::new(),
-            in_round: true,
+            in_round: stage == Stage::Burst,
             heard: false,
             spared: false,
             witness: None,
             patience: now,
-            next: now,
+            next,
         };
         self.suspects.insert(slot, suspect);
-        self.queue.insert((now, slot));
+        self.queue.insert((next, slot));
     }
 
     /// Ends the plan of a host: it answered, left, or was forgotten.
     pub fn end(&mut self, slot: u32) -> Option<Suspect> {
         let suspect = self.suspects.remove(&slot)?;
         self.queue.remove(&(suspect.next, slot));
-        self.unreachable -= usize::from(suspect.stage != Stage::Burst);
+        self.unreachable -= usize::from(matches!(suspect.stage, Stage::Unreachable { .. }));
+        self.lost -= usize::from(matches!(suspect.stage, Stage::Lost { .. }));
         Some(suspect)
     }
 
@@ -236,12 +270,19 @@ impl Confirm {
             s.nonces.clear();
             s.requests.clear();
             (s.heard, s.spared, s.patience) = (false, false, now);
-            if s.stage == Stage::Burst {
-                s.tally = Tally::default();
-            } else {
-                (s.stage, s.in_round) = (Stage::Unreachable { silent: 0 }, false);
+            let mut at = now;
+            match s.stage {
+                Stage::Burst => s.tally = Tally::default(),
+                Stage::Unreachable { .. } => {
+                    (s.stage, s.in_round) = (Stage::Unreachable { silent: 0 }, false);
+                }
+                Stage::Lost { .. } => {
+                    (s.stage, s.in_round) = (Stage::Lost { silent: 0 }, false);
+                    s.tally = Tally::default();
+                    at = now + ROUND;
+                }
             }
-            self.file(slot, now);
+            self.file(slot, at);
         }
     }
 
@@ -252,7 +293,8 @@ impl Confirm {
 
     /// Whether the host in `slot` is known to live although we cannot hear it.
     pub fn is_unreachable(&self, slot: u32) -> bool {
-        self.suspects.get(&slot).is_some_and(|s| s.stage != Stage::Burst)
+        let stage = self.suspects.get(&slot).map(|s| s.stage);
+        matches!(stage, Some(Stage::Unreachable { .. }))
     }
 
     /// How many such hosts there are.
@@ -317,14 +359,14 @@ impl Confirm {
         true
     }
 
-    /// How many suspects there are.
+    /// How many suspects there are; machines whose agents are lost are none.
     pub fn len(&self) -> usize {
-        self.suspects.len()
+        self.suspects.len() - self.lost
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.suspects.is_empty()
+        self.len() == 0
     }
 
     /// The probe plan.
@@ -372,7 +414,31 @@ impl Confirm {
                     s.spared = true;
                     return Some(self.probe(slot, now, dice));
                 }
-                Stage::Burst => return Some(self.down(slot)),
+                Stage::Burst => return Some(self.down(slot, now)),
+                Stage::Lost { silent } => {
+                    if s.in_round {
+                        let answered = s.tally.unreachable > 0 || s.heard;
+                        let spared = !answered && !s.spared && lags;
+                        let silent = if answered { 0 } else { silent + u8::from(!spared) };
+                        s.stage = Stage::Lost { silent };
+                        (s.in_round, s.spared) = (false, spared);
+                        if answered {
+                            s.tally = Tally::default();
+                            s.end_round();
+                            self.file(slot, now + LOST_EVERY);
+                            continue;
+                        }
+                        if silent >= LOST_SILENT_MAX {
+                            return Some(self.down(slot, now));
+                        }
+                    }
+                    if !self.budget.take_spare(now) {
+                        self.file(slot, now + LOST_EVERY);
+                        continue;
+                    }
+                    s.in_round = true;
+                    return Some(self.probe(slot, now, dice));
+                }
                 Stage::Unreachable { silent } => {
                     if s.in_round {
                         let silent = if s.heard {
@@ -386,7 +452,7 @@ impl Confirm {
                         s.stage = Stage::Unreachable { silent };
                         s.end_round();
                         if silent >= SILENT_ROUNDS_MAX {
-                            return Some(self.down(slot));
+                            return Some(self.down(slot, now));
                         }
                     }
                     if !self.budget.take_spare(now) {
@@ -425,10 +491,13 @@ impl Confirm {
         Step::Probe { slot, number, nonce, peers }
     }
 
-    fn down(&mut self, slot: u32) -> Step {
+    fn down(&mut self, slot: u32, now: Instant) -> Step {
         let tally = self.end(slot).map(|s| s.tally).unwrap_or_default();
-        let cause = if tally.unreachable > 0 { Cause::AgentLost } else { Cause::Silent };
-        Step::Down { slot, cause, tally }
+        if tally.unreachable == 0 {
+            return Step::Down { slot, cause: Cause::Silent, tally };
+        }
+        self.watch_lost(slot, now + LOST_EVERY, now);
+        Step::Down { slot, cause: Cause::AgentLost, tally }
     }
 
     /// Sets when something is to be done about a suspect.

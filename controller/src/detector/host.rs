@@ -36,6 +36,8 @@ pub struct Known {
     pub missing_reported: bool,
     /// Two boots answer under this identity.
     pub duplicate: bool,
+    /// It is down because its agent is lost: its machine is asked whether it lives.
+    pub agent_lost: bool,
     /// It left, and said that it would be back within this, from now.
     pub back_in: Option<Duration>,
     /// What its labels make of it.
@@ -424,6 +426,8 @@ pub struct Evidence {
     pub silence_ms: u64,
     /// It has not been heard since the controller's start. When it was last heard before that is not kept.
     pub unheard: bool,
+    /// It was down already, as its agent was lost; now its machine does not answer either.
+    pub agent_lost: bool,
     /// How far past the expected arrival it was, milliseconds (negative: not yet due).
     pub overdue_ms: i64,
     /// The margin that it was given, milliseconds.

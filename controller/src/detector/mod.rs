@@ -378,6 +378,7 @@ impl Detector {
             testimonies: tally.testimonies,
             drop_ppm: self.doubt.drop_ppm(),
             judged_in_doubt: false,
+            agent_lost: false,
             excused_by: excused.map_or("", |e| e.why.as_str()),
             excused_ms: excused.map_or(0, |e| e.span(self.clock).as_millis() as u64),
             mistakes: h.mistakes.into(),
@@ -670,6 +671,7 @@ impl Detector {
 
     fn down(&mut self, slot: u32, cause: Cause, tally: Tally, now: Instant, out: &mut Vec<Judged>) {
         let mut evidence = self.evidence(slot, now);
+        evidence.agent_lost = self.host(slot).state == State::Down;
         // `step` has taken the suspect out of the plan with its verdict.
         (evidence.probes_sent, evidence.probes_unreachable) = (tally.sent, tally.unreachable);
         (evidence.peers_asked, evidence.testimonies) = (tally.asked, tally.testimonies);
@@ -713,7 +715,8 @@ impl Detector {
                 assert!(self.rows.due(slot, self.clock).is_some(), "{id} is in no row");
             }
             let probed = self.confirm.get(slot).is_some();
-            assert!(!probed || host.state == State::Suspect, "{id} is probed but {}", host.state);
+            let is_probed = matches!(host.state, State::Suspect | State::Down);
+            assert!(!probed || is_probed, "{id} is probed but {}", host.state);
         }
         assert!(alive.iter().eq(self.knobs.iter().map(|k| &k.alive)));
         assert_eq!(classes, self.classes);

@@ -122,6 +122,7 @@ mod tests {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
+            agent_lost: false,
             domain,
             profile: Default::default(),
             frozen: None,

@@ -8,6 +8,7 @@ use hashbrown::DefaultHashBuilder;
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::Instant;
 
+use super::confirm;
 use super::host::{Host, Known, Rare};
 use super::knobs::Profile;
 use super::timeout::{GroupId, Patience};
@@ -30,6 +31,12 @@ pub struct Ahead {
     hashes: Vec<u64>,
     /// Guesses, as far as they were made.
     slots: Vec<u32>,
+}
+
+/// A number from 0 to 1 that is a host's own.
+fn share_of(id: HostId) -> f64 {
+    let spread = u32::from_be_bytes([id.0[12], id.0[13], id.0[14], id.0[15]]);
+    f64::from(spread) / f64::from(u32::MAX)
 }
 
 /// What there is of a range.
@@ -260,6 +267,11 @@ impl Detector {
         if let Some(due) = due {
             self.file(slot, due);
         }
+        if known.agent_lost && known.state == State::Down {
+            // Not all at one moment, as after each.
+            let spread = confirm::LOST_EVERY.mul_f64(share_of(known.id));
+            self.confirm.watch_lost(slot, now + spread, now);
+        }
         Some(slot)
     }
 
@@ -267,8 +279,7 @@ impl Detector {
     /// half of `restart_grace`, so that not all are looked at in one moment.
     fn grace_of(&self, id: HostId) -> Duration {
         let half = self.settings.restart_grace / 2;
-        let spread = u32::from_be_bytes([id.0[12], id.0[13], id.0[14], id.0[15]]);
-        half + half.mul_f64(f64::from(spread) / f64::from(u32::MAX))
+        half + half.mul_f64(share_of(id))
     }
 
     /// Until when a host that has proved nothing since our start is not judged: its grace counts from when

@@ -46,6 +46,7 @@ fn known(n: u8, state: State) -> Known {
         in_state: Duration::ZERO,
         missing_reported: false,
         duplicate: false,
+        agent_lost: false,
         profile: Profile::default(),
         frozen: None,
         back_in: None,
@@ -669,4 +670,28 @@ fn one_pass_judges_a_bounded_number_and_says_that_there_is_more() {
     assert_eq!(suspects.iter().sum::<usize>(), hosts);
     assert!(suspects.iter().all(|n| *n <= JUDGED_MAX), "{suspects:?}");
     w.detector.check();
+}
+
+/// As it is known from before a restart of the controller, its machine is asked on.
+#[test]
+fn a_machine_whose_agent_was_lost_before_the_start_is_asked_too() {
+    let mut w = World::new();
+    w.detector.register(Known { agent_lost: true, ..known(1, State::Down) }, ms(0));
+    w.detector.register(known(2, State::Down), ms(0));
+    let mut out = Vec::new();
+    (0..=40_000).for_each(|at| w.detector.judge(ms(at), ms(at), ms(at), &mut out));
+    w.detector.check();
+    assert_eq!(w.detector.probing(), 0, "it is no suspect");
+    let probed = |n: u8| {
+        out.iter().filter(|j| matches!(j, Judged::Probe { host, .. } if *host == id(n))).count()
+    };
+    assert_eq!((probed(1), probed(2)), (usize::from(confirm::LOST_SILENT_MAX), 0));
+    let turns: Vec<_> = out
+        .iter()
+        .filter_map(|j| match j {
+            Judged::Turn(t) => Some((t.host, t.turn, t.evidence.agent_lost)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(turns, [(id(1), Turn::Down(Cause::Silent), true)]);
 }

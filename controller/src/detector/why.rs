@@ -51,13 +51,15 @@ impl Detector {
             last_late_ms: habits.recent_late_ms(),
             late_ms: habits.late_ms,
             mistakes: h.mistakes.into(),
-            probes: self.confirm.get(slot).map(|p| ProbeWhy {
-                sent: p.tally.sent,
-                of: self.confirm.plan().probes,
-                unreachable: p.tally.unreachable,
-                peers_asked: p.tally.asked,
-                testimonies: p.tally.testimonies,
-                spacing_ms: p.spacing.as_millis() as u64,
+            probes: self.confirm.get(slot).filter(|_| h.state == State::Suspect).map(|p| {
+                ProbeWhy {
+                    sent: p.tally.sent,
+                    of: self.confirm.plan().probes,
+                    unreachable: p.tally.unreachable,
+                    peers_asked: p.tally.asked,
+                    testimonies: p.tally.testimonies,
+                    spacing_ms: p.spacing.as_millis() as u64,
+                }
             }),
             excuse: self.excused(slot).map(|e| ExcuseWhy {
                 reason: e.why,

@@ -232,9 +232,13 @@ pub fn decide(
     let least = asked.generation.max(present.map_or(Generation(0), |e| e.least));
     if let Some(proved) = asked.proved.filter(|g| *g >= least) {
         // The same key again: the agent that runs goes on with it until it takes up the rest.
-        let same_key = as_who(asked.host, proved, least);
         let has = present.map_or(&NO_LABELS, |e| &e.labels);
-        return match (token.labels == *has, token.uses_left) {
+        // It keeps what another token gave it, or rules that choose it by that would mean it no more.
+        let mut labels = has.clone();
+        labels.extend(token.labels.clone());
+        let gains = labels != *has;
+        let same_key = Enrolment { labels, ..as_who(asked.host, proved, least) };
+        return match (!gains, token.uses_left) {
             (true, _) => Ok(Grant::Kept(same_key)),
             (false, 0) => Err(Refusal::TokenUsedUp(token.name.clone())),
             (false, _) => Ok(Grant::New(same_key)),
@@ -384,6 +388,18 @@ mod tests {
         assert_eq!(with(&used_up, Some(&enrolled())), Err("join-token-used-up"));
         assert_eq!(with(&used_up, None), Err("join-token-used-up"));
         assert_eq!(with(&other, None), Ok((101, 2, 0)), "a key made by hand, and no labels");
+        // A token without labels, or with others, takes none away.
+        let of_zone = BTreeMap::from([("zone".to_owned(), "z2".to_owned())]);
+        let zoned = TokenRow { labels: of_zone.clone(), ..self::token() };
+        let plain = TokenRow { labels: BTreeMap::new(), ..self::token() };
+        let labels = |token: &TokenRow| {
+            decide(&ask(1), Some(token), None, Some(&has)).unwrap().enrolment().labels.clone()
+        };
+        assert_eq!(with(&plain, Some(&has)), Ok((101, 2, 1)), "nothing is gained");
+        assert_eq!(labels(&plain), has.labels);
+        assert_eq!(with(&zoned, Some(&has)), Ok((1, 2, 1)), "a label is");
+        let both: BTreeMap<_, _> = has.labels.clone().into_iter().chain(of_zone).collect();
+        assert_eq!((labels(&zoned), both.len()), (both.clone(), has.labels.len() + 1));
         // A revoked or late token does nothing, for nobody.
         let late = TokenRow { expires_ms: Wall(10), ..token() };
         assert_eq!(with(&late, Some(&has)), Err("join-token-expired"));

@@ -41,7 +41,7 @@ use crate::delivery::{DeliveryHandle, News, Word};
 use crate::detector::host::{Known, Transition, Turn};
 use crate::detector::knobs::AllKnobs;
 use crate::detector::peers::DomainLabels;
-use crate::event::{EventKind, IncidentId, State};
+use crate::event::{Cause, EventKind, IncidentId, State};
 use crate::shard::notices::{Facts, Notice};
 use crate::shard::route::shard_of;
 use crate::shard::worker::{Command as ShardCommand, ShardHandle};
@@ -823,6 +823,7 @@ pub fn known_of(
         in_state: Duration::from_millis(u64::try_from(in_state).unwrap_or(0)),
         missing_reported: row.state == State::Pending && row.incident.is_some(),
         duplicate: row.duplicate,
+        agent_lost: row.state == State::Down && row.cause == Some(Cause::AgentLost),
         back_in: row.back_by.map(|at| {
             Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0))
         }),

@@ -663,6 +663,9 @@ impl Policy {
         if row.state.heard() != wanted {
             return Err(format!("the host is {} now", row.state));
         }
+        if kind == EventKind::HostAgentLost && row.cause == Some(Cause::Silent) {
+            return Err("its machine does not answer any more either".to_owned());
+        }
         if kind == EventKind::HostUnreachable && row.cause != Some(Cause::Unreachable) {
             return Err("the host is no longer known to be alive but unreachable".to_owned());
         }
@@ -695,6 +698,11 @@ pub fn order_of(row: Option<&HostRow>) -> EventKind {
         Some(Cause::Unreachable) => EventKind::HostUnreachable,
         Some(Cause::Silent) | None => EventKind::HostDown,
     }
+}
+
+/// Whether a host that is down because its agent is lost is now down as its machine does not answer either.
+fn is_worse(row: &HostRow, t: &Transition) -> bool {
+    row.state == State::Down && row.cause == Some(Cause::AgentLost) && t.evidence.agent_lost
 }
 
 fn verdicts(choices: Vec<Choice>) -> Vec<Verdict> {
@@ -772,7 +780,7 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
                 extra: Map::new(),
             })
         }
-        Turn::Down(cause) => (recorded != State::Down).then(|| Story {
+        Turn::Down(cause) => (recorded != State::Down || is_worse(row, t)).then(|| Story {
             kind: match cause {
                 Cause::AgentLost => EventKind::HostAgentLost,
                 Cause::Silent | Cause::Unreachable => EventKind::HostDown,
@@ -781,11 +789,18 @@ fn story(row: &mut HostRow, old_boot: Boot, t: &Transition, at: Wall) -> Option<
             settle: match row.cause {
                 // What was said of it is no longer true for anybody.
                 Some(Cause::Unreachable) => Settle::All,
+                Some(Cause::AgentLost) if is_worse(row, t) => Settle::All,
                 _ => Settle::SameReceivers,
             },
             audience: Audience::All,
             incident: Incident::Open,
             reason: match cause {
+                Cause::Silent if is_worse(row, t) => format!(
+                    "its agent was gone, but its machine answered; now {} probes in a row went \
+                     unanswered{}",
+                    t.evidence.probes_sent,
+                    through_peers(&t.evidence),
+                ),
                 Cause::Silent | Cause::Unreachable => format!(
                     "{silent} and {} probes went unanswered{}",
                     t.evidence.probes_sent,

@@ -136,6 +136,29 @@ fn a_forgotten_hosts_event_tells_the_order_that_goes_with_it() {
 }
 
 #[test]
+fn a_machine_that_dies_after_its_agent_is_down_in_the_same_incident_and_once() {
+    let mut p = policy();
+    let (events, lost) = play(&mut p, row(State::Alive), &[(SUSPECT, 5), (LOST, 5)]);
+    let evidence = Evidence { agent_lost: true, probes_sent: 10, ..Evidence::default() };
+    let later = Transition { evidence, ..turn(DOWN.0, DOWN.1, 5) };
+    assert!(Policy::rejudge(Some(&lost), EventKind::HostAgentLost, lost.incident).is_ok());
+    let decision = take(&mut p, &lost, later);
+    let event = decision.event.unwrap();
+    assert_eq!((event.kind, event.incident), (EventKind::HostDown, events[0].incident));
+    assert_eq!(event.settle, Settle::All, "that its machine answers is no longer true");
+    let reason = event.data["reason"].as_str().unwrap();
+    assert!(reason.contains("its machine answered; now 10 probes in a row"), "{reason}");
+    assert!(!event.deliveries.is_empty(), "it is failed over now");
+    let down = decision.row;
+    assert_eq!((down.state, down.cause), (State::Down, Some(Cause::Silent)));
+    let late = Policy::rejudge(Some(&down), EventKind::HostAgentLost, down.incident);
+    assert!(late.unwrap_err().contains("machine"));
+    assert!(take(&mut p, &down, later).event.is_none(), "once");
+    let (events, _) = play(&mut p, down, &[(recovered(false), 6)]);
+    assert_eq!(events[0].data["from_cause"], "silent");
+}
+
+#[test]
 fn agent_lost_is_its_own_event_and_names_its_cause() {
     let (events, end) = play(&mut policy(), row(State::Alive), &[(SUSPECT, 5), (LOST, 5)]);
     assert_eq!(kinds(&events), [EventKind::HostSuspect, EventKind::HostAgentLost]);

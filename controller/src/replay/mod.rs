@@ -301,6 +301,7 @@ fn stranger(host: usize) -> Known {
         // Nobody waits for its first beat.
         missing_reported: true,
         duplicate: false,
+        agent_lost: false,
         profile: Profile::default(),
         frozen: None,
         back_in: None,

@@ -636,6 +636,7 @@ impl ShardCore {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
+            agent_lost: false,
             profile: self.identity.knobs.profile(&facts.labels),
             frozen: None,
             back_in: None,
@@ -927,8 +928,8 @@ impl ShardCore {
             Turn::Suspect => inc(&self.metrics.suspects),
             Turn::Down(_) => {
                 inc(&self.metrics.downs);
-                // Of one not heard since our start nobody knows when it fell silent.
-                if !turn.evidence.unheard {
+                // Of one not heard since our start, or whose agent was lost, nobody knows when it fell silent.
+                if !turn.evidence.unheard && !turn.evidence.agent_lost {
                     self.metrics.detected(turn.evidence.silence_ms.saturating_mul(1_000));
                 }
             }

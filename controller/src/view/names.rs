@@ -96,6 +96,42 @@ enum Stand {
     Whole,
 }
 
+/// Digits of a part that is looked for, and where they must stand.
+#[derive(Debug)]
+struct Laid {
+    stand: Stand,
+    digits: Vec<u8>,
+    /// The digits as a number, and the least one that has a digit more. None of a number's digits need be
+    /// written down to tell whether these stand among them.
+    value: u32,
+    next: u32,
+}
+
+impl Laid {
+    /// `None`: no number has so many digits.
+    fn new(stand: Stand, digits: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(digits).ok().filter(|text| text.len() <= DIGITS_MAX)?;
+        let (value, next) = (text.parse().ok()?, 10u32.checked_pow(text.len() as u32)?);
+        Some(Self { stand, digits: digits.to_vec(), value, next })
+    }
+
+    /// Whether the digits stand anywhere in a number that has `width` digits at least.
+    fn stands_in(&self, number: u32, width: usize) -> bool {
+        let mut left = number;
+        for end in self.digits.len().. {
+            // Fewer digits than these are left, and no zeros stand before them.
+            if end > width.max(1) && left < self.next / 10 {
+                return false;
+            }
+            if left % self.next == self.value {
+                return true;
+            }
+            left /= 10;
+        }
+        false
+    }
+}
+
 /// What a part of a name that is looked for means for all names of one [shape](Name::shape): their texts are
 /// looked at once, and of each name only its number.
 #[derive(Debug)]
@@ -103,7 +139,7 @@ pub(super) struct Match {
     /// Whether the part stands in what they share.
     shared: bool,
     /// Otherwise it stands in a name if one of these bytes of it stand so in the number.
-    numbers: Vec<(Stand, Vec<u8>)>,
+    numbers: Vec<Laid>,
     width: usize,
 }
 
@@ -131,7 +167,7 @@ impl Match {
                     (false, true) => Stand::End,
                     (true, true) => Stand::Whole,
                 };
-                this.numbers.push((stand, part[i..j].to_vec()));
+                this.numbers.extend(Laid::new(stand, &part[i..j]));
             }
         }
         this
@@ -142,13 +178,18 @@ impl Match {
         if self.shared || self.numbers.is_empty() {
             return self.shared;
         }
+        if let [only] = &self.numbers[..]
+            && only.stand == Stand::Anywhere
+        {
+            return only.stands_in(name.number, self.width);
+        }
         let mut room = [0; DIGITS_MAX];
         let digits = name.digits(self.width, &mut room);
-        self.numbers.iter().any(|(stand, wanted)| match stand {
-            Stand::Anywhere => find(digits, wanted),
-            Stand::Begin => digits.starts_with(wanted),
-            Stand::End => digits.ends_with(wanted),
-            Stand::Whole => digits == wanted,
+        self.numbers.iter().any(|wanted| match wanted.stand {
+            Stand::Anywhere => wanted.stands_in(name.number, self.width),
+            Stand::Begin => digits.starts_with(&wanted.digits),
+            Stand::End => digits.ends_with(&wanted.digits),
+            Stand::Whole => digits == wanted.digits,
         })
     }
 }

@@ -113,6 +113,7 @@ fn idle_pass(hosts: usize) -> Result<f64> {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
+            agent_lost: false,
             profile: Profile::default(),
             frozen: None,
             back_in: None,

@@ -89,6 +89,7 @@ impl Beating {
                 in_state: Duration::ZERO,
                 missing_reported: false,
                 duplicate: false,
+                agent_lost: false,
                 profile: Default::default(),
                 frozen: None,
                 back_in: None,

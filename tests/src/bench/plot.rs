@@ -58,17 +58,42 @@ fn chart(line: &Value, title: &str, unit: &str, of: impl Fn(&str, &str) -> Optio
                 .collect(),
         })
         .collect();
-    let of_text = |key: &str| line.get(key).and_then(Value::as_str).unwrap_or_default();
+    drawn(line, title, unit, lines)
+}
+
+fn drawn(line: &Value, title: &str, unit: &str, lines: Vec<Line>) -> Chart {
+    let cpu = line.get("cpu").and_then(Value::as_str).unwrap_or_default();
     Chart {
         title: title.to_owned(),
         x: axis_of_hosts(),
         y: axis_of(&lines, unit),
         lines,
-        notes: vec![of_text("cpu").to_owned()],
+        notes: vec![cpu.to_owned()],
     }
 }
 
-/// Pictures by file name, from the JSON lines in `text`.
+/// What `observe` measures, and how its figures are called.
+const OBSERVED: [(&str, &str); 3] = [
+    ("a beat: look-up and observe", "ns"),
+    ("judging, a beat", "judge_ns"),
+    ("a bare change of 64 bytes", "limit"),
+];
+
+/// What a beat costs the detector.
+fn observed(line: &Value) -> Chart {
+    let lines = OBSERVED.map(|(name, key)| Line {
+        name: Some(name.to_owned()),
+        points: SIZES
+            .iter()
+            .filter_map(|(hosts, size)| {
+                Some((*hosts as f64, line.get(format!("{key}_{size}"))?.as_f64()?))
+            })
+            .collect(),
+    });
+    drawn(line, "What a beat costs the detector, CPU time", "ns", lines.into())
+}
+
+/// Pictures by file name, from the JSON lines in `text`; that of `observe` if it was measured.
 pub fn pictures(text: &str) -> Result<Vec<(&'static str, String)>> {
     let line = line_of(text, "structures").context("there is no line of `structures`")?;
     let figure = |key: String| line.get(&key).and_then(Value::as_f64);
@@ -81,7 +106,10 @@ pub fn pictures(text: &str) -> Result<Vec<(&'static str, String)>> {
         chart(&line, "Longest pause when a tenth of the fleet falls silent", "µs", |who, size| {
             figure(format!("{who}_pause_us_{size}"))
         });
-    Ok(vec![("structures-cost.svg", cost.svg()), ("structures-pause.svg", pause.svg())])
+    let mut pictures =
+        vec![("structures-cost.svg", cost.svg()), ("structures-pause.svg", pause.svg())];
+    pictures.extend(line_of(text, "observe").map(|line| ("observe.svg", observed(&line).svg())));
+    Ok(pictures)
 }
 
 #[cfg(test)]
@@ -99,5 +127,9 @@ mod tests {
         assert!(pictures[0].1.contains("points=\"70.0,450.0 720.0,60.0\""), "{}", pictures[0].1);
         assert!(pictures.iter().all(|(_, svg)| !svg.contains("NaN") && !svg.contains("inf")));
         assert!(super::pictures("{}").is_err());
+        let observed = "{\"bench\":\"observe\",\"ns_10k\":10,\"ns_4m\":100,\"limit_10k\":10}";
+        let pictures = super::pictures(&format!("{text}{observed}")).unwrap();
+        assert_eq!(pictures[2].0, "observe.svg");
+        assert!(pictures[2].1.contains("points=\"70.0,450.0 720.0,60.0\""), "{}", pictures[2].1);
     }
 }

@@ -253,6 +253,7 @@ impl World {
                 in_state: Duration::ZERO,
                 missing_reported: false,
                 duplicate: false,
+                agent_lost: false,
                 domain: Domain(1 + slot % RACKS),
                 profile: Default::default(),
                 frozen: None,

@@ -231,8 +231,40 @@ fn an_unreachable_host_whose_kernel_begins_to_answer_has_lost_its_agent() {
     let nonce = nonce_of(&[steps.last().unwrap().1]);
     assert!(!w.confirm.unreachable(7, &first), "long ago");
     assert!(w.confirm.unreachable(7, &nonce));
-    let steps = w.run(2_101, 20_000);
+    let steps = w.run(2_101, 10_000);
     assert!(matches!(steps.last(), Some((_, Step::Down { cause: Cause::AgentLost, .. }))));
+    assert_eq!((w.confirm.unreachable_len(), w.confirm.len()), (0, 0));
+}
+
+#[test]
+fn a_machine_that_lost_its_agent_is_asked_now_and_then_and_quickly_when_it_is_silent() {
+    let mut w = World::suspecting();
+    let first = nonce_of(&w.steps(0));
+    assert!(w.confirm.unreachable(7, &first));
+    let steps = w.run(1, 9_000);
+    assert_eq!(steps.last(), Some(&(600, down(Cause::AgentLost, 3, 1, 6, 0))));
+    // Every ten seconds while its kernel answers.
+    for at in [10_600, 22_100, 33_600] {
+        let steps = w.run(at - 1_000, at);
+        assert!(matches!(steps[..], [(when, Step::Probe { .. })] if when == at), "{steps:?}");
+        assert!(w.confirm.unreachable(7, &nonce_of(&[steps[0].1])));
+        assert_eq!(w.run(at + 1, at + 9_000), []);
+    }
+    // While we lag, an answer may lie unread: that round does not count, once.
+    let steps = w.run(42_601, 45_100);
+    assert!(matches!(steps[..], [(45_100, Step::Probe { .. })]), "{steps:?}");
+    let steps = w.run(45_101, 80_000);
+    let round = ROUND.as_millis() as u64;
+    let when: Vec<u64> = probes(&steps).iter().map(|p| p.0).collect();
+    let wanted: Vec<u64> = (1..u64::from(LOST_SILENT_MAX)).map(|n| 45_100 + n * round).collect();
+    assert_eq!(when, wanted);
+    let end = 45_100 + u64::from(LOST_SILENT_MAX) * round;
+    assert!(
+        matches!(steps.last(), Some((at, Step::Down { cause: Cause::Silent, .. })) if *at == end),
+        "{:?}",
+        steps.last()
+    );
+    assert_eq!((w.confirm.get(7).is_none(), w.confirm.next_due()), (true, None));
 }
 
 #[test]

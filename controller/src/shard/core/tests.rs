@@ -415,6 +415,59 @@ fn a_quoted_nonce_makes_agent_lost_and_anything_else_nothing() {
     assert_eq!(w.turns(), [Turn::Suspect, Turn::Down(crate::event::Cause::AgentLost)]);
 }
 
+/// Judges millisecond by millisecond; the host's kernel says that nobody listens, for whatever probe it gets.
+fn judge_without_agent(w: &mut World, from_ms: u64, to_ms: u64) -> usize {
+    let mut probes = 0;
+    for at in from_ms..=to_ms {
+        for send in w.judge(at, at) {
+            probes += 1;
+            w.core.unreachable(send.bytes.as_ref(), ms(at));
+        }
+    }
+    probes
+}
+
+/// A host whose agent was killed first, and whose machine died later, stayed "agent-lost" for good: nobody was told
+/// that its work needs another place.
+#[test]
+fn a_machine_that_dies_after_its_agent_is_found() {
+    let mut w = World::alive();
+    judge_without_agent(&mut w, 1_001, 20_000);
+    let lost = Turn::Down(crate::event::Cause::AgentLost);
+    assert_eq!(w.turns(), [Turn::Suspect, lost]);
+    // While its kernel answers it is asked now and then, for as long as that is.
+    let probes = judge_without_agent(&mut w, 20_001, 620_000);
+    // By both sockets.
+    assert!((100..=120).contains(&probes), "{probes} probes in ten minutes");
+    assert_eq!(w.turns(), []);
+    // A burst of losses is no death.
+    w.judge(620_001, 632_000);
+    judge_without_agent(&mut w, 632_001, 650_000);
+    assert_eq!((w.turns(), w.state()), (vec![], Some(State::Down)));
+    let sends = w.judge(650_001, 680_000);
+    assert_eq!(w.turns(), [Turn::Down(crate::event::Cause::Silent)]);
+    assert!(sends.len() < 40, "{} datagrams", sends.len());
+    assert!(w.judge(680_001, 710_000).is_empty(), "it is asked no more");
+}
+
+#[test]
+fn an_agent_that_is_started_again_ends_the_asking_after_its_machine() {
+    let mut w = World::alive();
+    judge_without_agent(&mut w, 1_001, 20_000);
+    assert_eq!((w.turns().len(), w.state()), (2, Some(State::Down)));
+    w.give(&w.beat(6, 1, 20_100, Epoch(0)), 20_100);
+    // Of a new life while it is down only a nonce is believed.
+    let nonce = w.nonce_asked(&w.beat(6, 2, 20_130, EPOCH), 20_130);
+    w.give(&w.reply(6, 3, 20_140, nonce), 20_140);
+    assert_eq!(w.turns(), [Turn::Recovered { same_boot: false }]);
+    for n in 0..60u32 {
+        let at = 21_000 + u64::from(n) * 1_000;
+        w.give(&w.beat(6, 4 + n, at, EPOCH), at);
+        assert!(w.judge(at, at + 900).is_empty());
+    }
+    assert_eq!((w.turns(), w.state()), (vec![], Some(State::Alive)));
+}
+
 #[test]
 fn a_recorded_goodbye_mutes_nobody() {
     let mut w = World::alive();
@@ -505,6 +558,7 @@ fn a_key_that_was_revoked_before_a_restart_stays_revoked() {
         in_state: Duration::ZERO,
         missing_reported: false,
         duplicate: false,
+        agent_lost: false,
         profile: Default::default(),
         frozen: None,
         back_in: None,
@@ -556,6 +610,7 @@ fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
             in_state: Duration::ZERO,
             missing_reported: false,
             duplicate: false,
+            agent_lost: false,
             profile: Default::default(),
             frozen: None,
             back_in: None,

@@ -136,6 +136,7 @@ fn recordings_that_take_all_challenges_after_a_restart_cost_a_suspicion_and_no_m
         in_state: Duration::from_secs(3_600),
         missing_reported: false,
         duplicate: false,
+        agent_lost: false,
         profile: Default::default(),
         frozen: None,
         back_in: None,
