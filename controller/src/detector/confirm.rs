@@ -28,10 +28,11 @@
 //! row without testimony the host is down. No peer that could be asked counts as silence: where nobody
 //! can speak for a host, its own silence decides, as if there were no peers at all.
 //!
-//! *Agent lost.* Its machine lives, for all that its kernel says, and may die later without a word: a beat that
-//! could stay away is no longer due. So it is asked on, one probe each [`LOST_EVERY`]. When its kernel does not
-//! answer, a probe each [`ROUND`]; after [`LOST_SILENT_MAX`] in a row without an answer it is down, `silent`.
-//! So many, and so far apart, that no burst of losses is taken for a death of a machine that has no beats to show.
+//! *Agent lost.* Its machine lives, for all that its kernel says, and may die later without a word: no beat
+//! is due that could stay away. So it is asked on, one probe each [`LOST_EVERY`]. When its kernel does not
+//! answer, a probe each [`ROUND`]; after [`LOST_SILENT_MAX`] in a row without an answer it is down,
+//! `silent`. So many, and so far apart, that no burst of losses passes for the death of a machine that has
+//! no beats to show.
 //!
 //! Who was stopped, or is far behind with his mail, does not judge by what he has read so far: if the
 //! watermark lags at the moment of a verdict, the suspect gets one more probe, or one more round. Once,

@@ -928,7 +928,7 @@ impl ShardCore {
             Turn::Suspect => inc(&self.metrics.suspects),
             Turn::Down(_) => {
                 inc(&self.metrics.downs);
-                // Of one not heard since our start, or whose agent was lost, nobody knows when it fell silent.
+                // Of one not heard since our start, or without an agent, nobody knows when it fell silent.
                 if !turn.evidence.unheard && !turn.evidence.agent_lost {
                     self.metrics.detected(turn.evidence.silence_ms.saturating_mul(1_000));
                 }

@@ -427,8 +427,8 @@ fn judge_without_agent(w: &mut World, from_ms: u64, to_ms: u64) -> usize {
     probes
 }
 
-/// A host whose agent was killed first, and whose machine died later, stayed "agent-lost" for good: nobody was told
-/// that its work needs another place.
+/// A host whose agent was killed first, and whose machine died later, stayed "agent-lost" for good: nobody
+/// was told that its work needs another place.
 #[test]
 fn a_machine_that_dies_after_its_agent_is_found() {
     let mut w = World::alive();
