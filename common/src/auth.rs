@@ -24,6 +24,11 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::id::{Generation, HostId, KeyId};
 use crate::wire::{Datagram, Foreign, TAG_LEN};
 
+mod lanes;
+mod many;
+
+pub use many::{Verdicts, seal_many};
+
 const DERIVE_CONTEXT: &[u8; 21] = b"heartwatch host key 1";
 /// A secret file larger than this is not a secret file.
 const SECRET_FILE_LEN_MAX: u64 = 64 * 1024;
@@ -250,9 +255,13 @@ impl Keyring {
         &self.live[0]
     }
 
+    fn live_secret(&self, key_id: KeyId) -> Option<&FleetSecret> {
+        self.live.iter().find(|s| s.key_id == key_id)
+    }
+
     /// The key of a host under the live secret with that id, if there is one.
     pub fn host_key(&self, key_id: KeyId, host: HostId, generation: Generation) -> Option<HostKey> {
-        self.live.iter().find(|s| s.key_id == key_id).map(|s| s.host_key(host, generation))
+        self.live_secret(key_id).map(|s| s.host_key(host, generation))
     }
 
     /// The same under any secret: good for a renewal, not for a beat.

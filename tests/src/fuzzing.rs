@@ -43,12 +43,12 @@ pub fn datagram(bytes: &[u8]) {
         check_decoded(bytes, &decoded);
     }
     let keyring = Keyring::new(vec![secret()]).expect("one secret makes a ring");
-    let forged = admit(bytes, &keyring, |_| Generation(0));
+    let forged = admit(bytes, &keyring, None, |_| Generation(0));
     assert!(forged.is_err() || bytes.len() >= TAG_LEN, "too short to carry a tag");
     to_agent(bytes);
     // The same bytes under a true tag, so that what lies behind authentication is reached too.
     let Some(sealed) = sealed(bytes) else { return };
-    match (wire::decode(&sealed), admit(&sealed, &keyring, |_| Generation(0))) {
+    match (wire::decode(&sealed), admit(&sealed, &keyring, None, |_| Generation(0))) {
         (Err(_), Ok(_)) => panic!("admitted what cannot be decoded"),
         (Ok(decoded), Ok(admitted)) => {
             assert_eq!(decoded, admitted.datagram);

@@ -17,26 +17,35 @@ use std::time::Duration;
 use heartwatch_common::auth::{HostKey, Keyring};
 use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
 use heartwatch_common::time::{Instant, nanos};
-use heartwatch_common::wire::{self, Datagram, DecodeError, Message, Stamp};
+use heartwatch_common::wire::{self, Datagram, DecodeError, Header, Message, Stamp};
 
 use crate::detector::timeout::offset_ns;
 use crate::metrics::Reject;
 
-/// A datagram that is what it claims to be, with the key to answer under.
+/// A datagram that is what it claims to be, under the key that its header names.
 #[derive(Debug)]
 pub struct Admitted<'a> {
     /// What it says.
     pub datagram: Datagram<'a>,
     /// Its stamp.
     pub stamp: Stamp,
-    /// Its host's key.
-    pub key: HostKey,
 }
 
-/// Decodes and authenticates. `generation_min` says which of a host's key generations are revoked.
+impl Admitted<'_> {
+    /// The key that it is sealed under, to answer under. Made when it is needed: few beats are answered.
+    /// `None` only if the keyring is no longer that which it was admitted with.
+    pub fn key(&self, keyring: &Keyring) -> Option<HostKey> {
+        let Header { host, key_id, generation, .. } = self.datagram.header;
+        keyring.host_key(key_id, host, generation)
+    }
+}
+
+/// Decodes and authenticates. `generation_min` says which of a host's key generations are revoked; `verdict`,
+/// whether it is sealed under the live key that it names, if that was found out already.
 pub fn admit<'a>(
     bytes: &'a [u8],
     keyring: &Keyring,
+    verdict: Option<bool>,
     generation_min: impl FnOnce(HostId) -> Generation,
 ) -> Result<Admitted<'a>, Reject> {
     let datagram = wire::decode(bytes).map_err(|e| match e {
@@ -51,11 +60,10 @@ pub fn admit<'a>(
     if header.generation < generation_min(header.host) {
         return Err(Reject::Revoked);
     }
-    let key = keyring
-        .host_key(header.key_id, header.host, header.generation)
-        .filter(|key| key.verify(&datagram))
-        .ok_or(Reject::Unauthentic)?;
-    Ok(Admitted { datagram, stamp, key })
+    let admitted = Admitted { datagram, stamp };
+    let is_sealed = verdict
+        .unwrap_or_else(|| admitted.key(keyring).is_some_and(|key| key.verify(&admitted.datagram)));
+    if is_sealed { Ok(admitted) } else { Err(Reject::Unauthentic) }
 }
 
 /// What a host has proved in the life that is known: all that a beat like any other is compared with.
@@ -151,7 +159,7 @@ mod tests {
     use heartwatch_common::auth::FleetSecret;
     use heartwatch_common::id::{ControllerId, KeyId};
     use heartwatch_common::load::LoadSample;
-    use heartwatch_common::wire::{Ack, Beat, Header, RoundTrip};
+    use heartwatch_common::wire::{Ack, Beat, RoundTrip};
 
     const EPOCH: Epoch = Epoch(77);
     const TOLERANCE: Duration = Duration::from_secs(30);
@@ -190,13 +198,18 @@ mod tests {
     #[test]
     fn only_a_true_tag_under_a_known_and_unrevoked_key_is_admitted() {
         let none = |_| Generation(0);
-        assert!(admit(&sealed(1, 0), &ring(), none).is_ok());
-        let reject = |bytes: &[u8], min| admit(bytes, &ring(), |_| Generation(min)).unwrap_err();
+        assert!(admit(&sealed(1, 0), &ring(), None, none).is_ok());
+        let admit =
+            |bytes: &[u8], said, min| admit(bytes, &ring(), said, |_| Generation(min)).map(|_| ());
+        let reject = |bytes: &[u8], min| admit(bytes, None, min).unwrap_err();
         assert_eq!(reject(&sealed(2, 0), 0), Reject::Unauthentic);
         assert_eq!(reject(&sealed(1, 3), 4), Reject::Revoked);
         let mut forged = sealed(1, 0);
         forged[30] ^= 1;
         assert_eq!(reject(&forged, 0), Reject::Unauthentic);
+        // What was found out already is not looked at again, and no more than that.
+        assert_eq!(admit(&sealed(1, 0), Some(false), 0), Err(Reject::Unauthentic));
+        assert_eq!(admit(&sealed(1, 3), Some(true), 4), Err(Reject::Revoked));
         assert_eq!(reject(&forged[..79], 0), Reject::TooShort);
     }
 
@@ -215,7 +228,7 @@ mod tests {
         }
         .encode(&header);
         ring().host_key(KeyId(1), HOST, Generation(0)).unwrap().seal(&mut ack);
-        assert_eq!(admit(&ack, &ring(), |_| Generation(0)).unwrap_err(), Reject::Kind);
+        assert_eq!(admit(&ack, &ring(), None, |_| Generation(0)).unwrap_err(), Reject::Kind);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use heartwatch_common::auth::{HostKey, Keyring};
+use heartwatch_common::auth::{HostKey, Keyring, Verdicts};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
@@ -173,6 +173,7 @@ pub struct ShardCore {
     turns: Vec<Transition>,
     judged: Vec<Judged>,
     ahead: Ahead,
+    verdicts: Verdicts,
     blind: bool,
 }
 
@@ -207,6 +208,7 @@ impl ShardCore {
             turns: Vec::new(),
             judged: Vec::new(),
             ahead: Ahead::default(),
+            verdicts: Verdicts::default(),
             blind: false,
         }
     }
@@ -304,8 +306,10 @@ impl ShardCore {
         self.foreigners.summary(|host| self.detector.last_arrival(host), now)
     }
 
-    /// Looks at a batch of datagrams before any of them is taken, so that what they need is fetched.
-    pub fn look_at<'a>(&mut self, batch: impl Iterator<Item = &'a [u8]>) {
+    /// Looks at a batch of datagrams before any of them is taken, so that what they need is fetched and their
+    /// tags are looked at side by side.
+    pub fn look_at<'a>(&mut self, batch: impl Iterator<Item = &'a [u8]> + Clone) {
+        self.identity.keyring.verify_many(batch.clone(), &mut self.verdicts);
         let hosts = batch.map(|bytes| {
             let id = bytes.get(HOST_ID_OFFSET..)?.first_chunk::<16>()?;
             Some(HostId(*id))
@@ -357,9 +361,10 @@ impl ShardCore {
         if self.sources.is_pressed(now) && self.sources.skips(from.ip(), now) {
             return self.metrics.reject(Reject::OverBudget);
         }
-        let Self { detector, identity, ahead: looked, .. } = self;
+        let Self { detector, identity, ahead: looked, verdicts, .. } = self;
         let mut found = None;
-        let admitted = admit(bytes, &identity.keyring, |host| {
+        let verdict = ahead.and_then(|i| verdicts.get(i));
+        let admitted = admit(bytes, &identity.keyring, verdict, |host| {
             found = match ahead {
                 Some(i) => detector.slot_ahead(i, host, looked),
                 None => detector.slot(host),
@@ -413,7 +418,7 @@ impl ShardCore {
             let renew = self.asks_to_renew(&admitted, now);
             let flags = if hello { FLAG_SAY_HELLO } else { 0 } | renew;
             let watched = self.watched.is_watched(slot, now);
-            out.push(self.ack(&admitted, (class, watched), flags, from, via));
+            out.extend(self.ack(&admitted, (class, watched), flags, from, via));
         }
     }
 
@@ -451,7 +456,8 @@ impl ShardCore {
     /// The flag that has a host fetch its next key, if its present one is not of the current secret; not of
     /// too many hosts at once.
     fn asks_to_renew(&mut self, admitted: &Admitted<'_>, now: Instant) -> u8 {
-        let is_current = admitted.key.key_id() == self.identity.keyring.current().key_id();
+        let is_current =
+            admitted.datagram.header.key_id == self.identity.keyring.current().key_id();
         if is_current || !self.renewals.take(now) { 0 } else { FLAG_RENEW }
     }
 
@@ -529,7 +535,7 @@ impl ShardCore {
         {
             h.round_trip = beat.round_trip;
         }
-        let key_id = admitted.key.key_id();
+        let Header { key_id, generation, .. } = admitted.datagram.header;
         if !h.is(KEYED) || h.key_id != key_id {
             // The canary is no host; its key is always made anew.
             if h.id != CANARY {
@@ -541,11 +547,11 @@ impl ShardCore {
             }
             h.flag(KEYED, true);
         }
-        (h.key_id, h.key_generation) = (key_id, admitted.key.generation());
+        (h.key_id, h.key_generation) = (key_id, generation);
         // A newer key was used: older ones are revoked from now on.
-        let rekeyed = admitted.key.generation() > h.generation;
+        let rekeyed = generation > h.generation;
         if rekeyed {
-            h.generation = admitted.key.generation();
+            h.generation = generation;
         }
         if let Via::Beats(listen) = via {
             h.listen = listen;
@@ -567,7 +573,7 @@ impl ShardCore {
     /// Takes what a fresh hello says.
     fn hello(&mut self, slot: u32, admitted: &Admitted<'_>, hello: &Hello<'_>, from: SocketAddr) {
         let mut hasher = std::hash::DefaultHasher::new();
-        admitted.key.generation().hash(&mut hasher);
+        admitted.datagram.header.generation.hash(&mut hasher);
         let enrolled = Arc::clone(&self.identity.enrolled);
         let host = admitted.datagram.header.host;
         enrolled.mark(host).hash(&mut hasher);
@@ -605,7 +611,7 @@ impl ShardCore {
         out: &mut Vec<Send>,
     ) {
         let host = admitted.datagram.header.host;
-        if admitted.key.generation() < self.identity.enrolled.least(host) {
+        if admitted.datagram.header.generation < self.identity.enrolled.least(host) {
             return self.metrics.reject(Reject::Revoked);
         }
         if !self.notices.takes_strangers() || !self.pace.take(now) {
@@ -614,13 +620,8 @@ impl ShardCore {
         let Message::Hello(hello) = &admitted.datagram.message else {
             self.metrics.reject(Reject::UnknownHost);
             if !matches!(admitted.datagram.message, Message::ProbeReply(_)) {
-                out.push(self.ack(
-                    admitted,
-                    (0, false),
-                    FLAG_SAY_HELLO | FLAG_CHALLENGE,
-                    from,
-                    via,
-                ));
+                let flags = FLAG_SAY_HELLO | FLAG_CHALLENGE;
+                out.extend(self.ack(admitted, (0, false), flags, from, via));
             }
             return;
         };
@@ -685,7 +686,7 @@ impl ShardCore {
                 let is_hello = matches!(admitted.datagram.message, Message::Hello(_));
                 let hello = if h.is(HELLO_WANTED) || is_hello { FLAG_SAY_HELLO } else { 0 };
                 let class = h.class;
-                out.push(self.ack(admitted, (class, false), FLAG_CHALLENGE | hello, from, via));
+                out.extend(self.ack(admitted, (class, false), FLAG_CHALLENGE | hello, from, via));
             }
             Challenge::Nonce => {
                 h.nonce_next = Coarse::at_least(now + NONCE_CHALLENGE_EVERY);
@@ -706,8 +707,9 @@ impl ShardCore {
                         epoch: self.identity.epoch,
                         nonce,
                     };
-                    let bytes = Packet::answer(probe.encode(&header), &admitted.key);
-                    out.push(Send { to: from, via, bytes });
+                    let key = admitted.key(&self.identity.keyring);
+                    let bytes = key.map(|key| Packet::answer(probe.encode(&header), &key));
+                    out.extend(bytes.map(|bytes| Send { to: from, via, bytes }));
                 }
             }
         }
@@ -768,7 +770,7 @@ impl ShardCore {
         flags: u8,
         to: SocketAddr,
         via: Via,
-    ) -> Send {
+    ) -> Option<Send> {
         let stamp: &Stamp = &admitted.stamp;
         let assigned = &self.identity.assigned;
         let (interval, cadence) = assigned.get(class);
@@ -786,7 +788,8 @@ impl ShardCore {
             lease: Duration::ZERO,
         };
         let full = ack.encode(&Header { flags, ..admitted.datagram.header });
-        Send { to, via, bytes: Packet::answer(full, &admitted.key) }
+        let key = admitted.key(&self.identity.keyring)?;
+        Some(Send { to, via, bytes: Packet::answer(full, &key) })
     }
 
     /// The network says that nobody listens where a datagram of ours went; `quoted` is that datagram.

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use heartwatch_common::auth::seal_many;
 use heartwatch_common::id::{Epoch, Generation, HostId};
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::{Clock, Instant, SystemClock};
@@ -60,6 +61,8 @@ pub(super) struct Engine {
     relays: BTreeMap<[u8; 16], Relay>,
     start: Instant,
     counts: Arc<Counts>,
+    /// Beats of the present group of hosts.
+    unsealed: Vec<(usize, Fixed)>,
     /// The controller's epoch as the newest ack that named a new one said.
     epoch: Epoch,
     /// The socket that is read next.
@@ -90,6 +93,7 @@ impl Engine {
             epoch: Epoch(0),
             read_next: 0,
             late: 0,
+            unsealed: Vec::with_capacity(GROUP),
             post,
             shuffle,
             setup,
@@ -224,6 +228,7 @@ impl Engine {
                 for n in group {
                     self.turn(*n as usize, tick, now, &load, &mut beats, &mut asked);
                 }
+                self.seal();
                 self.counts.beats.fetch_add(beats, Ordering::Relaxed);
                 self.counts.acks_wanted.fetch_add(asked, Ordering::Relaxed);
                 if late > LATE {
@@ -283,10 +288,18 @@ impl Engine {
             load: *load,
             round_trip: RoundTrip(1),
         };
-        let socket = n % self.post.sockets();
-        let room = self.post.beat(socket, shard_of(host, self.setup.shards));
-        room.copy_from_slice(&beat.encode(&header(&member.key, host, flags)));
-        member.key.seal(room);
+        self.unsealed.push((n, beat.encode(&header(&member.key, host, flags))));
+    }
+
+    /// Seals the beats of a group of hosts side by side, and has them sent.
+    fn seal(&mut self) {
+        let Self { unsealed, members, post, setup, .. } = self;
+        let sealed = unsealed.iter_mut().map(|(n, bytes)| (&members[*n].key, bytes));
+        seal_many(&mut sealed.collect::<Vec<_>>());
+        for (n, bytes) in unsealed.drain(..) {
+            let shard = shard_of(mass_id(n), setup.shards);
+            post.beat(n % post.sockets(), shard).copy_from_slice(&bytes);
+        }
     }
 
     fn gap(&self, n: usize, now: Instant) -> Duration {
