@@ -597,6 +597,7 @@ pub enum DecodeError {
 }
 
 /// Reads a datagram in place: no copy of variable data, no allocation, no panic on any input.
+#[inline]
 pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
     if bytes.len() < DATAGRAM_LEN_MIN {
         return Err(DecodeError::TooShort);
@@ -691,6 +692,7 @@ pub fn decode(bytes: &[u8]) -> Result<Datagram<'_>, DecodeError> {
     Ok(Datagram { header, message, signed, tag })
 }
 
+#[inline]
 fn decode_stamp(bytes: &[u8]) -> Result<(Stamp, &[u8]), DecodeError> {
     let (s, rest) = RawStamp::ref_from_prefix(bytes).map_err(|_| DecodeError::TooShort)?;
     let gap = Duration::from_micros(u64::from(s.gap_us.get()));
@@ -707,6 +709,7 @@ fn decode_stamp(bytes: &[u8]) -> Result<(Stamp, &[u8]), DecodeError> {
     Ok((stamp, rest))
 }
 
+#[inline]
 fn decode_load(b: &RawBeat) -> LoadSample {
     LoadSample {
         cpu_busy: Share::from_byte(b.cpu_busy),

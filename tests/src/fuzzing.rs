@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use heartwatch_agent::core::{Core, Settings};
-use heartwatch_common::auth::{FleetSecret, Keyring};
+use heartwatch_common::auth::{FleetSecret, Keyring, Verdicts};
 use heartwatch_common::id::{Boot, Epoch, Generation, HostId, KeyId, Seq};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
@@ -43,27 +43,40 @@ pub fn datagram(bytes: &[u8]) {
         check_decoded(bytes, &decoded);
     }
     let keyring = Keyring::new(vec![secret()]).expect("one secret makes a ring");
-    let forged = admit(bytes, &keyring, None, |_| Generation(0));
-    assert!(forged.is_err() || bytes.len() >= TAG_LEN, "too short to carry a tag");
+    let is_admitted =
+        |datagram: &Datagram<'_>| admit(datagram, &keyring, None, |_| Generation(0)).is_ok();
+    let forged = wire::decode(bytes).is_ok_and(|datagram| is_admitted(&datagram));
+    assert!(!forged || bytes.len() >= TAG_LEN, "too short to carry a tag");
     to_agent(bytes);
     // The same bytes under a true tag, so that what lies behind authentication is reached too.
     let Some(sealed) = sealed(bytes) else { return };
-    match (wire::decode(&sealed), admit(&sealed, &keyring, None, |_| Generation(0))) {
-        (Err(_), Ok(_)) => panic!("admitted what cannot be decoded"),
-        (Ok(decoded), Ok(admitted)) => {
-            assert_eq!(decoded, admitted.datagram);
-            assert_eq!(decoded.message.stamp(), Some(&admitted.stamp), "only agents are admitted");
-            judge(&admitted.stamp);
-            if let Message::ProbeReply(reply) = &decoded.message {
-                assert_eq!(nonce_of(&decoded.message), Some(reply.nonce));
+    check_verdict(bytes, &sealed, &keyring);
+    if let Ok(decoded) = wire::decode(&sealed) {
+        match decoded.message.stamp() {
+            Some(stamp) => {
+                assert!(is_admitted(&decoded), "a true tag of an agent was refused");
+                judge(stamp);
+                if let Message::ProbeReply(reply) = &decoded.message {
+                    assert_eq!(nonce_of(&decoded.message), Some(reply.nonce));
+                }
             }
+            None => assert!(!is_admitted(&decoded), "only agents are admitted"),
         }
-        (Ok(decoded), Err(_)) => {
-            assert!(decoded.message.stamp().is_none(), "a true tag of an agent was refused");
-        }
-        (Err(_), Err(_)) => {}
     }
     to_agent(&sealed);
+}
+
+/// What is said of many datagrams at once is what is said of each alone.
+fn check_verdict(bytes: &[u8], sealed: &[u8], keyring: &Keyring) {
+    let batch = [bytes, sealed, bytes, sealed];
+    let mut verdicts = Verdicts::default();
+    keyring.verify_many(batch.into_iter(), &mut verdicts);
+    for (i, bytes) in batch.into_iter().enumerate() {
+        let (Some(said), Ok(decoded)) = (verdicts.get(i), wire::decode(bytes)) else { continue };
+        let Header { host, key_id, generation, .. } = decoded.header;
+        let key = keyring.host_key(key_id, host, generation);
+        assert_eq!(said, key.is_some_and(|key| key.verify(&decoded)), "as in a batch");
+    }
 }
 
 fn check_decoded(bytes: &[u8], decoded: &Datagram<'_>) {

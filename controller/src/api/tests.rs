@@ -317,7 +317,7 @@ async fn silence_and_load_are_live() {
     let live = world.view.live().take(0);
     let load = LoadSample { cpu_busy: Share::from_ratio(0.5), ..LoadSample::UNKNOWN };
     let at = Instant(4_000_000_000);
-    world.view.live().beat(live, at, Duration::from_secs(1), Some(&load), &Lesson::default());
+    world.view.live().beat(live, at, 1_000_000, Some(&load), &Lesson::default());
     world.view.upsert(host_row(1, State::Alive), Some(live));
     world.clock.advance(Duration::from_millis(250));
     let host = good(&world, "/v1/hosts/host-1").await;

@@ -289,6 +289,12 @@ impl Host {
         self.heard = at;
     }
 
+    /// What its last datagram announced, microseconds.
+    #[inline]
+    pub(crate) fn gap_us(&self) -> u32 {
+        self.gap_us
+    }
+
     /// What its last datagram announced.
     pub(crate) fn gap(&self) -> Duration {
         Duration::from_micros(u64::from(self.gap_us))

@@ -25,7 +25,6 @@
 //! are due; `filed + R ≤ deadline` for the deadline given at filing.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use heartwatch_common::time::Instant;
 
@@ -106,8 +105,10 @@ fn begin_of(units: u64) -> Instant {
 /// Entries in the order of filing, in blocks.
 #[derive(Clone, Debug, Default)]
 struct Row {
-    wait: Duration,
-    blocks: VecDeque<Vec<Entry>>,
+    wait_ns: u64,
+    /// Blocks that are full, before the newest.
+    full: VecDeque<Vec<Entry>>,
+    newest: Vec<Entry>,
     /// Entries of the first block that are gone.
     gone: usize,
 }
@@ -119,34 +120,53 @@ impl Row {
 
     /// The entry `n` after the head.
     fn ahead(&self, n: usize) -> Option<Entry> {
-        // All blocks but the last are full.
         let at = self.gone + n;
-        self.blocks.get(at / BLOCK)?.get(at % BLOCK).copied()
+        let block = self.full.get(at / BLOCK);
+        if block.is_none() && at / BLOCK > self.full.len() {
+            return None;
+        }
+        block.unwrap_or(&self.newest).get(at % BLOCK).copied()
     }
 
+    fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.newest.is_empty()
+    }
+
+    #[inline]
     fn push(&mut self, entry: Entry, spare: &mut Vec<Vec<Entry>>) {
-        if self.blocks.back().is_none_or(|block| block.len() == BLOCK) {
-            self.blocks.push_back(spare.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK)));
+        if self.newest.len() == self.newest.capacity() {
+            self.begin_block(spare);
         }
-        if let Some(block) = self.blocks.back_mut() {
-            block.push(entry);
+        self.newest.push(entry);
+    }
+
+    /// Has room for one more entry at least.
+    #[cold]
+    #[inline(never)]
+    fn begin_block(&mut self, spare: &mut Vec<Vec<Entry>>) {
+        let block = spare.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK));
+        let full = std::mem::replace(&mut self.newest, block);
+        if !full.is_empty() {
+            self.full.push_back(full);
         }
     }
 
     fn pop(&mut self, spare: &mut Vec<Vec<Entry>>) {
         self.gone += 1;
-        let Some(block) = self.blocks.front_mut() else { return };
+        let block = self.full.front_mut().unwrap_or(&mut self.newest);
         if self.gone < block.len() {
             return;
         }
         self.gone = 0;
+        let mut block = self.full.pop_front().unwrap_or_else(|| std::mem::take(&mut self.newest));
         block.clear();
-        let block = self.blocks.pop_front();
-        spare.extend(block.filter(|_| spare.len() < SPARE_MAX));
+        if spare.len() < SPARE_MAX {
+            spare.push(block);
+        }
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.blocks.iter().flatten().copied().skip(self.gone)
+        self.full.iter().chain([&self.newest]).flatten().copied().skip(self.gone)
     }
 }
 
@@ -189,8 +209,7 @@ pub struct Rows {
 
 impl Default for Rows {
     fn default() -> Self {
-        let rows =
-            (0..ROWS).map(|row| Row { wait: Duration::from_nanos(wait_ns(row)), ..Row::default() });
+        let rows = (0..ROWS).map(|row| Row { wait_ns: wait_ns(row), ..Row::default() });
         Self {
             rows: rows.collect(),
             occupied: [0; ROW_WORDS],
@@ -212,7 +231,8 @@ impl Rows {
     #[inline]
     pub fn file(&mut self, slot: u32, deadline: Instant, now: Instant) {
         let row = row_for(deadline.0.saturating_sub(now.0));
-        let due = units(now + self.rows[row].wait).min((1 << (64 - SLOT_BITS)) - 1);
+        let due = units(Instant(now.0.saturating_add(self.rows[row].wait_ns)))
+            .min((1 << (64 - SLOT_BITS)) - 1);
         // Of one whose lowest bits are all zero we say that it is due a unit earlier. Order is kept.
         let due = if due as u32 == UNFILED { due.saturating_sub(1) } else { due };
         let entry = Entry::new(due, slot);
@@ -263,6 +283,18 @@ impl Rows {
         Some(begin_of(units(now).saturating_add_signed(ahead.into())))
     }
 
+    /// Whether a slot will be looked at neither after `deadline` nor, by more than a unit, before `from`, which
+    /// is not after `deadline`. `now` as in [`Self::due`], for all three.
+    #[inline]
+    pub fn is_due_within(&self, slot: u32, from: Instant, deadline: Instant) -> bool {
+        let Some(mark) = self.due.get(slot as usize).filter(|mark| **mark != UNFILED) else {
+            return false;
+        };
+        let (from, to) = (units(from), units(deadline));
+        // However far apart: what is longer than the rows wait can't be meant.
+        u64::from(mark.wrapping_sub(from as u32)) <= (to - from).min(u64::from(u32::MAX >> 1))
+    }
+
     /// Has fetched what filing a slot needs.
     #[inline]
     pub(crate) fn prefetch(&self, slot: u32) {
@@ -294,7 +326,7 @@ impl Rows {
                     prefetch(next, 1);
                 }
                 row.pop(&mut self.spare);
-                if row.blocks.is_empty() {
+                if row.is_empty() {
                     self.occupied[of / 64] &= !(1 << (of % 64));
                 }
                 self.entries -= 1;
@@ -343,7 +375,11 @@ impl Rows {
 
     /// Bytes in use.
     pub fn bytes(&self) -> usize {
-        let blocks: usize = self.rows.iter().map(|row| row.blocks.len()).sum();
+        let blocks: usize = self
+            .rows
+            .iter()
+            .map(|row| row.full.len() + usize::from(row.newest.capacity() > 0))
+            .sum();
         (blocks + self.spare.len()) * BLOCK * size_of::<Entry>()
             + self.due.capacity() * size_of::<u32>()
     }
@@ -354,8 +390,8 @@ impl Rows {
             self.swept = (self.swept + 1) % ROWS;
             let Self { rows, due, spare, .. } = self;
             let row = &mut rows[self.swept];
-            let wait = row.wait;
-            let old = std::mem::replace(row, Row { wait, ..Row::default() });
+            let wait_ns = row.wait_ns;
+            let old = std::mem::replace(row, Row { wait_ns, ..Row::default() });
             let (mut before, mut kept) = (0, 0);
             for entry in old.entries() {
                 before += 1;
@@ -405,6 +441,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     fn ms(n: u64) -> Instant {
         Instant::from_millis(n)
@@ -512,6 +549,11 @@ mod tests {
                         prop_assert_eq!(&expired, &wanted);
                         naive.retain(|_, d| *d > now);
                     }
+                }
+                for (from, to) in [(now, now + Duration::from_millis(n)), (now, now)] {
+                    let due = rows.due(slot, now).map(units);
+                    let naive = due.is_some_and(|due| (units(from)..=units(to)).contains(&due));
+                    prop_assert_eq!(rows.is_due_within(slot, from, to), naive);
                 }
                 rows.check();
             }

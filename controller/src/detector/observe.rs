@@ -72,23 +72,16 @@ impl Host {
         lesson
     }
 
-    /// Takes over what a proof says of itself, and says which gap is believed. `sent`: when, by the agent's
-    /// clock as if ours had never stood still.
+    /// Takes over what a proof says of itself. `sent`: when, by the agent's clock as if ours had never stood
+    /// still.
     #[inline]
-    fn follow(
-        &mut self,
-        proof: &Proof<'_>,
-        arrival: Instant,
-        sent: Instant,
-        gap_max: Duration,
-    ) -> Duration {
+    fn follow(&mut self, proof: &Proof<'_>, arrival: Instant, sent: Instant, gap_max: Duration) {
         self.seq = proof.stamp.seq;
         self.sent = proof.stamp.sent;
         let gap = proof.stamp.gap.min(gap_max);
         self.set_gap(gap);
         self.expected = self.learned.expect(arrival, sent, gap);
         self.hear(arrival);
-        gap
     }
 }
 
@@ -115,8 +108,8 @@ impl Detector {
         let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
         let dropped = last.is_some_and(|last| doubt.explains(last, h.expected, lost));
         let lesson = h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
-        let gap = h.follow(proof, arrival, sent, gap_max);
-        live.beat(h.live, arrival, gap, proof.load, &lesson);
+        h.follow(proof, arrival, sent, gap_max);
+        live.beat(h.live, arrival, h.gap_us(), proof.load, &lesson);
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         let expected = h.expected;
         self.file_well(slot, expected, deadline);
@@ -165,7 +158,7 @@ impl Detector {
         if !same_boot {
             h.boot_max = h.boot_max.max(h.boot);
         }
-        let gap = h.follow(proof, arrival, sent, settings.gap_max);
+        h.follow(proof, arrival, sent, settings.gap_max);
         if !continues || h.learned.beats() == 0 {
             h.learned.choose(&h.histograms, patience, siblings.prior(h.group));
         }
@@ -185,7 +178,7 @@ impl Detector {
         let old_address = h.address;
         observed.moved = old_address != from;
         h.address = from;
-        live.beat(h.live, arrival, gap, proof.load, &lesson);
+        live.beat(h.live, arrival, h.gap_us(), proof.load, &lesson);
         let (state, expected) = (h.state, h.expected);
 
         // The other one has not answered for a long while.

@@ -334,8 +334,7 @@ impl Detector {
     /// that would find nothing but that it is, and would have to fetch the record for it. Now it is at hand.
     #[inline]
     pub(super) fn file_well(&mut self, slot: u32, expected: Instant, deadline: Instant) {
-        let due = self.rows.due(slot, self.clock);
-        if due.is_none_or(|due| due > deadline || due < expected) {
+        if !self.rows.is_due_within(slot, expected, deadline) {
             self.file(slot, deadline);
         }
     }

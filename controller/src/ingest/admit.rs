@@ -1,4 +1,4 @@
-//! Which datagrams count: decode, authenticate, and only then ask whether they are fresh.
+//! Which datagrams count: they are decoded, authenticated, and only then asked whether they are fresh.
 //!
 //! Pure. A datagram that fails is a [`Reject`]: counted by reason, never logged, and, unless it
 //! authenticated, never answered.
@@ -17,53 +17,63 @@ use std::time::Duration;
 use heartwatch_common::auth::{HostKey, Keyring};
 use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
 use heartwatch_common::time::{Instant, nanos};
-use heartwatch_common::wire::{self, Datagram, DecodeError, Header, Message, Stamp};
+use heartwatch_common::wire::{Datagram, DecodeError, Header, Message, Stamp};
 
 use crate::detector::timeout::offset_ns;
 use crate::metrics::Reject;
 
 /// A datagram that is what it claims to be, under the key that its header names.
-#[derive(Debug)]
-pub struct Admitted<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted<'d> {
     /// What it says.
-    pub datagram: Datagram<'a>,
+    pub datagram: &'d Datagram<'d>,
     /// Its stamp.
-    pub stamp: Stamp,
+    pub stamp: &'d Stamp,
 }
 
 impl Admitted<'_> {
     /// The key that it is sealed under, to answer under. Made when it is needed: few beats are answered.
     /// `None` only if the keyring is no longer that which it was admitted with.
     pub fn key(&self, keyring: &Keyring) -> Option<HostKey> {
-        let Header { host, key_id, generation, .. } = self.datagram.header;
-        keyring.host_key(key_id, host, generation)
+        key_of(self.datagram, keyring)
     }
 }
 
-/// Decodes and authenticates. `generation_min` says which of a host's key generations are revoked; `verdict`,
-/// whether it is sealed under the live key that it names, if that was found out already.
-pub fn admit<'a>(
-    bytes: &'a [u8],
+fn key_of(datagram: &Datagram<'_>, keyring: &Keyring) -> Option<HostKey> {
+    let Header { host, key_id, generation, .. } = datagram.header;
+    keyring.host_key(key_id, host, generation)
+}
+
+impl From<DecodeError> for Reject {
+    fn from(e: DecodeError) -> Self {
+        match e {
+            DecodeError::TooShort => Self::TooShort,
+            DecodeError::TooLong => Self::TooLong,
+            DecodeError::Version => Self::Version,
+            DecodeError::Kind => Self::Kind,
+            DecodeError::Fields | DecodeError::Gap => Self::Malformed,
+        }
+    }
+}
+
+/// Authenticates what was decoded, and stays where it is: a beat is not worth being moved. `generation_min`
+/// says which of a host's key generations are revoked; `verdict`, whether it is sealed under the live key that
+/// it names, if that was found out already.
+#[inline]
+pub fn admit<'d>(
+    datagram: &'d Datagram<'d>,
     keyring: &Keyring,
     verdict: Option<bool>,
     generation_min: impl FnOnce(HostId) -> Generation,
-) -> Result<Admitted<'a>, Reject> {
-    let datagram = wire::decode(bytes).map_err(|e| match e {
-        DecodeError::TooShort => Reject::TooShort,
-        DecodeError::TooLong => Reject::TooLong,
-        DecodeError::Version => Reject::Version,
-        DecodeError::Kind => Reject::Kind,
-        DecodeError::Fields | DecodeError::Gap => Reject::Malformed,
-    })?;
-    let stamp = *datagram.message.stamp().ok_or(Reject::Kind)?;
+) -> Result<Admitted<'d>, Reject> {
+    let stamp = datagram.message.stamp().ok_or(Reject::Kind)?;
     let header = &datagram.header;
     if header.generation < generation_min(header.host) {
         return Err(Reject::Revoked);
     }
-    let admitted = Admitted { datagram, stamp };
-    let is_sealed = verdict
-        .unwrap_or_else(|| admitted.key(keyring).is_some_and(|key| key.verify(&admitted.datagram)));
-    if is_sealed { Ok(admitted) } else { Err(Reject::Unauthentic) }
+    let alone = || key_of(datagram, keyring).is_some_and(|key| key.verify(datagram));
+    let is_sealed = verdict.unwrap_or_else(alone);
+    if is_sealed { Ok(Admitted { datagram, stamp }) } else { Err(Reject::Unauthentic) }
 }
 
 /// What a host has proved in the life that is known: all that a beat like any other is compared with.
@@ -159,7 +169,7 @@ mod tests {
     use heartwatch_common::auth::FleetSecret;
     use heartwatch_common::id::{ControllerId, KeyId};
     use heartwatch_common::load::LoadSample;
-    use heartwatch_common::wire::{Ack, Beat, RoundTrip};
+    use heartwatch_common::wire::{self, Ack, Beat, RoundTrip};
 
     const EPOCH: Epoch = Epoch(77);
     const TOLERANCE: Duration = Duration::from_secs(30);
@@ -197,10 +207,11 @@ mod tests {
 
     #[test]
     fn only_a_true_tag_under_a_known_and_unrevoked_key_is_admitted() {
-        let none = |_| Generation(0);
-        assert!(admit(&sealed(1, 0), &ring(), None, none).is_ok());
-        let admit =
-            |bytes: &[u8], said, min| admit(bytes, &ring(), said, |_| Generation(min)).map(|_| ());
+        let admit = |bytes: &[u8], said, min| {
+            let decoded = wire::decode(bytes)?;
+            admit(&decoded, &ring(), said, |_| Generation(min)).map(|_| ())
+        };
+        assert_eq!(admit(&sealed(1, 0), None, 0), Ok(()));
         let reject = |bytes: &[u8], min| admit(bytes, None, min).unwrap_err();
         assert_eq!(reject(&sealed(2, 0), 0), Reject::Unauthentic);
         assert_eq!(reject(&sealed(1, 3), 4), Reject::Revoked);
@@ -228,6 +239,7 @@ mod tests {
         }
         .encode(&header);
         ring().host_key(KeyId(1), HOST, Generation(0)).unwrap().seal(&mut ack);
+        let ack = wire::decode(&ack).unwrap();
         assert_eq!(admit(&ack, &ring(), None, |_| Generation(0)).unwrap_err(), Reject::Kind);
     }
 

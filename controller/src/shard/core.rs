@@ -18,9 +18,9 @@ use heartwatch_common::auth::{HostKey, Keyring, Verdicts};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::{
-    self, ANSWER_LEN, Ack, CHALLENGE_NONCE_LEN, FLAG_ACK_WANTED, FLAG_CHALLENGE, FLAG_RENEW,
-    FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET, Header, Hello, Message, Probe, ProbeReply,
-    ProbeVia, Stamp, ViaDatagram,
+    self, ANSWER_LEN, Ack, CHALLENGE_NONCE_LEN, DecodeError, FLAG_ACK_WANTED, FLAG_CHALLENGE,
+    FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET, Header, Hello, Message, Probe,
+    ProbeReply, ProbeVia, Stamp, ViaDatagram,
 };
 
 use crate::canary::CANARY;
@@ -361,10 +361,16 @@ impl ShardCore {
         if self.sources.is_pressed(now) && self.sources.skips(from.ip(), now) {
             return self.metrics.reject(Reject::OverBudget);
         }
+        let decoded = wire::decode(bytes);
+        let datagram = match &decoded {
+            Ok(datagram) => datagram,
+            Err(DecodeError::Version) => return self.foreign(bytes, from, now),
+            Err(why) => return self.refuse(Reject::from(*why), from, now),
+        };
         let Self { detector, identity, ahead: looked, verdicts, .. } = self;
         let mut found = None;
         let verdict = ahead.and_then(|i| verdicts.get(i));
-        let admitted = admit(bytes, &identity.keyring, verdict, |host| {
+        let admitted = admit(datagram, &identity.keyring, verdict, |host| {
             found = match ahead {
                 Some(i) => detector.slot_ahead(i, host, looked),
                 None => detector.slot(host),
@@ -373,11 +379,7 @@ impl ShardCore {
         });
         let admitted = match admitted {
             Ok(admitted) => admitted,
-            Err(Reject::Version) => return self.foreign(bytes, from, now),
-            Err(why) => {
-                self.sources.failed(from.ip(), now);
-                return self.metrics.reject(why);
-            }
+            Err(why) => return self.refuse(why, from, now),
         };
         let Some(slot) = found else {
             return self.stranger(&admitted, from, via, now, out);
@@ -387,11 +389,11 @@ impl ShardCore {
         let newest = self.detector.newest(slot);
         let past = || self.detector.past(slot);
         let tolerance = self.detector.tolerance(slot);
-        let proved = prove(&newest, past, &stamp, arrival, self.identity.epoch, tolerance);
-        let rebase = match (&admitted.datagram.message, proved) {
+        let proved = prove(&newest, past, stamp, arrival, self.identity.epoch, tolerance);
+        let rebase = match (&datagram.message, proved) {
             (Message::ProbeReply(reply), proved) => {
                 if !self.takes_nonce(slot, reply, arrival) {
-                    return self.testimony(slot, &stamp, reply, from, arrival);
+                    return self.testimony(slot, stamp, reply, from, arrival);
                 }
                 inc(&self.metrics.probe_replies);
                 proved.is_err()
@@ -420,6 +422,13 @@ impl ShardCore {
             let watched = self.watched.is_watched(slot, now);
             out.extend(self.ack(&admitted, (class, watched), flags, from, via));
         }
+    }
+
+    /// Counts what nobody answers.
+    #[inline(never)]
+    fn refuse(&mut self, why: Reject, from: SocketAddr, now: Instant) {
+        self.sources.failed(from.ip(), now);
+        self.metrics.reject(why);
     }
 
     /// Takes note of a datagram of another version; see [`crate::shard::foreign`].
@@ -491,7 +500,7 @@ impl ShardCore {
             self.sources.proved(from.ip(), now);
         }
         let asked = matches!(admitted.datagram.message, Message::ProbeReply(_));
-        let stamp = &admitted.stamp;
+        let stamp = admitted.stamp;
         self.detector.hear(from, arrival);
         let proof = Proof { stamp, arrival, from, late_ms, load, asked, rebase };
         let mut turns = std::mem::take(&mut self.turns);
@@ -507,7 +516,7 @@ impl ShardCore {
                 // What the detector took for its arrival: the receive stamps of two may be out of order.
                 let at = self.detector.record(slot).last_arrival().unwrap_or(arrival);
                 let host = admitted.datagram.header.host;
-                recorder.take(host, &seen, &admitted.stamp, at, m);
+                recorder.take(host, &seen, stamp, at, m);
             }
             bump(&m.beats, 1);
             bump(&m.beats_lost, u64::from(observed.lost));
@@ -771,7 +780,7 @@ impl ShardCore {
         to: SocketAddr,
         via: Via,
     ) -> Option<Send> {
-        let stamp: &Stamp = &admitted.stamp;
+        let stamp: &Stamp = admitted.stamp;
         let assigned = &self.identity.assigned;
         let (interval, cadence) = assigned.get(class);
         let interval = if watched { assigned.watch().hasten(interval) } else { interval };

@@ -171,14 +171,14 @@ impl LiveTable {
         }
     }
 
-    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat, and the load that
-    /// it carries; without one, the load that was known stays.
+    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat in microseconds, and
+    /// the load that it carries; without one, the load that was known stays.
     #[inline]
     pub fn beat(
         &self,
         id: LiveId,
         arrival: Instant,
-        gap: Duration,
+        gap_us: u32,
         load: Option<&LoadSample>,
         lesson: &Lesson,
     ) {
@@ -201,7 +201,7 @@ impl LiveTable {
             }
             None => cell[2].load(Ordering::Relaxed) & !(u64::MAX << GAP_SHIFT),
         };
-        cell[2].store(figures | gap_code(gap) << GAP_SHIFT, Ordering::Relaxed);
+        cell[2].store(figures | gap_code(gap_us) << GAP_SHIFT, Ordering::Relaxed);
         if let Some(words) = cell[3..].first_chunk() {
             habits::learn(words, lesson);
         }
@@ -250,9 +250,10 @@ impl LiveTable {
     }
 }
 
-fn gap_code(gap: Duration) -> u64 {
-    let ms = gap.as_secs().saturating_mul(1_000).saturating_add(u64::from(gap.subsec_millis()));
-    if ms < GAP_SECONDS { ms } else { GAP_SECONDS | gap.as_secs().min(GAP_SECONDS - 1) }
+#[inline]
+fn gap_code(gap_us: u32) -> u64 {
+    let ms = u64::from(gap_us / 1_000);
+    if ms < GAP_SECONDS { ms } else { GAP_SECONDS | ms / 1_000 }
 }
 
 fn gap_of(code: u64) -> Duration {
@@ -279,7 +280,7 @@ mod tests {
             psi_io: Share::from_ratio(1.0),
             ..LoadSample::UNKNOWN
         };
-        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&sample), &Lesson::default());
+        table.beat(id, Instant(9), 1_500_000, Some(&sample), &Lesson::default());
         let live = Live {
             last_arrival: Some(Instant(9)),
             gap: Duration::from_millis(1_500),
@@ -287,9 +288,9 @@ mod tests {
         };
         assert_eq!((table.get(id), table.get(other)), (live, Live::default()));
         let idle = LoadSample { run_queue_centi: 0, network_kib_per_s: 0, ..sample };
-        table.beat(id, Instant(9), Duration::from_millis(1_500), Some(&idle), &Lesson::default());
+        table.beat(id, Instant(9), 1_500_000, Some(&idle), &Lesson::default());
         assert_eq!(table.get(id), Live { load: Some(idle), ..live });
-        table.beat(id, Instant(10), Duration::from_secs(3_600), None, &Lesson::default());
+        table.beat(id, Instant(10), 3_600_000_000, None, &Lesson::default());
         let gap = Duration::from_secs(3_600);
         let later = Live { last_arrival: Some(Instant(10)), gap, load: Some(idle) };
         assert_eq!(table.get(id), later);
@@ -299,10 +300,10 @@ mod tests {
     fn gaps_round_down_to_what_the_code_tells() {
         for ms in [0, 1, 999, 32_767, 32_768, 60_500, 3_600_000] {
             let (gap, exact) = (Duration::from_millis(ms), ms < GAP_SECONDS);
-            let told = gap_of(gap_code(gap));
+            let told = gap_of(gap_code(gap.as_micros() as u32));
             assert_eq!(told, if exact { gap } else { Duration::from_secs(ms / 1_000) });
         }
-        assert_eq!(gap_of(gap_code(Duration::MAX)), Duration::from_secs(32_767));
+        assert_eq!(gap_of(gap_code(u32::MAX)), Duration::from_secs(4_294));
     }
 
     #[test]
@@ -311,7 +312,7 @@ mod tests {
         let mine: Vec<LiveId> = (0..3).map(|_| table.take(0)).collect();
         let theirs = table.take(5);
         assert_ne!(mine[0].0 as usize / CHUNK_LEN, theirs.0 as usize / CHUNK_LEN);
-        table.beat(mine[1], Instant(7), Duration::from_secs(1), None, &Lesson::default());
+        table.beat(mine[1], Instant(7), 1_000_000, None, &Lesson::default());
         table.give_back(mine[1]);
         assert_eq!(table.get(mine[1]), Live::default());
         assert_eq!(table.take(0), mine[1]);
@@ -328,7 +329,7 @@ mod tests {
         ids.dedup();
         assert!(ids.len() == many && ids.is_sorted());
         for id in ids.into_iter().map(LiveId) {
-            table.beat(id, Instant(u64::from(id.0) + 1), Duration::ZERO, None, &Lesson::default());
+            table.beat(id, Instant(u64::from(id.0) + 1), 0, None, &Lesson::default());
         }
         let last = LiveId(2 * CHUNK_LEN as u32);
         assert_eq!(table.get(last).last_arrival, Some(Instant(u64::from(last.0) + 1)));
@@ -340,13 +341,7 @@ mod tests {
     #[test]
     fn no_cell_holds_nothing_and_breaks_nothing() {
         let table = LiveTable::default();
-        table.beat(
-            LiveId::NONE,
-            Instant(1),
-            Duration::ZERO,
-            Some(&LoadSample::UNKNOWN),
-            &Lesson::default(),
-        );
+        table.beat(LiveId::NONE, Instant(1), 0, Some(&LoadSample::UNKNOWN), &Lesson::default());
         table.give_back(LiveId::NONE);
         assert_eq!(table.get(LiveId::NONE), Live::default());
     }

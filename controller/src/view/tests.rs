@@ -66,7 +66,7 @@ fn filters_and_counts_follow_the_rows() {
 fn a_cell_stays_with_its_host_until_another_is_brought() {
     let view = View::default();
     let (old, new) = (view.live().take(0), view.live().take(0));
-    view.live().beat(old, Instant(5), std::time::Duration::from_secs(1), None, &Lesson::default());
+    view.live().beat(old, Instant(5), 1_000_000, None, &Lesson::default());
     view.upsert(row(1, State::Pending, "a"), Some(old));
     view.upsert(row(1, State::Alive, "a"), None);
     let seen = || view.get(HostId([1; 16])).unwrap().live.last_arrival;

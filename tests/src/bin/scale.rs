@@ -160,7 +160,7 @@ impl Scale {
                 ..LoadSample::UNKNOWN
             };
             let at = Instant(u64::from(n) + 1);
-            view.live().beat(live, at, Duration::from_secs(1), Some(&load), &Lesson::default());
+            view.live().beat(live, at, 1_000_000, Some(&load), &Lesson::default());
             view.upsert(row(n, State::Alive), Some(live));
         }
         let filled = clock.now().since(from);

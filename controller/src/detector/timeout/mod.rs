@@ -60,6 +60,8 @@ const DISTURBED_FIRST: usize = 3;
 const CHOOSE_MASK: u32 = 63;
 /// The histograms decay when these bits of a beat's dice are all zero: every 1,024 beats.
 const DECAY_MASK: u32 = 1_023;
+const _: () =
+    assert!(DECAY_MASK & CHOOSE_MASK == CHOOSE_MASK, "whenever they decay, margins are chosen");
 /// Memory of the histograms in beats: 30 days of one a second.
 const MEMORY_BEATS: f32 = 30.0 * 86_400.0;
 /// A host is disturbed for so many beats after an unusual one.
@@ -396,10 +398,10 @@ impl Learned {
             histograms.count(context, bin, dice as u16);
         }
         siblings.learn(group, context, bin);
-        if dice >> 16 & DECAY_MASK == 0 {
-            self.decay(histograms, dice);
-        }
         if dice >> 16 & CHOOSE_MASK == 0 || missing || is_early(self.beats()) {
+            if dice >> 16 & DECAY_MASK == 0 {
+                self.decay(histograms, dice);
+            }
             self.choose(histograms, patience, siblings.prior(group));
             unusual = overdue_us >= edge_us(usize::from(self.unusual), self.interval_us);
         }

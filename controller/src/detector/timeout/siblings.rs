@@ -83,31 +83,52 @@ impl Prior {
 #[derive(Clone, Debug)]
 struct Pool {
     beats: [u64; 2],
+    /// At how many there is more to do than to count.
+    next: [u64; 2],
     bins: [[u64; BINS]; 2],
     prior: Prior,
 }
 
+/// How many beats after `n` a pool's table is next computed anew, or its counts are halved: at every power of
+/// two first.
+fn next_after(n: u64) -> u64 {
+    let next = if n < REFRESH_EVERY {
+        (n + 1).next_power_of_two()
+    } else {
+        (n / REFRESH_EVERY + 1) * REFRESH_EVERY
+    };
+    next.min(HALVE_AT)
+}
+
 impl Pool {
     fn new() -> Self {
-        Self { beats: [0; 2], bins: [[0; BINS]; 2], prior: Prior::built_in() }
+        let next = [next_after(0); 2];
+        Self { beats: [0; 2], next, bins: [[0; BINS]; 2], prior: Prior::built_in() }
     }
 
     /// Counts a beat. `true`: its table should be computed anew.
     #[inline]
     fn learn(&mut self, context: Context, bin: Option<usize>) -> bool {
-        let beats = &mut self.beats[context as usize];
-        *beats += 1;
-        let n = *beats;
+        let at = context as usize;
+        self.beats[at] += 1;
         if let Some(j) = bin {
-            self.bins[context as usize][j] += 1;
+            self.bins[at][j] += 1;
         }
-        if n >= HALVE_AT {
-            self.halve();
+        let is_due = self.beats[at] >= self.next[at];
+        if is_due {
+            self.go_on(at);
         }
-        n.is_multiple_of(REFRESH_EVERY) || (n < REFRESH_EVERY && n.is_power_of_two())
+        is_due
     }
 
     #[cold]
+    fn go_on(&mut self, at: usize) {
+        if self.beats[at] >= HALVE_AT {
+            self.halve();
+        }
+        self.next = self.beats.map(next_after);
+    }
+
     fn halve(&mut self) {
         self.beats.iter_mut().for_each(|n| *n /= 2);
         self.bins.iter_mut().flatten().for_each(|n| *n /= 2);
