@@ -59,7 +59,7 @@ const SWEEP_RATIO: usize = 4;
 /// Fewer entries that do not count are not worth a sweep.
 const SWEEP_MIN: usize = 4_096;
 /// How far ahead of the look the times of slots are fetched.
-const AHEAD: usize = 8;
+const AHEAD: usize = 16;
 
 /// A slot, and when it is due by what it was filed for. It counts if the slot is still due then.
 #[derive(Clone, Copy, Debug)]

@@ -57,10 +57,10 @@ const CHALLENGE_RATE_MAX: u32 = 50_000;
 const ACK_RATE: u32 = 4_000;
 const ACK_BURST: u32 = 4_096;
 const READ_PER_ACK: u32 = 64;
-/// Hosts of a shard for each beat of the cadence at which they want acks, and the slowest such cadence: half
-/// a million hosts that each want one for every tenth beat would cost more in answers than in beats.
-const HOSTS_PER_BEAT_OF_CADENCE: usize = 10_000;
-const CADENCE_MAX: usize = 60;
+/// The slowest cadence, in beats, at which a host is told to want acks so that all of a shard together want
+/// no more than [`ACK_RATE`]: half a million hosts that each want one for every tenth beat would cost more in
+/// answers than in beats.
+const CADENCE_MAX: u64 = 120;
 /// Acks per second of one shard that ask a host to fetch its next key, and at once: a rotation of a million
 /// hosts shall take hours, not the controller.
 const RENEW_RATE: u32 = 50;
@@ -784,7 +784,9 @@ impl ShardCore {
         let assigned = &self.identity.assigned;
         let (interval, cadence) = assigned.get(class);
         let interval = if watched { assigned.watch().hasten(interval) } else { interval };
-        let least = (self.detector.len() / HOSTS_PER_BEAT_OF_CADENCE).min(CADENCE_MAX);
+        // If all beat as often as this one.
+        let beats_per_s = self.detector.len() as u64 * 1_000 / stamp.gap.as_millis().max(1) as u64;
+        let least = (beats_per_s / u64::from(ACK_RATE)).min(CADENCE_MAX);
         let cadence = cadence.max(least as u16);
         let ack = Ack {
             boot: stamp.boot,
