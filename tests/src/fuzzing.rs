@@ -72,7 +72,7 @@ fn check_verdict(bytes: &[u8], sealed: &[u8], keyring: &Keyring) {
     let mut verdicts = Verdicts::default();
     keyring.verify_many(batch.into_iter(), &mut verdicts);
     for (i, bytes) in batch.into_iter().enumerate() {
-        let (Some(said), Ok(decoded)) = (verdicts.get(i), wire::decode(bytes)) else { continue };
+        let (Some(said), Ok(decoded)) = (verdicts.take(i), wire::decode(bytes)) else { continue };
         let Header { host, key_id, generation, .. } = decoded.header;
         let key = keyring.host_key(key_id, host, generation);
         assert_eq!(said, key.is_some_and(|key| key.verify(&decoded)), "as in a batch");

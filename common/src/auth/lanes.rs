@@ -15,10 +15,24 @@ pub(super) const LANES: usize = 16;
 /// One word of each lane.
 pub(super) type Word = [u32; LANES];
 
-/// Keyed hashes of the first `len` bytes of blocks, whose other bytes are zero. `None`: this processor has no
-/// vectors that are worth it.
+/// Whether this processor has vectors that are worth it.
 #[inline]
-pub(super) fn keyed_hashes(key: &[Word; 8], block: &[Word; 16], len: u32) -> Option<[Word; 8]> {
+pub(super) fn are_lanes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Keyed hashes of the first `len` bytes of blocks, whose other bytes are zero. `false`: there are no lanes
+/// here, and nothing was hashed.
+#[inline]
+pub(super) fn keyed_hashes(
+    key: &[Word; 8],
+    block: &[Word; 16],
+    len: u32,
+    hashes: &mut [Word; 8],
+) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         if std::arch::is_x86_feature_detected!("avx512f") {
@@ -27,7 +41,10 @@ pub(super) fn keyed_hashes(key: &[Word; 8], block: &[Word; 16], len: u32) -> Opt
                 reason = "vector instructions are safe only where they are known to exist"
             )]
             // SAFETY: the line above has asked for them.
-            return Some(unsafe { avx512::hash(key, block, len) });
+            unsafe {
+                avx512::hash(key, block, len, hashes);
+            }
+            return true;
         }
         if std::arch::is_x86_feature_detected!("avx2") {
             #[expect(
@@ -35,10 +52,15 @@ pub(super) fn keyed_hashes(key: &[Word; 8], block: &[Word; 16], len: u32) -> Opt
                 reason = "vector instructions are safe only where they are known to exist"
             )]
             // SAFETY: the line above has asked for them.
-            return Some(unsafe { avx2::hash(key, block, len) });
+            unsafe {
+                avx2::hash(key, block, len, hashes);
+            }
+            return true;
         }
     }
-    None
+    // Of no use on other processors.
+    let _ = (key, block, len, hashes);
+    false
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -93,14 +115,18 @@ macro_rules! vectors {
             #[target_feature(enable = $feature)]
             #[inline]
             fn load<const N: usize>(words: &[Word; N], part: usize) -> [$vector; N] {
-                std::array::from_fn(|i| {
-                    let word: [u32; WIDTH] = std::array::from_fn(|k| words[i][part * WIDTH + k]);
+                // No closures: what is enabled here is not enabled in those who call them.
+                let mut vectors = [$set(0); N];
+                for (vector, words) in vectors.iter_mut().zip(words) {
+                    let mut own = [0; WIDTH];
+                    own.copy_from_slice(&words[part * WIDTH..][..WIDTH]);
                     #[expect(unsafe_code, reason = "vectors have no safe way from arrays")]
                     // SAFETY: both are as many bytes, and any of them are valid in either.
                     unsafe {
-                        std::mem::transmute::<[u32; WIDTH], $vector>(word)
+                        *vector = std::mem::transmute::<[u32; WIDTH], $vector>(own);
                     }
-                })
+                }
+                vectors
             }
 
             #[target_feature(enable = $feature)]
@@ -131,8 +157,12 @@ macro_rules! vectors {
             }
 
             #[target_feature(enable = $feature)]
-            pub(super) fn hash(key: &[Word; 8], block: &[Word; 16], len: u32) -> [Word; 8] {
-                let mut hashes = [[0; LANES]; 8];
+            pub(super) fn hash(
+                key: &[Word; 8],
+                block: &[Word; 16],
+                len: u32,
+                hashes: &mut [Word; 8],
+            ) {
                 for part in 0..LANES / WIDTH {
                     let m = load(block, part);
                     let mut v = [$set(0); 16];
@@ -143,7 +173,8 @@ macro_rules! vectors {
                     // 12 and 13 are the chunk's number, which is 0.
                     v[14] = $set(len.cast_signed());
                     v[15] = $set(FLAGS.cast_signed());
-                    // Written out, so that every place is known to the compiler and no word leaves its register.
+                    // Written out, so that every place is known to the compiler and no word leaves its
+                    // register.
                     const _: () = assert!(ROUNDS == 7);
                     round(&mut v, &m, const { &SCHEDULE[0] });
                     round(&mut v, &m, const { &SCHEDULE[1] });
@@ -160,7 +191,6 @@ macro_rules! vectors {
                         word[part * WIDTH..][..WIDTH].copy_from_slice(&own);
                     }
                 }
-                hashes
             }
         }
     };
@@ -172,29 +202,31 @@ macro_rules! vectors {
 #[inline]
 fn rotate_avx2<const BITS: i32>(v: std::arch::x86_64::__m256i) -> std::arch::x86_64::__m256i {
     use std::arch::x86_64::*;
-    let shuffled = |order: [i8; 4]| {
-        let [a, b, c, d] = order;
-        let four =
-            |at: i8| i32::from_le_bytes([at + a, at + b, at + c, at + d].map(i8::cast_unsigned));
-        let all = _mm256_setr_epi32(
-            four(0),
-            four(4),
-            four(8),
-            four(12),
-            four(0),
-            four(4),
-            four(8),
-            four(12),
-        );
-        _mm256_shuffle_epi8(v, all)
-    };
+    const fn order(bytes: [i32; 4]) -> [i32; 4] {
+        let [a, b, c, d] = bytes;
+        let one = a | b << 8 | c << 16 | d << 24;
+        // Of each word its own bytes.
+        [one, one + 0x0404_0404, one + 0x0808_0808, one + 0x0c0c_0c0c]
+    }
+    const BY_16: [i32; 4] = order([2, 3, 0, 1]);
+    const BY_8: [i32; 4] = order([1, 2, 3, 0]);
     match BITS {
-        16 => shuffled([2, 3, 0, 1]),
-        8 => shuffled([1, 2, 3, 0]),
+        16 => shuffled(v, BY_16),
+        8 => shuffled(v, BY_8),
         12 => _mm256_or_si256(_mm256_srli_epi32::<12>(v), _mm256_slli_epi32::<20>(v)),
         7 => _mm256_or_si256(_mm256_srli_epi32::<7>(v), _mm256_slli_epi32::<25>(v)),
         _ => unreachable!("BLAKE3 rotates by 16, 12, 8 and 7"),
     }
+}
+
+/// The bytes of both halves in another order.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn shuffled(v: std::arch::x86_64::__m256i, order: [i32; 4]) -> std::arch::x86_64::__m256i {
+    use std::arch::x86_64::*;
+    let [a, b, c, d] = order;
+    _mm256_shuffle_epi8(v, _mm256_setr_epi32(a, b, c, d, a, b, c, d))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -244,16 +276,21 @@ mod tests {
                 message[len..].fill(0);
             }
             let (key, block): ([Word; 8], [Word; 16]) = (words(&keys), words(&messages));
-            match keyed_hashes(&key, &block, len as u32) {
-                Some(hashes) => check(&keys, &messages, len, &hashes),
-                None => println!("SKIPPED: this processor has neither AVX2 nor AVX-512"),
+            let mut hashes = [[0; LANES]; 8];
+            if !keyed_hashes(&key, &block, len as u32, &mut hashes) {
+                println!("SKIPPED: this processor has neither AVX2 nor AVX-512");
+                return Ok(());
             }
+            check(&keys, &messages, len, &hashes);
             // Where there are wider vectors nobody would take these.
             #[cfg(target_arch = "x86_64")]
             if std::arch::is_x86_feature_detected!("avx2") {
+                let mut hashes = [[0; LANES]; 8];
                 #[expect(unsafe_code, reason = "as in `keyed_hashes`")]
                 // SAFETY: the line above has asked for them.
-                let hashes = unsafe { avx2::hash(&key, &block, len as u32) };
+                unsafe {
+                    avx2::hash(&key, &block, len as u32, &mut hashes);
+                }
                 check(&keys, &messages, len, &hashes);
             }
         }

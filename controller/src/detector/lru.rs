@@ -18,8 +18,8 @@
 //! Times are kept in units of about a millisecond, rounded down: a look may come that much early, never late.
 //!
 //! Cost: filing O(1); looking O(rows that are not empty + slots that are due), amortised over what is passed
-//! over. Memory: 12 bytes per slot, 8 for each place where it no longer counts, and 4 KiB for a row that is not
-//! empty.
+//! over. Memory: 12 bytes per slot, 8 for each place where it no longer counts, and 4 KiB for a row that is
+//! not empty.
 //!
 //! Invariants: a slot counts in at most one row, once; each row is ordered by the time at which its entries
 //! are due; `filed + R ≤ deadline` for the deadline given at filing.
@@ -37,7 +37,7 @@ use crate::memory::{prefetch, room};
 const STEP_BITS: u32 = 6;
 /// The waiting time of row 1 is two to this power of nanoseconds: 4.2 ms.
 const BASE_BITS: u32 = 22;
-/// Doublings: the longest waiting time is 69 minutes.
+/// Doublings: the longest waiting time is 72 minutes.
 const OCTAVES: u32 = 20;
 /// Number of rows; row 0 waits for nothing.
 const ROWS: usize = 1 + ((OCTAVES as usize) << STEP_BITS);
@@ -134,7 +134,7 @@ impl Row {
 
     #[inline]
     fn push(&mut self, entry: Entry, spare: &mut Vec<Vec<Entry>>) {
-        if self.newest.len() == self.newest.capacity() {
+        if self.newest.len() >= BLOCK || self.newest.capacity() == 0 {
             self.begin_block(spare);
         }
         self.newest.push(entry);
@@ -283,8 +283,8 @@ impl Rows {
         Some(begin_of(units(now).saturating_add_signed(ahead.into())))
     }
 
-    /// Whether a slot will be looked at neither after `deadline` nor, by more than a unit, before `from`, which
-    /// is not after `deadline`. `now` as in [`Self::due`], for all three.
+    /// Whether a slot will be looked at neither after `deadline` nor, by more than a unit, before `from`,
+    /// which is not after `deadline`. `now` as in [`Self::due`], for all three.
     #[inline]
     pub fn is_due_within(&self, slot: u32, from: Instant, deadline: Instant) -> bool {
         let Some(mark) = self.due.get(slot as usize).filter(|mark| **mark != UNFILED) else {
@@ -292,7 +292,8 @@ impl Rows {
         };
         let (from, to) = (units(from), units(deadline));
         // However far apart: what is longer than the rows wait can't be meant.
-        u64::from(mark.wrapping_sub(from as u32)) <= (to - from).min(u64::from(u32::MAX >> 1))
+        u64::from(mark.wrapping_sub(from as u32))
+            <= to.saturating_sub(from).min(u64::from(u32::MAX >> 1))
     }
 
     /// Has fetched what filing a slot needs.

@@ -57,8 +57,8 @@ impl From<DecodeError> for Reject {
 }
 
 /// Authenticates what was decoded, and stays where it is: a beat is not worth being moved. `generation_min`
-/// says which of a host's key generations are revoked; `verdict`, whether it is sealed under the live key that
-/// it names, if that was found out already.
+/// says which of a host's key generations are revoked; `verdict`, whether it is sealed under the live key
+/// that it names, if that was found out already.
 #[inline]
 pub fn admit<'d>(
     datagram: &'d Datagram<'d>,

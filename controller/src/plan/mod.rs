@@ -15,6 +15,7 @@ pub mod loss;
 #[cfg(test)]
 mod tests;
 
+use crate::shard::core::{ACK_RATE, CADENCE_MAX};
 use cost::{
     BASE_BYTES, BEAT_NS, BUSY_MAX, DATAGRAM_BUFFER_BYTES, DATAGRAM_BYTES, HOST_BYTES,
     IPV6_MORE_BYTES, OVERHEAD_BYTES,
@@ -127,8 +128,9 @@ pub const FIGURES: [Figure; 19] = [
     figure(
         "datagrams_per_s",
         "datagrams, both ways",
-        "beats · (1 + 1 / ack_every), and two for each probe of a wrong suspicion",
-        "detector.ack_every; controller/src/detector/confirm.rs",
+        "beats and acks: beats / ack_every, of many hosts 4,000 a shard, or beats / 120 if that is more; two \
+         for each probe of a wrong suspicion",
+        "detector.ack_every; controller/src/shard/core.rs; controller/src/detector/confirm.rs",
     ),
     figure(
         "bits_per_s_in",
@@ -244,7 +246,11 @@ pub fn plan(g: &Given) -> Plan {
     let s = &g.settings;
     let interval_s = g.interval.as_secs_f64();
     let beats = g.hosts / interval_s;
-    let acks = beats / f64::from(s.ack_every);
+    let busy = beats * BEAT_NS * 1e-9;
+    let cores = (busy / BUSY_MAX).ceil().max(1.0);
+    let shards = if s.shards == 0 { cores } else { f64::from(s.shards) };
+    let most = (f64::from(ACK_RATE) * shards).max(beats / CADENCE_MAX as f64);
+    let acks = (beats / f64::from(s.ack_every)).min(most);
     let (k, margin_s) = margin(g, interval_s);
     let suspicions_per_s = beats * g.loss.misses(k, interval_s);
 
@@ -261,9 +267,6 @@ pub fn plan(g: &Given) -> Plan {
         let more = if g.ipv6 { IPV6_MORE_BYTES } else { 0.0 };
         datagrams * 8.0 * (DATAGRAM_BYTES + OVERHEAD_BYTES + more)
     };
-    let busy = beats * BEAT_NS * 1e-9;
-    let cores = (busy / BUSY_MAX).ceil().max(1.0);
-    let shards = if s.shards == 0 { cores } else { f64::from(s.shards) };
     let (half_trip, failover) = (g.round_trip.as_secs_f64() / 2.0, g.failover.as_secs_f64());
     let suspect = |share: f64| share * interval_s + margin_s + half_trip;
     let down_p50 = suspect(0.5) + probing;

@@ -54,13 +54,14 @@ const CHALLENGE_RATE_MAX: u32 = 50_000;
 /// Acks that a shard sends in any case, per second and at once; beyond these one for each so many datagrams
 /// that it reads. Who gets none asks again with its next beat. Without a bound a shard that lags is asked by
 /// every beat instead of every tenth, and a datagram sent costs some four times one that is read.
-const ACK_RATE: u32 = 4_000;
+pub(crate) const ACK_RATE: u32 = 4_000;
 const ACK_BURST: u32 = 4_096;
 const READ_PER_ACK: u32 = 64;
-/// The slowest cadence, in beats, at which a host is told to want acks so that all of a shard together want
-/// no more than [`ACK_RATE`]: half a million hosts that each want one for every tenth beat would cost more in
-/// answers than in beats.
-const CADENCE_MAX: u64 = 120;
+/// The slowest cadence, in beats, at which hosts are told to want acks so that all of a shard together want
+/// no more than [`ACK_RATE`]: half a million hosts that each want one for every tenth beat would cost more
+/// in answers than in beats. Beyond 480,000 beats a second of a shard, [`ShardCore::may_ack`] alone bounds
+/// them.
+pub(crate) const CADENCE_MAX: u64 = 120;
 /// Acks per second of one shard that ask a host to fetch its next key, and at once: a rotation of a million
 /// hosts shall take hours, not the controller.
 const RENEW_RATE: u32 = 50;
@@ -286,6 +287,8 @@ impl ShardCore {
     /// Takes other fleet secrets.
     pub fn set_keyring(&mut self, keyring: Keyring) {
         self.identity.keyring = keyring;
+        // They were of keys that may be believed no more.
+        self.verdicts = Verdicts::default();
     }
 
     /// How many hosts used which key last, by key id.
@@ -369,7 +372,7 @@ impl ShardCore {
         };
         let Self { detector, identity, ahead: looked, verdicts, .. } = self;
         let mut found = None;
-        let verdict = ahead.and_then(|i| verdicts.get(i));
+        let verdict = ahead.and_then(|i| verdicts.take(i));
         let admitted = admit(datagram, &identity.keyring, verdict, |host| {
             found = match ahead {
                 Some(i) => detector.slot_ahead(i, host, looked),
@@ -771,7 +774,7 @@ impl ShardCore {
         }
     }
 
-    /// An ack for a host of that class, watched or not.
+    /// An ack for a host of that class, watched or not. `None` only where [`Admitted::key`] says so.
     fn ack(
         &self,
         admitted: &Admitted<'_>,
@@ -784,10 +787,7 @@ impl ShardCore {
         let assigned = &self.identity.assigned;
         let (interval, cadence) = assigned.get(class);
         let interval = if watched { assigned.watch().hasten(interval) } else { interval };
-        // If all beat as often as this one.
-        let beats_per_s = self.detector.len() as u64 * 1_000 / stamp.gap.as_millis().max(1) as u64;
-        let least = (beats_per_s / u64::from(ACK_RATE)).min(CADENCE_MAX);
-        let cadence = cadence.max(least as u16);
+        let cadence = cadence.max(self.least_cadence(admitted, interval));
         let ack = Ack {
             boot: stamp.boot,
             seq: stamp.seq,
@@ -801,6 +801,23 @@ impl ShardCore {
         let full = ack.encode(&Header { flags, ..admitted.datagram.header });
         let key = admitted.key(&self.identity.keyring)?;
         Some(Send { to, via, bytes: Packet::answer(full, &key) })
+    }
+
+    /// For how many beats a host shall want one ack at the most, if all of the shard beat as often as it:
+    /// by the interval that it is told; else by its own, which a hello tells, and a beat's gap. A hello's gap
+    /// is the time to its first beat, and may be next to nothing.
+    fn least_cadence(&self, admitted: &Admitted<'_>, told: Duration) -> u16 {
+        let own = match &admitted.datagram.message {
+            Message::Hello(hello) => hello.interval,
+            Message::Beat(beat) => beat.stamp.gap,
+            _ => Duration::ZERO,
+        };
+        let interval = if told.is_zero() { own } else { told };
+        if interval.is_zero() {
+            return 0;
+        }
+        let beats_per_s = self.detector.len() as u64 * 1_000 / interval.as_millis().max(1) as u64;
+        (beats_per_s / u64::from(ACK_RATE)).min(CADENCE_MAX) as u16
     }
 
     /// The network says that nobody listens where a datagram of ours went; `quoted` is that datagram.

@@ -171,8 +171,8 @@ impl LiveTable {
         }
     }
 
-    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat in microseconds, and
-    /// the load that it carries; without one, the load that was known stays.
+    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat in microseconds,
+    /// and the load that it carries; without one, the load that was known stays.
     #[inline]
     pub fn beat(
         &self,
@@ -253,7 +253,7 @@ impl LiveTable {
 #[inline]
 fn gap_code(gap_us: u32) -> u64 {
     let ms = u64::from(gap_us / 1_000);
-    if ms < GAP_SECONDS { ms } else { GAP_SECONDS | ms / 1_000 }
+    if ms < GAP_SECONDS { ms } else { GAP_SECONDS | (ms / 1_000) }
 }
 
 fn gap_of(code: u64) -> Duration {

@@ -44,7 +44,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         agents.iter_mut().map(|a| Ok(a.process()?.pid())).collect::<Result<_>>()?;
     let beats = || api.metric("heartwatch_beats_received_total", &[]);
     let (first, before) = (beats().await?, times(&pids)?);
-    let span = Duration::from_secs(if ctx.quick { 20 } else { 60 });
+    let span = Duration::from_secs(if ctx.quick { 10 } else { 60 });
     tokio::time::sleep(span).await;
     let (last, after) = (beats().await?, times(&pids)?);
     println!("  {} beats of {} agents in {} s", last - first, pids.len(), span.as_secs());

@@ -130,7 +130,7 @@ async fn measure(ctx: &Context) -> Result<Vec<(&'static str, f64)>> {
     let file = world.write_secret("secret", &secret)?;
     let receivers = receivers(&secret)?;
     let setup = StageSetup {
-        hosts: ctx.hosts / 2,
+        hosts: ctx.fewer_hosts() / 2,
         interval: BEAT_EVERY,
         shards: machine::cores().len().clamp(1, 64) as u16,
         gro: true,
@@ -216,8 +216,7 @@ async fn measure(ctx: &Context) -> Result<Vec<(&'static str, f64)>> {
 }
 
 pub(super) fn run(ctx: &Context) -> Result<Figures> {
-    let runs = if ctx.quick { 1 } else { ctx.runs() };
     let runs: Vec<_> =
-        (0..runs).map(|_| ctx.runtime.block_on(measure(ctx))).collect::<Result<_>>()?;
+        (0..ctx.fewer_runs()).map(|_| ctx.runtime.block_on(measure(ctx))).collect::<Result<_>>()?;
     Ok(Figures::medians(&runs))
 }

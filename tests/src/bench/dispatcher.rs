@@ -212,7 +212,7 @@ fn one_run() -> Result<Vec<(&'static str, f64)>> {
 
 /// Measures both, and how even the shards are.
 pub(super) fn run(ctx: &Context) -> Result<Figures> {
-    let runs = (0..ctx.runs()).map(|_| one_run()).collect::<Result<Vec<_>>>()?;
+    let runs = (0..ctx.fewer_runs()).map(|_| one_run()).collect::<Result<Vec<_>>>()?;
     let mut figures = Figures::medians(&runs);
     const HOSTS: u64 = 1_000_000;
     let counting = |n: u64| {

@@ -170,7 +170,7 @@ fn sweep_growth(ctx: &Context) -> Result<f64> {
 async fn measure(ctx: &Context) -> Result<Vec<Found>> {
     let world = World::new()?;
     let setup = StageSetup {
-        hosts: ctx.hosts,
+        hosts: ctx.fewer_hosts(),
         interval: BEAT_EVERY,
         shards: machine::cores().len().clamp(1, 64) as u16,
         gro: true,
@@ -178,15 +178,16 @@ async fn measure(ctx: &Context) -> Result<Vec<Found>> {
         fleet_core: None,
     };
     let mut stage = Stage::raise(&world, setup).await?;
-    let silent = ctx.hosts / 10;
+    let silent = ctx.fewer_hosts() / 10;
     let mut found = Vec::new();
-    for run in 0..ctx.runs() {
+    let runs = if ctx.quick { 1 } else { ctx.runs() };
+    for run in 0..runs {
         // Past the cold start, and until the longest pass of what was before is forgotten.
         let rest = if ctx.quick { 21 } else { 30 };
         tokio::time::sleep(Duration::from_secs(rest)).await;
         let from = run % 10 * silent;
         found.push(kill(&mut stage, from, silent).await?);
-        if run + 1 < ctx.runs() {
+        if run + 1 < runs {
             stage.mass.act(Act::Restart, from..from + silent);
             eventually(FOUND_MAX, "the dead have come back", || async {
                 let down = number(&stage.api.get("/v1/status").await?, "/hosts/down");

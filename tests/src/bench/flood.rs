@@ -176,10 +176,10 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     // at here.
     let mut stage = Stage::raise(&world, setup).await?;
     // Past the cold start.
-    tokio::time::sleep(Duration::from_secs(if ctx.quick { 5 } else { 20 })).await;
+    tokio::time::sleep(Duration::from_secs(if ctx.quick { 3 } else { 20 })).await;
     let span = Duration::from_secs(if ctx.quick { 16 } else { 40 });
     let mut runs = Vec::new();
-    for run in 1..=ctx.runs() {
+    for run in 1..=ctx.fewer_runs() {
         let mut figures = once(&mut stage, run, span).await?;
         figures.extend([("true_ns", true_ns), ("forged_ns", forged_ns)]);
         runs.push(figures);

@@ -13,11 +13,11 @@
 //! alike.
 //!
 //! The highest sustained rate is searched by raising it by a quarter until it is not sustained and then
-//! by bisection to 2.5 %; later runs begin near the rate that the one before found. The same is done with
-//! the bare sink, in the same run; `ratio` is the one divided by the other. `controller_ns` and `sink_ns`
-//! are CPU time per datagram at those rates, all threads of the controller included, and `cpu_ratio` is
-//! the second divided by the first: that hardly depends on what else the machine does, and a process
-//! that gets less than its core (`busy` far below 100 % at the limit) shows in the first alone.
+//! by bisection to 2.5 % (quick: 10 %); later runs begin near the rate that the one before found. The same
+//! is done with the bare sink, in the same run; `ratio` is the one divided by the other. `controller_ns`
+//! and `sink_ns` are CPU time per datagram at those rates, all threads of the controller included, and
+//! `cpu_ratio` is the second divided by the first: that hardly depends on what else the machine does, and a
+//! process that gets less than its core (`busy` far below 100 % at the limit) shows in the first alone.
 //!
 //! If the generator is the limit, that is said, and the rate is a lower bound.
 
@@ -32,12 +32,21 @@ use crate::fleet::{First, Mass, MassSetup, count};
 use crate::machine;
 use crate::world::{World, now};
 
-/// The first rate that is tried, beats a second.
-const RATE_FIRST: f64 = 250_000.0;
 /// No more than this is tried.
 const RATE_MAX: f64 = 4_000_000.0;
-/// Bisection ends when bounds are this close.
-const CLOSE: f64 = 1.025;
+/// How a rate is searched.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    /// The first rate that is tried, beats a second.
+    first: f64,
+    /// From one rate to the next, as long as all goes well.
+    step: f64,
+    /// Bisection ends when bounds are this close.
+    close: f64,
+}
+
+const THOROUGH: Manner = Manner { first: 400_000.0, step: 1.25, close: 1.025 };
+const QUICK: Manner = Manner { first: 600_000.0, step: 1.4, close: 1.1 };
 
 /// How one rate went.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +90,11 @@ fn interval_for(hosts: usize, rate: f64) -> Duration {
 async fn search(
     who: &str,
     near: Option<f64>,
+    manner: Manner,
     mut attempt: impl AsyncFnMut(f64) -> Result<Trial>,
 ) -> Result<Trial> {
     let (mut good, mut bad): (Option<(f64, Trial)>, Option<f64>) = (None, None);
-    let (low, step) = near.map_or((RATE_FIRST, 1.25), |rate| (rate * 0.96, 1.06));
+    let (low, step) = near.map_or((manner.first, manner.step), |rate| (rate * 0.96, 1.06));
     let (mut rate, mut failed) = (low, false);
     loop {
         let trial = attempt(rate).await?;
@@ -112,7 +122,7 @@ async fn search(
             }
         }
         rate = match (good, bad) {
-            (Some((g, trial)), Some(b)) if b / g <= CLOSE => return Ok(trial),
+            (Some((g, trial)), Some(b)) if b / g <= manner.close => return Ok(trial),
             (Some((g, _)), Some(b)) => (g * b).sqrt(),
             (Some((g, _)), None) => g * step,
             (None, Some(b)) => b / (step * step),
@@ -185,7 +195,7 @@ async fn sink_trial(
 
 async fn measure(ctx: &Context) -> Result<Figures> {
     let (core, other) = ctx.two_cores();
-    let hosts = ctx.hosts;
+    let hosts = ctx.fewer_hosts();
     let span = Duration::from_secs(if ctx.quick { 3 } else { 5 });
     let world = World::new()?;
     let begin = now();
@@ -202,12 +212,14 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     )
     .await?;
     println!("  {hosts} hosts known after {:.1} s", now().since(begin).as_secs_f64());
+    let (runs, manner) = if ctx.quick { (1, QUICK) } else { (ctx.runs(), THOROUGH) };
     let mut controller = Vec::new();
     let mut near = None;
-    for _ in 0..ctx.runs() {
-        let found =
-            search("controller", near, async |r| controller_trial(&mut stage, r, span).await)
-                .await?;
+    for _ in 0..runs {
+        let found = search("controller", near, manner, async |r| {
+            controller_trial(&mut stage, r, span).await
+        })
+        .await?;
         near = Some(found.sent);
         controller.push(found);
     }
@@ -221,10 +233,11 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     })?;
     let mut bare = Vec::new();
     let mut near = None;
-    for _ in 0..ctx.runs() {
-        let found =
-            search("bare sink", near, async |r| sink_trial(&sink, &mut mass, hosts, r, span).await)
-                .await?;
+    for _ in 0..runs {
+        let found = search("bare sink", near, manner, async |r| {
+            sink_trial(&sink, &mut mass, hosts, r, span).await
+        })
+        .await?;
         near = Some(found.sent);
         bare.push(found);
     }

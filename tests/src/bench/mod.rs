@@ -50,6 +50,17 @@ impl Context {
         if self.quick { 2 } else { 5 }
     }
 
+    /// The same of measurements that hold nothing to a bound: `all` shall come to an end.
+    pub fn fewer_runs(&self) -> usize {
+        if self.quick { 1 } else { 3 }
+    }
+
+    /// Hosts of those measurements whose hosts take long to come together: quick, a fifth of a million shows
+    /// that they work.
+    pub fn fewer_hosts(&self) -> usize {
+        if self.quick { self.hosts.div_ceil(5) } else { self.hosts }
+    }
+
     /// Two cores, for what is measured and for what loads it; the same one if there is no other.
     pub fn two_cores(&self) -> (usize, usize) {
         let cores = machine::cores();
@@ -75,10 +86,13 @@ impl Figures {
         Self { values, runs: runs.len() }
     }
 
-    /// As one JSON line.
-    pub fn json(&self, bench: &str) -> String {
+    /// As one JSON line. `quick` ones say that they are.
+    pub fn json(&self, bench: &str, quick: bool) -> String {
         let mut line = Map::new();
         line.insert("bench".into(), bench.into());
+        if quick {
+            line.insert("quick".into(), true.into());
+        }
         for (name, value) in &self.values {
             line.insert((*name).into(), rounded(*value));
         }

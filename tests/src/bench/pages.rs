@@ -76,7 +76,7 @@ async fn ask(stage: &Stage<'_>, (what, query, wanted): &Kind) -> Result<f64> {
 async fn measure(ctx: &Context) -> Result<Figures> {
     let world = World::new()?;
     let setup = StageSetup {
-        hosts: ctx.hosts,
+        hosts: ctx.fewer_hosts(),
         interval: Duration::from_secs(2),
         shards: machine::cores().len().clamp(1, 64) as u16,
         gro: true,
@@ -86,10 +86,10 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     let mut stage = Stage::raise(&world, setup).await?;
     tokio::time::sleep(Duration::from_secs(if ctx.quick { 5 } else { 20 })).await;
     let middle = middle(&stage).await?;
-    let kinds = kinds(ctx.hosts, &middle);
+    let kinds = kinds(ctx.fewer_hosts(), &middle);
     let asked = if ctx.quick { ASKED / 2 } else { ASKED };
     let mut runs = Vec::new();
-    for run in 1..=ctx.runs() {
+    for run in 1..=ctx.fewer_runs() {
         let backlog = machine::backlog_drops();
         let before = stage.look().await?;
         let (mut figures, mut all) = (Vec::new(), Vec::new());

@@ -23,7 +23,8 @@ pub(super) const DETECTOR: &[Key] = &[
         "ack_every",
         Count("beats", 1, 1000),
         "How many beats an agent sends before it asks for an ack again. Raise it to send less; new \
-         intervals reach agents later then.",
+         intervals reach agents later then. Agents of a shard that reads more than 40,000 beats a second are \
+         told to ask less often, up to every 120th beat.",
     ),
     key(
         "timeout_min",

@@ -16,8 +16,7 @@ fn give_from(
     from: SocketAddr,
     at_ms: u64,
 ) -> Vec<(SocketAddr, usize)> {
-    let mut out = Vec::new();
-    w.core.receive(bytes, from, Via::Beats(0), ms(at_ms), ms(at_ms), &mut out);
+    let out = w.give_next(bytes, from, at_ms);
     out.iter().map(|s| (s.to, s.bytes.as_ref().len())).collect()
 }
 
@@ -267,4 +266,58 @@ fn a_site_behind_one_address_is_never_throttled_for_what_somebody_floods_from_th
     let slot = w.core.detector.slot(HOST).unwrap();
     let last = w.core.detector.record(slot).last_arrival();
     assert!(last >= Some(ms(179_000)), "{last:?}");
+}
+
+/// Two shards get the same datagrams, one in batches whose tags are looked at side by side, one each alone.
+/// They count and answer alike, whatever is in a batch, and under other secrets from one batch to the next.
+#[test]
+fn a_batch_is_taken_as_its_datagrams_alone() {
+    let mut rng = StdRng::seed_from_u64(31);
+    let (mut batched, mut alone) = (World::alive(), World::alive());
+    let mut seq = 20;
+    for round in 0..300u64 {
+        let at = 2_000 + round * 100;
+        if round % 50 == 49 {
+            // The secret that hosts beat under only renews, or beats again.
+            let ring = Keyring::new(vec![secret()]).unwrap();
+            let next = ring.rotated([3; 32]).unwrap();
+            let ring = if round % 100 == 49 { next.retired(KeyId(1)).unwrap() } else { ring };
+            batched.core.set_keyring(ring.clone());
+            alone.core.set_keyring(ring);
+        }
+        let mut batch = Vec::new();
+        for _ in 0..rng.random_range(0..40) {
+            seq += 1;
+            let stamp = alone.stamp(5, seq, at, EPOCH);
+            let kinds = every_kind(&alone, stamp);
+            // A goodbye would end it.
+            let (_, mut bytes) = kinds[rng.random_range(0..kinds.len() - 1)].clone();
+            let at = rng.random_range(0..bytes.len());
+            match rng.random_range(0..8) {
+                0 => bytes[at] ^= 1 << rng.random_range(0..8),
+                1 => bytes.truncate(at),
+                2 => bytes[0] = 9,
+                _ => {}
+            }
+            batch.push(bytes);
+        }
+        let (mut said, mut naive) = (Vec::new(), Vec::new());
+        let (via, now) = (Via::Beats(0), ms(at));
+        batched.core.look_at(batch.iter().map(Vec::as_slice));
+        for (i, bytes) in batch.iter().enumerate() {
+            batched.core.receive_next(i, bytes, here(), via, now, now, &mut said);
+            alone.core.receive(bytes, here(), via, now, now, &mut naive);
+        }
+        let shown = |sends: &[Send]| -> Vec<(SocketAddr, Vec<u8>)> {
+            sends.iter().map(|s| (s.to, s.bytes.as_ref().to_vec())).collect()
+        };
+        assert_eq!(shown(&said), shown(&naive), "round {round}");
+        assert_eq!(
+            format!("{:?}", batched.metrics),
+            format!("{:?}", alone.metrics),
+            "round {round}"
+        );
+    }
+    let taken = get(&alone.metrics.beats);
+    assert!((300..5_000).contains(&taken), "{taken} beats: both ways were gone");
 }

@@ -42,3 +42,42 @@ fn a_host_that_came_back_from_a_suspicion_is_asked_to_beat_faster_for_a_while() 
     // As tests go, ten minutes without a beat are no silence: nobody judges.
     assert_eq!(beat(14, 632_300).map(|(i, _)| i), Some(Duration::from_secs(2)));
 }
+
+/// The rate was once reckoned from a datagram's gap alone: that of a first hello is the time to the first
+/// beat, any moment from now on, and the host was told to want an ack for every 120th beat only.
+#[test]
+fn the_cadence_follows_from_the_hosts_interval_and_not_from_a_hellos_gap() {
+    let mut w = World::new();
+    for n in 0..80_000u32 {
+        let mut id = [7; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        let known = Known {
+            id: HostId(id),
+            state: State::Down,
+            boot: Boot(1),
+            generation: Generation(0),
+            address: None,
+            in_state: Duration::ZERO,
+            missing_reported: false,
+            duplicate: false,
+            agent_lost: false,
+            profile: Default::default(),
+            frozen: None,
+            back_in: None,
+            domain: Default::default(),
+            live: LiveId::NONE,
+        };
+        assert!(w.core.register(known, ms(0)));
+    }
+    let hello = |w: &World, seq: u32, gap: Duration, interval: Duration| {
+        let stamp = Stamp { gap, ..w.stamp(5, seq, u64::from(seq), Epoch(0)) };
+        w.seal(encode_hello(&w.header(), &stamp, 0, interval, &[]).unwrap())
+    };
+    let (soon, second) = (Duration::from_micros(1), Duration::from_secs(1));
+    let mut cadence = |bytes: Vec<u8>, at| interval_of(&w.give(&bytes, at)).map(|(_, c)| c);
+    let world = World::new();
+    assert_eq!(cadence(hello(&world, 1, soon, second), 10), Some(20), "4,000 of 80,000/s");
+    assert_eq!(cadence(hello(&world, 2, soon, second * 10), 300), Some(10), "as configured");
+    assert_eq!(cadence(hello(&world, 3, soon, Duration::ZERO), 600), Some(10), "it tells none");
+    assert_eq!(cadence(world.beat(5, 4, 900, Epoch(0)), 900), Some(20), "as its gap says");
+}
