@@ -12,7 +12,7 @@
 //!   turn them into `SET`s is not counted. Of keys that expire it tells when it comes across them, which is
 //!   waited for so long and no longer.
 //! - **Python**: `tests/clients/naive_monitor.py`, which hears the same datagrams as the controller, one
-//! every ten seconds of each host: more it does not take.
+//!   every ten seconds of each host: more it does not take.
 //!
 //! `redis_ratio`, `python_ratio`: ours ÷ theirs.
 
