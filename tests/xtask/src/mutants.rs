@@ -60,8 +60,8 @@ const MUTANTS: [Mutant; 27] = [
     Mutant {
         name: "forged peer reply accepted: the tag of what a peer brings back is not verified",
         file: "controller/src/ingest/admit.rs",
-        from: ".filter(|key| key.verify(&datagram))",
-        to: ".filter(|key| nonce_of(&datagram.message).is_some() || key.verify(&datagram))",
+        from: "let is_sealed = verdict.unwrap_or_else(alone);",
+        to: "let is_sealed = nonce_of(&datagram.message).is_some() || verdict.unwrap_or_else(alone);",
     },
     Mutant {
         name: "recorded peer reply accepted: its nonce is not compared",
