@@ -261,7 +261,7 @@ pub(super) fn run(ctx: &Context) -> Result<Figures> {
     // Before minutes are spent.
     redis_server()?;
     let span = Duration::from_secs(if ctx.quick { 5 } else { 10 });
-    let runs = ctx.runs();
+    let runs = if ctx.quick { 1 } else { ctx.runs() };
     let (hosts, warm_up) = (ctx.fewer_hosts(), if ctx.quick { WARM_UP_QUICK } else { WARM_UP });
     let ours = median(ctx.runtime.block_on(ours(hosts, warm_up, span, runs))?);
     let redis = median(redis(hosts, span, runs)?);
