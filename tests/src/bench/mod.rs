@@ -50,7 +50,7 @@ impl Context {
         if self.quick { 2 } else { 5 }
     }
 
-    /// The same of measurements that hold nothing to a bound: `all` shall come to an end.
+    /// The same of measurements that take minutes a run, or only compare: `all` shall come to an end.
     pub fn fewer_runs(&self) -> usize {
         if self.quick { 1 } else { 3 }
     }

@@ -89,7 +89,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     let kinds = kinds(ctx.fewer_hosts(), &middle);
     let asked = if ctx.quick { ASKED / 2 } else { ASKED };
     let mut runs = Vec::new();
-    for run in 1..=ctx.fewer_runs() {
+    for run in 1..=ctx.runs() {
         let backlog = machine::backlog_drops();
         let before = stage.look().await?;
         let (mut figures, mut all) = (Vec::new(), Vec::new());

@@ -321,3 +321,22 @@ fn a_batch_is_taken_as_its_datagrams_alone() {
     let taken = get(&alone.metrics.beats);
     assert!((300..5_000).contains(&taken), "{taken} beats: both ways were gone");
 }
+
+/// What was found out of a batch is good for one keyring: a secret taken away meanwhile admits nobody.
+#[test]
+fn a_verdict_does_not_outlive_its_keyring() {
+    let mut w = World::alive();
+    let beat = w.beat(5, 11, 2_000, EPOCH);
+    let give = |w: &mut World, ring: Keyring| {
+        w.core.look_at([beat.as_slice(); 3].into_iter());
+        w.core.set_keyring(ring);
+        let before = get(&w.metrics.beats);
+        let (via, now) = (Via::Beats(0), ms(2_000));
+        w.core.receive_next(0, &beat, here(), via, now, now, &mut Vec::new());
+        get(&w.metrics.beats) - before
+    };
+    let other = Keyring::new(vec![FleetSecret::new(KeyId(1), [3; 32])]).unwrap();
+    assert_eq!(give(&mut w, other), 0);
+    w.core.set_keyring(Keyring::new(vec![secret()]).unwrap());
+    assert_eq!(give(&mut w, Keyring::new(vec![secret()]).unwrap()), 1);
+}
