@@ -8,7 +8,8 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+
+pub(crate) mod places;
 
 /// Bytes of a huge page of x86-64 and of most others.
 const HUGE_PAGE: usize = 2 << 20;
@@ -46,28 +47,24 @@ fn advise(begin: *mut u8, bytes: usize) {
     }
 }
 
-/// Words that are zero, `N` together, of which huge pages are asked for as by [`room`]. Memory is taken only
-/// where something else was written, a page at a time.
-pub fn zeros<const N: usize>(len: usize) -> Box<[[AtomicU64; N]]> {
-    let words = Box::<[[AtomicU64; N]]>::new_zeroed_slice(len);
-    advise(words.as_ptr().cast_mut().cast(), size_of_val(&*words));
-    // SAFETY: a word whose bytes are zero is a valid atomic number.
-    unsafe { words.assume_init() }
-}
-
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
 /// Has the first `lines` cache lines from `value` on fetched; changes nothing.
 #[inline(always)]
 pub(crate) fn prefetch<T>(value: &T, lines: usize) {
+    prefetch_at(std::ptr::from_ref(value).cast(), 0, lines);
+}
+
+/// Has `lines` cache lines fetched, from number `from` after `begin` on; changes nothing, wherever that is.
+#[inline(always)]
+fn prefetch_at(begin: *const i8, from: usize, lines: usize) {
     #[cfg(target_arch = "x86_64")]
-    for i in 0..lines {
+    for i in from..from + lines {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let at = std::ptr::from_ref(value).cast::<i8>().wrapping_add(i * LINE);
         // SAFETY: a prefetch neither reads nor writes as far as a program can tell, and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(begin.wrapping_add(i * LINE)) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (value, lines, LINE);
+    let _ = (begin, from, lines, LINE);
 }

@@ -46,7 +46,7 @@ pub struct Known {
     pub frozen: Option<Duration>,
     /// Its failure domain.
     pub domain: Domain,
-    /// Where its live figures are published.
+    /// Where its live figures are published; [`LiveId::NONE`]: wherever there is room.
     pub live: LiveId,
 }
 
@@ -167,7 +167,6 @@ pub(crate) struct Host {
     pub(crate) boot: Boot,
     /// What its last datagram announced, microseconds.
     gap_us: u32,
-    pub(crate) live: LiveId,
     /// When it may next be challenged by an ack, and by a nonce.
     pub(crate) challenge_next: Coarse,
     pub(crate) nonce_next: Coarse,
@@ -245,7 +244,6 @@ impl Host {
             listen: 0,
             round_trip: RoundTrip::UNKNOWN,
             address: known.address.map_or_else(Address::default, Address::from),
-            live: known.live,
             until: due.unwrap_or(Instant::FAR),
             challenged_until: Coarse::default(),
             challenge_next: Coarse::default(),

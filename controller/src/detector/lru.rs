@@ -47,6 +47,8 @@ const ROW_WORDS: usize = ROWS.div_ceil(64);
 const UNIT_BITS: u32 = 20;
 /// Bits of an entry that hold the slot; the others hold when it is due, for 146 years.
 const SLOT_BITS: u32 = 22;
+/// Slots are below this.
+pub(crate) const SLOTS_MAX: usize = 1 << SLOT_BITS;
 /// What stands in the place of the time at which a slot is due if it is in no row.
 const UNFILED: u32 = 0;
 /// Entries of a block of a row.
@@ -245,7 +247,7 @@ impl Rows {
     #[cold]
     fn file_first(&mut self, row: usize, entry: Entry) {
         let at = entry.slot() as usize;
-        assert!(at < 1 << SLOT_BITS, "slots are below two to the power of {SLOT_BITS}");
+        assert!(at < SLOTS_MAX, "slots are below two to the power of {SLOT_BITS}");
         if at >= self.due.capacity() {
             let mut larger = room((at + 1).next_power_of_two().max(BLOCK));
             larger.append(&mut self.due);

@@ -231,8 +231,6 @@ pub struct Detector {
     dice: Dice,
     /// Room for slots to be filed again after a pass.
     again: Vec<(u32, Instant)>,
-    /// Where live figures are published.
-    live: Arc<LiveTable>,
 }
 
 impl Detector {
@@ -262,13 +260,13 @@ impl Detector {
             clock: now,
             dice: Dice::new(seed),
             again: Vec::new(),
-            live: Arc::default(),
         }
     }
 
-    /// Publishes live figures there from now on; hosts registered before must be none.
-    pub fn publish_to(&mut self, live: Arc<LiveTable>) {
-        self.live = live;
+    /// Publishes live figures there from now on, in this lane; hosts registered before must be none, and no
+    /// other detector may have the lane.
+    pub fn publish_to(&mut self, live: Arc<LiveTable>, lane: u16) {
+        self.hosts.publish_to(live, lane);
     }
 
     /// How many hosts of each class may beat at any moment: they are alive, suspect or down.
@@ -486,7 +484,7 @@ impl Detector {
         for _ in 0..JUDGED_MAX {
             let Some(slot) = self.rows.pop_due(seen) else { break };
             if let Some(coming) = self.rows.coming(JUDGE_AHEAD) {
-                self.hosts.prefetch(coming);
+                self.hosts.prefetch_look(coming);
             }
             let deadline = self.deadline(slot);
             if deadline > seen {

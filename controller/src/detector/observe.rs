@@ -18,7 +18,7 @@ use super::host::{
 use super::timeout::{LEARN_MAX, Patience, Siblings};
 use super::{DUPLICATE_WINDOW, Detector, Observed, Proof, TWINS_TURNS};
 use crate::event::State;
-use crate::view::Lesson;
+use crate::view::{self, Lesson};
 
 impl Host {
     /// Whether a proof of life can neither make a turn nor end anything.
@@ -97,8 +97,8 @@ impl Detector {
         let dice = self.roll();
         let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
         let gap_max = self.settings.gap_max;
-        let Self { hosts, siblings, knobs, live, doubt, .. } = self;
-        let h = hosts.get_mut(slot).expect("slot is live: the index owns it");
+        let Self { hosts, siblings, knobs, doubt, .. } = self;
+        let (h, cell) = hosts.get_both(slot).expect("slot is live: the index owns it");
         if !h.is_usual(proof, Address::from(proof.from)) {
             return self.observe_unusual(slot, proof, sent, dice, turns);
         }
@@ -109,7 +109,7 @@ impl Detector {
         let dropped = last.is_some_and(|last| doubt.explains(last, h.expected, lost));
         let lesson = h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
         h.follow(proof, arrival, sent, gap_max);
-        live.beat(h.live, arrival, h.gap_us(), proof.load, &lesson);
+        view::beat(cell, arrival, h.gap_us(), proof.load, &lesson);
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         let expected = h.expected;
         self.file_well(slot, expected, deadline);
@@ -135,8 +135,8 @@ impl Detector {
         // A gap that our own pause, cut or drops made teaches nothing about the host.
         let dropped =
             h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));
-        let Self { hosts, settings, siblings, knobs, live, rare, .. } = self;
-        let h = hosts.get_mut(slot).expect("slot is live: the index owns it");
+        let Self { hosts, settings, siblings, knobs, rare, .. } = self;
+        let (h, cell) = hosts.get_both(slot).expect("slot is live: the index owns it");
         let knobs = &mut knobs[usize::from(h.knobs)];
         let patience = &knobs.patience;
         let mut observed = Observed::default();
@@ -178,7 +178,7 @@ impl Detector {
         let old_address = h.address;
         observed.moved = old_address != from;
         h.address = from;
-        live.beat(h.live, arrival, h.gap_us(), proof.load, &lesson);
+        view::beat(cell, arrival, h.gap_us(), proof.load, &lesson);
         let (state, expected) = (h.state, h.expected);
 
         // The other one has not answered for a long while.

@@ -137,7 +137,9 @@ mod tests {
     /// `n` hosts that may all be asked, four to a domain.
     fn fleet(n: u32) -> Slab {
         let mut slab = Slab::default();
-        (0..n).for_each(|slot| assert_eq!(slab.add(host(slot, Domain(1 + slot / 4))), slot));
+        for slot in 0..n {
+            assert_eq!(slab.add(host(slot, Domain(1 + slot / 4)), LiveId::NONE), Some(slot));
+        }
         slab
     }
 

@@ -16,9 +16,10 @@ use super::{DUPLICATE_WINDOW, Detector, HOSTS_MAX, SUSPECT_TOLERANCE};
 use crate::event::State;
 use crate::ingest::admit::{Newest, Past};
 use crate::intervals::CLASSES_MAX;
+use crate::view::LiveId;
 
-/// Datagrams whose lines are fetched together: those of the index three such groups ahead, then the records,
-/// then the live cells, as each needs what the one before brought.
+/// Datagrams whose lines are fetched together: those of the index two such groups ahead, then what they lead
+/// to, which stands in one page but for the time of the next look.
 ///
 /// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table
 /// of pages, and a fetch is not over for it before the page is found. Fetches between which there are
@@ -119,9 +120,8 @@ impl Detector {
         ahead.hashes.clear();
         ahead.slots.clear();
         ahead.hashes.extend(ids.map(|id| id.map_or(0, |id| self.hash(id))));
-        self.fetch_lines(0..3 * GROUP, ahead);
-        self.fetch_records(2 * GROUP, ahead);
-        self.fetch_cells(0..GROUP, ahead);
+        self.fetch_lines(0..2 * GROUP, ahead);
+        self.fetch_hosts(GROUP, ahead);
     }
 
     /// Has fetched what datagrams after number `i` of the batch will need.
@@ -134,9 +134,8 @@ impl Detector {
 
     #[inline(never)]
     fn look_at_groups(&self, i: usize, ahead: &mut Ahead) {
-        self.fetch_lines(i + 3 * GROUP..i + 4 * GROUP, ahead);
-        self.fetch_records(i + 3 * GROUP, ahead);
-        self.fetch_cells(i + GROUP..i + 2 * GROUP, ahead);
+        self.fetch_lines(i + 2 * GROUP..i + 3 * GROUP, ahead);
+        self.fetch_hosts(i + 2 * GROUP, ahead);
     }
 
     /// Has lines of the index fetched.
@@ -146,24 +145,15 @@ impl Detector {
         }
     }
 
-    /// Guesses slots and has their records fetched, up to datagram number `end`.
-    fn fetch_records(&self, end: usize, ahead: &mut Ahead) {
+    /// Guesses slots and has fetched what beats need of them, up to datagram number `end`.
+    fn fetch_hosts(&self, end: usize, ahead: &mut Ahead) {
         let first = ahead.slots.len();
         for hash in some(&ahead.hashes, first..end) {
             ahead.slots.push(self.index.candidate(*hash).unwrap_or(u32::MAX));
         }
         for slot in some(&ahead.slots, first..end) {
-            self.hosts.prefetch(*slot);
-        }
-    }
-
-    /// Has live cells fetched, and what says when hosts are looked at.
-    fn fetch_cells(&self, of: Range<usize>, ahead: &Ahead) {
-        for slot in some(&ahead.slots, of) {
-            if let Some(host) = self.hosts.get(*slot) {
-                self.live.prefetch(host.live);
-                self.rows.prefetch(*slot);
-            }
+            self.hosts.prefetch_beat(*slot);
+            self.rows.prefetch(*slot);
         }
     }
 
@@ -181,6 +171,11 @@ impl Detector {
     #[inline]
     pub(crate) fn record(&mut self, slot: u32) -> &mut Host {
         self.host_mut(slot)
+    }
+
+    /// Where a host's live figures are published.
+    pub(crate) fn live_of(&self, slot: u32) -> LiveId {
+        self.hosts.id(slot)
     }
 
     /// When a host was last heard, since the start.
@@ -219,18 +214,19 @@ impl Detector {
         &self.knobs[usize::from(self.host(slot).knobs)].patience
     }
 
-    /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked.
+    /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked, or the machine has
+    /// no memory for one more.
     ///
     /// One that was alive or suspect gets a fresh deadline in the second half of `restart_grace`, spread
     /// by its id, so that a restart of the controller neither convicts in its own shadow nor judges all
     /// at once.
     pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
         if let Some(slot) = self.slot(known.id) {
-            self.live.give_back(known.live);
+            self.hosts.give_back(known.live);
             return Some(slot);
         }
         if self.index.len() >= HOSTS_MAX {
-            self.live.give_back(known.live);
+            self.hosts.give_back(known.live);
             return None;
         }
         let s = &self.settings;
@@ -255,7 +251,7 @@ impl Detector {
             }
         };
         let hash = self.hash(known.id);
-        let slot = self.hosts.add(Host::new(&known, due, now));
+        let slot = self.hosts.add(Host::new(&known, due, now), known.live)?;
         let Self { index, hosts, hashes, .. } = self;
         index.insert(hash, slot, |slot| hosts.get(slot).map_or(0, |h| hash_of(hashes, h.id)));
         if known.duplicate {
@@ -313,10 +309,7 @@ impl Detector {
         self.confirm.end(slot);
         self.rare.remove(&slot);
         self.count(slot, |alive, one| alive - one);
-        if let Some(host) = self.hosts.take(slot) {
-            self.live.give_back(host.live);
-        }
-        true
+        self.hosts.take(slot)
     }
 
     /// When a host's patience ends.

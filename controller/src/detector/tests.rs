@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 use super::knobs::Knobs;
-use crate::view::{LiveId, LiveTable};
+use crate::view::LiveId;
 
 const MARGIN: Duration = Duration::from_millis(500);
 const SPACING: Duration = Duration::from_millis(200);
@@ -580,9 +580,7 @@ fn a_fleet_that_dies_behind_its_controller_is_found_within_doubt_max() {
 #[test]
 fn a_mistake_teaches_how_long_the_silence_would_have_been() {
     let mut w = World::new();
-    let table = Arc::new(LiveTable::default());
-    w.detector.publish_to(Arc::clone(&table));
-    w.detector.register(Known { live: table.take(0), ..known(1, State::Alive) }, ms(0));
+    w.detector.register(known(1, State::Alive), ms(0));
     w.beat(1, 1, ms(100), Duration::from_secs(1));
     let slot = w.detector.slot(id(1)).unwrap();
     let mut out = Vec::new();

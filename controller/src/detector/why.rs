@@ -9,12 +9,13 @@ use super::timeout::Context;
 use super::{Detector, ms_between};
 use crate::control::{ExcuseWhy, HostWhy, KnobsWhy, OverdueBin, ProbeWhy};
 use crate::event::State;
+use crate::view::habits_of;
 
 impl Detector {
     /// What is known of a host right now, for people.
     pub fn why(&self, slot: u32, shard: u16, now: Instant, lag: Duration) -> HostWhy {
         let h = self.host(slot);
-        let habits = self.live.habits(h.live);
+        let habits = self.hosts.cell(slot).map(habits_of).unwrap_or_default();
         let (margin, source) = self.margin(h);
         let timed = matches!(h.state, State::Alive) && h.last_arrival().is_some();
         // Of one that has not been heard, or has left, no beat is expected.

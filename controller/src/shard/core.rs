@@ -187,7 +187,7 @@ impl ShardCore {
         now: Instant,
     ) -> Self {
         let mut detector = Detector::new(settings, &identity.knobs, identity.seed, now);
-        detector.publish_to(Arc::clone(&identity.live));
+        detector.publish_to(Arc::clone(&identity.live), identity.shard);
         Self {
             sources: Sources::new(identity.seed),
             foreigners: Foreigners::new(now),
@@ -603,10 +603,11 @@ impl ShardCore {
         h.flag(HELLO_WANTED, false);
         if h.facts_hash != hash {
             h.facts_hash = hash;
-            let live = h.live;
+            let live = self.detector.live_of(slot);
             let mut facts = facts(admitted, hello, from, false, live);
             enrolled.label(host, &mut facts.labels);
-            h.domain = self.identity.domains.domain(&facts.labels);
+            let domain = self.identity.domains.domain(&facts.labels);
+            self.detector.record(slot).domain = domain;
             self.detector.set_profile(slot, self.identity.knobs.profile(&facts.labels));
             self.notices.push(Notice::Facts(Box::new(facts)));
         }

@@ -13,23 +13,25 @@
 //! A cell is written by one thread, the host's shard, with plain relaxed stores; a reader may see half of
 //! one beat and half of the next, which are neighbours. Cells stand in chunks that appear as they are
 //! needed and never move, so neither side ever waits. A chunk belongs to one *lane* (a shard), so that two
-//! shards never write to one cache line; a lane's first one is small, for a machine may have many lanes and
-//! few hosts.
+//! shards never write to one cache line. Beside each cell stands the record that the shard keeps of the host:
+//! see [`crate::memory::places`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use heartwatch_common::load::{LoadSample, Share};
 use heartwatch_common::time::Instant;
 
 use super::habits::{self, Habits, Lesson};
-use crate::memory::{LINE, prefetch, zeros};
+use crate::detector::host::Host;
+use crate::memory::places::{self, Cell, Cells, Owned};
 
-/// Cells in a chunk, and in the first one of a lane: 8 MB and 512 kB.
-const CHUNK_LEN: usize = 131_072;
-const FIRST_LEN: usize = 8_192;
-/// Chunks of a table: 16 million cells, and a first chunk for each of 64 lanes.
+/// Places in a chunk: 32 MiB, of which only what is used takes memory.
+pub(crate) const CHUNK_LEN: usize = 131_072;
+/// Of a lane's first chunk so many bytes stand in usual pages: a machine may have many lanes and few hosts.
+const SMALL: usize = 2 << 20;
+/// Chunks of a table: 16 million cells, and a last chunk that is not full for each of 64 lanes.
 const CHUNKS_MAX: usize = 128 + 64;
 /// Bit of the second word that says that there is a load sample.
 const HAS_LOAD: u64 = 1 << 56;
@@ -43,8 +45,23 @@ const GAP_SECONDS: u64 = 1 << 15;
 pub struct LiveId(u32);
 
 impl LiveId {
-    /// No cell: what is published there is not kept.
+    /// No cell.
     pub const NONE: Self = Self(u32::MAX);
+
+    /// Place `at` of a chunk.
+    pub(crate) fn new(chunk: u32, at: usize) -> Self {
+        Self(chunk * CHUNK_LEN as u32 + at as u32)
+    }
+
+    /// Its chunk.
+    pub(crate) fn chunk(self) -> u32 {
+        self.0 / CHUNK_LEN as u32
+    }
+
+    /// Its place within that.
+    pub(crate) fn at(self) -> usize {
+        self.0 as usize % CHUNK_LEN
+    }
 }
 
 impl Default for LiveId {
@@ -64,44 +81,19 @@ pub struct Live {
     pub load: Option<LoadSample>,
 }
 
-/// Words of a cell: one cache line.
-const WORDS: usize = 3 + habits::WORDS;
-
-const _: () = assert!(WORDS * size_of::<u64>() == LINE);
-
-type Cell = [AtomicU64; WORDS];
-
-/// Cells that stand in a line each.
-struct Chunk {
-    words: Box<[[AtomicU64; 1]]>,
-    /// Words before the first line.
-    skipped: usize,
-}
-
-impl Chunk {
-    fn new(len: usize) -> Self {
-        let words = zeros(len * WORDS + WORDS - 1);
-        let skipped = words.as_ptr().align_offset(LINE) % WORDS;
-        Self { words, skipped }
-    }
-
-    #[inline]
-    fn cells(&self) -> &[Cell] {
-        self.words.as_flattened().get(self.skipped..).unwrap_or_default().as_chunks().0
-    }
-}
+const _: () = assert!((3 + habits::WORDS) * size_of::<u64>() == size_of::<Cell>());
 
 /// The cells of all hosts.
 pub struct LiveTable {
-    chunks: Box<[OnceLock<Chunk>]>,
+    chunks: Box<[OnceLock<Cells<Host>>]>,
     places: Mutex<Places>,
 }
 
 /// Which cells are free.
 #[derive(Default)]
 struct Places {
-    /// To which lane each chunk belongs.
-    owners: Vec<u16>,
+    /// To which lane each chunk belongs, and its records until that lane's shard has claimed them.
+    owners: Vec<(u16, Option<Owned<Host>>)>,
     lanes: Vec<Lane>,
 }
 
@@ -129,9 +121,10 @@ impl std::fmt::Debug for LiveTable {
 }
 
 impl LiveTable {
-    /// Takes an empty cell for a host of a shard; [`LiveId::NONE`] if all 16 million are taken.
+    /// Takes an empty cell for a host of a shard; [`LiveId::NONE`] if all 16 million are taken, or the machine
+    /// has no memory.
     pub fn take(&self, lane: u16) -> LiveId {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.lock();
         let Places { owners, lanes } = &mut *places;
         if lanes.len() <= usize::from(lane) {
             lanes.resize(usize::from(lane) + 1, Lane::default());
@@ -142,39 +135,74 @@ impl LiveTable {
         }
         if own.fresh.is_empty() {
             let Some(chunk) = self.chunks.get(owners.len()) else { return LiveId::NONE };
-            let len = if own.begun { CHUNK_LEN } else { FIRST_LEN };
+            let small = if own.begun { 0 } else { SMALL };
+            let Some((records, cells)) = places::map(CHUNK_LEN, small) else {
+                return LiveId::NONE;
+            };
             own.begun = true;
-            let cells = chunk.get_or_init(|| Chunk::new(len)).cells();
-            // Numbers for which a small chunk has no cell are never given out.
             let first = (owners.len() * CHUNK_LEN) as u32;
             own.fresh = first..first + cells.len() as u32;
-            owners.push(lane);
+            chunk.get_or_init(|| cells);
+            owners.push((lane, Some(records)));
         }
         own.fresh.next().map_or(LiveId::NONE, LiveId)
+    }
+
+    /// The records of a chunk, for the first who asks: the shard whose lane it is.
+    pub(crate) fn claim(&self, chunk: u32) -> Option<Owned<Host>> {
+        self.lock().owners.get_mut(chunk as usize)?.1.take()
+    }
+
+    /// A copy of a chunk's records and cells, in the first chunk that is free, for that lane.
+    ///
+    /// # Panics
+    /// If the machine has no memory, or the table no room.
+    pub(crate) fn adopt(&self, chunk: &Owned<Host>, lane: u16) -> Owned<Host> {
+        let (len, ready) = chunk.extent();
+        let (mut copy, cells) = places::map::<Host>(len, SMALL).expect("memory for a copy");
+        for at in 0..ready {
+            copy.put(at, chunk.get(at).cloned());
+            for (to, from) in
+                cells.get(at).into_iter().flatten().zip(chunk.cell(at).into_iter().flatten())
+            {
+                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        let mut places = self.lock();
+        let Places { owners, lanes } = &mut *places;
+        if lanes.len() <= usize::from(lane) {
+            lanes.resize(usize::from(lane) + 1, Lane::default());
+        }
+        let first = (owners.len() * CHUNK_LEN) as u32;
+        let own = &mut lanes[usize::from(lane)];
+        // Of the chunk before too: whatever of it was not given out is so from the list.
+        own.free.extend(own.fresh.clone());
+        own.free
+            .extend((0..ready).filter(|at| chunk.get(*at).is_none()).map(|at| first + at as u32));
+        own.fresh = first + ready as u32..first + len as u32;
+        own.begun = true;
+        self.chunks[owners.len()].get_or_init(|| cells);
+        owners.push((lane, None));
+        copy
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a cell back. Only its writer may do that, and only once.
     pub fn give_back(&self, id: LiveId) {
         let Some(cell) = self.cell(id) else { return };
         cell.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.lock();
         let Places { owners, lanes } = &mut *places;
-        let lane = owners[id.0 as usize / CHUNK_LEN];
+        let (lane, _) = owners[id.chunk() as usize];
         lanes[usize::from(lane)].free.push(id.0);
     }
 
-    /// Has a cell that will be written soon fetched.
-    #[inline]
-    pub(crate) fn prefetch(&self, id: LiveId) {
-        if let Some(cell) = self.cell(id) {
-            prefetch(cell, 1);
-        }
-    }
-
-    /// Publishes a proof of life that arrived at `arrival`, with the gap to the next beat in microseconds,
-    /// and the load that it carries; without one, the load that was known stays.
-    #[inline]
-    pub fn beat(
+    /// Publishes a proof of life: see [`beat`].
+    #[cfg(test)]
+    pub(crate) fn beat(
         &self,
         id: LiveId,
         arrival: Instant,
@@ -183,35 +211,7 @@ impl LiveTable {
         lesson: &Lesson,
     ) {
         let Some(cell) = self.cell(id) else { return };
-        cell[0].store(arrival.0, Ordering::Relaxed);
-        let figures = match load {
-            Some(l) => {
-                // One by one: a map over them is a loop of calls, and an array of bytes that is read in one
-                // go has the processor wait.
-                let byte = |share: Share, place: u32| u64::from(share.to_byte()) << (8 * place);
-                let shares = byte(l.cpu_busy, 0)
-                    | byte(l.memory_used, 1)
-                    | byte(l.swap_used, 2)
-                    | byte(l.disk_used, 3)
-                    | byte(l.psi_cpu, 4)
-                    | byte(l.psi_memory, 5)
-                    | byte(l.psi_io, 6);
-                cell[1].store(shares | HAS_LOAD, Ordering::Relaxed);
-                u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16
-            }
-            None => cell[2].load(Ordering::Relaxed) & !(u64::MAX << GAP_SHIFT),
-        };
-        cell[2].store(figures | gap_code(gap_us) << GAP_SHIFT, Ordering::Relaxed);
-        if let Some(words) = cell[3..].first_chunk() {
-            habits::learn(words, lesson);
-        }
-    }
-
-    /// A host's habits; none are known of [`LiveId::NONE`]. For its shard alone: what others read could be
-    /// of two beats.
-    pub(crate) fn habits(&self, id: LiveId) -> Habits {
-        let words = self.cell(id).and_then(|cell| cell[3..].first_chunk());
-        words.map(Habits::read).unwrap_or_default()
+        beat(cell, arrival, gap_us, load, lesson);
     }
 
     /// Reads a cell; nothing is known of [`LiveId::NONE`].
@@ -234,20 +234,59 @@ impl LiveTable {
         Live { last_arrival, gap: gap_of(third >> GAP_SHIFT), load }
     }
 
-    /// Bytes of cells that were ever given out, to the page.
+    /// Bytes of places that were ever given out, and of the list of those that are free.
     pub fn bytes(&self) -> usize {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = self.chunks.iter().filter_map(|c| c.get()).map(|c| c.cells().len()).sum();
+        let places = self.lock();
+        let all: usize = self.chunks.iter().filter_map(|c| c.get()).map(Cells::len).sum();
         let fresh: usize = places.lanes.iter().map(|lane| lane.fresh.len()).sum();
         let free: usize = places.lanes.iter().map(|lane| lane.free.capacity()).sum();
-        (all - fresh) * size_of::<Cell>() + free * size_of::<u32>()
+        (all - fresh) * Cells::<Host>::PLACE + free * size_of::<u32>()
     }
 
     #[inline]
     fn cell(&self, id: LiveId) -> Option<&Cell> {
-        let at = id.0 as usize;
-        self.chunks.get(at / CHUNK_LEN)?.get()?.cells().get(at % CHUNK_LEN)
+        self.chunks.get(id.chunk() as usize)?.get()?.get(id.at())
     }
+}
+
+/// Publishes in a cell a proof of life that arrived at `arrival`, with the gap to the next beat in
+/// microseconds, and the load that it carries; without one, the load that was known stays. Only the shard
+/// whose host it is does that.
+#[inline]
+pub(crate) fn beat(
+    cell: &Cell,
+    arrival: Instant,
+    gap_us: u32,
+    load: Option<&LoadSample>,
+    lesson: &Lesson,
+) {
+    cell[0].store(arrival.0, Ordering::Relaxed);
+    let figures = match load {
+        Some(l) => {
+            // One by one: a map over them is a loop of calls, and an array of bytes that is read in one go
+            // has the processor wait.
+            let byte = |share: Share, place: u32| u64::from(share.to_byte()) << (8 * place);
+            let shares = byte(l.cpu_busy, 0)
+                | byte(l.memory_used, 1)
+                | byte(l.swap_used, 2)
+                | byte(l.disk_used, 3)
+                | byte(l.psi_cpu, 4)
+                | byte(l.psi_memory, 5)
+                | byte(l.psi_io, 6);
+            cell[1].store(shares | HAS_LOAD, Ordering::Relaxed);
+            u64::from(l.run_queue_centi) | u64::from(l.network_kib_per_s) << 16
+        }
+        None => cell[2].load(Ordering::Relaxed) & !(u64::MAX << GAP_SHIFT),
+    };
+    cell[2].store(figures | gap_code(gap_us) << GAP_SHIFT, Ordering::Relaxed);
+    if let Some(words) = cell[3..].first_chunk() {
+        habits::learn(words, lesson);
+    }
+}
+
+/// A host's habits. For its shard alone: what others read could be of two beats.
+pub(crate) fn habits_of(cell: &Cell) -> Habits {
+    cell[3..].first_chunk().map(Habits::read).unwrap_or_default()
 }
 
 #[inline]
@@ -320,22 +359,25 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_begins_small_and_goes_on_with_large_chunks() {
+    fn a_lane_goes_on_with_another_chunk_and_its_records_are_claimed_once() {
         let table = LiveTable::default();
-        let many = FIRST_LEN + CHUNK_LEN + 1;
+        let many = CHUNK_LEN + 2;
         let mut ids: Vec<u32> = (0..many).map(|_| table.take(3).0).collect();
-        let chunks = || table.chunks.iter().filter_map(|c| c.get()).map(|c| c.cells().len());
-        assert!(chunks().eq([FIRST_LEN, CHUNK_LEN, CHUNK_LEN]));
+        let chunks = || table.chunks.iter().filter_map(|c| c.get()).map(Cells::len);
+        assert!(chunks().eq([CHUNK_LEN, CHUNK_LEN]));
         ids.dedup();
         assert!(ids.len() == many && ids.is_sorted());
         for id in ids.into_iter().map(LiveId) {
             table.beat(id, Instant(u64::from(id.0) + 1), 0, None, &Lesson::default());
+            assert_eq!(LiveId::new(id.chunk(), id.at()), id);
         }
-        let last = LiveId(2 * CHUNK_LEN as u32);
+        let last = LiveId(CHUNK_LEN as u32 + 1);
         assert_eq!(table.get(last).last_arrival, Some(Instant(u64::from(last.0) + 1)));
-        assert_eq!(table.bytes(), many * size_of::<Cell>());
-        // A number between two chunks names no cell.
-        assert_eq!(table.get(LiveId(FIRST_LEN as u32)), Live::default());
+        assert_eq!(table.bytes(), many * 256);
+        // A number beyond what was given out names an empty cell, and one beyond all chunks none.
+        assert_eq!(table.get(LiveId(last.0 + 1)), Live::default());
+        assert_eq!(table.get(LiveId(2 * CHUNK_LEN as u32)), Live::default());
+        assert!(table.claim(1).is_some() && table.claim(1).is_none() && table.claim(2).is_none());
     }
 
     #[test]

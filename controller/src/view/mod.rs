@@ -40,6 +40,7 @@ use filter::Sieve;
 pub use habits::Lesson;
 use index::Index;
 use labels::LabelSets;
+pub(crate) use live::{CHUNK_LEN, beat, habits_of};
 pub use live::{Live, LiveId, LiveTable};
 use names::Name;
 use rows::{Rows, Tag};

@@ -5,7 +5,6 @@
 
 use std::hint::black_box;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,7 +17,7 @@ use heartwatch_controller::detector::host::Known;
 use heartwatch_controller::detector::{Ahead, Detector, Proof, Settings};
 use heartwatch_controller::event::State;
 use heartwatch_controller::memory::room;
-use heartwatch_controller::view::LiveTable;
+use heartwatch_controller::view::LiveId;
 use nix::time::{ClockId, clock_gettime};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -77,8 +76,6 @@ impl Beating {
             Detector::new(Settings::new(&config.detector), &config.knobs, seed, Instant(SECOND_NS));
         let ids: Vec<HostId> = (0..hosts).map(|_| HostId(rng.random())).collect();
         let from = SocketAddr::from(([192, 0, 2, 1], 9));
-        let live = Arc::new(LiveTable::default());
-        detector.publish_to(Arc::clone(&live));
         for id in &ids {
             let known = Known {
                 id: *id,
@@ -94,7 +91,7 @@ impl Beating {
                 frozen: None,
                 back_in: None,
                 domain: Default::default(),
-                live: live.take(0),
+                live: LiveId::NONE,
             };
             detector.register(known, Instant(SECOND_NS)).context("no room for a host")?;
         }
