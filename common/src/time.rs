@@ -50,6 +50,15 @@ pub const fn nanos(d: Duration) -> u64 {
     d.as_secs().saturating_mul(1_000_000_000).saturating_add(d.subsec_nanos() as u64)
 }
 
+/// Whole microseconds of a span; `u32::MAX` for spans of more than 71 minutes.
+#[inline]
+pub const fn micros(d: Duration) -> u32 {
+    if d.as_secs() > 4_294 {
+        return u32::MAX;
+    }
+    (d.as_secs() as u32 * 1_000_000).saturating_add(d.subsec_micros())
+}
+
 impl Add<Duration> for Instant {
     type Output = Self;
     #[inline]

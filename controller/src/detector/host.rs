@@ -165,8 +165,8 @@ pub(crate) struct Host {
     pub(crate) learned: Learned,
     pub(crate) seq: Seq,
     pub(crate) boot: Boot,
-    /// What its last datagram announced, microseconds.
-    gap_us: u32,
+    /// What its last datagram announced, microseconds: below 72 minutes.
+    pub(crate) gap_us: u32,
     /// When it may next be challenged by an ack, and by a nonce.
     pub(crate) challenge_next: Coarse,
     pub(crate) nonce_next: Coarse,
@@ -287,21 +287,9 @@ impl Host {
         self.heard = at;
     }
 
-    /// What its last datagram announced, microseconds.
-    #[inline]
-    pub(crate) fn gap_us(&self) -> u32 {
-        self.gap_us
-    }
-
     /// What its last datagram announced.
     pub(crate) fn gap(&self) -> Duration {
         Duration::from_micros(u64::from(self.gap_us))
-    }
-
-    /// Takes an announced gap, which is below 72 minutes.
-    #[inline]
-    pub(crate) fn set_gap(&mut self, gap: Duration) {
-        self.gap_us = u32::try_from(nanos(gap) / 1_000).unwrap_or(u32::MAX);
     }
 
     /// Keeps its margin there (to the millisecond, at most 4.6 hours), or lets it learn.

@@ -42,7 +42,7 @@ use std::time::Duration;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use heartwatch_common::id::{Boot, HostId};
 use heartwatch_common::load::LoadSample;
-use heartwatch_common::time::Instant;
+use heartwatch_common::time::{Instant, micros};
 use heartwatch_common::wire::{Leave, Stamp};
 
 use crate::event::{Cause, State};
@@ -213,6 +213,8 @@ pub struct Detector {
     groups: HashMap<u64, GroupId>,
     /// Margins by [`Profile::knobs`]; never empty.
     knobs: Vec<Turned>,
+    /// [`Settings::gap_max`] in microseconds.
+    gap_max_us: u32,
     /// Hosts that may beat at any moment, by [`Profile::class`].
     classes: [u64; CLASSES_MAX],
     look_at: Instant,
@@ -250,6 +252,7 @@ impl Detector {
             siblings: Siblings::default(),
             groups: HashMap::new(),
             knobs: Turned::all(knobs, now),
+            gap_max_us: micros(settings.gap_max),
             classes: [0; CLASSES_MAX],
             look_at: now,
             local: Vec::new(),

@@ -5,11 +5,9 @@
 //! builds no evidence, asks no side table and changes no count. What such a beat teaches is the same on
 //! both ways: [`Host::learn_from`] and [`Host::follow`] are the only places that do it.
 
-use std::time::Duration;
-
 use hashbrown::hash_map::Entry;
 use heartwatch_common::id::Boot;
-use heartwatch_common::time::{Instant, nanos};
+use heartwatch_common::time::{Instant, micros, nanos};
 
 use super::host::{
     AWAITED, Address, DUPLICATE, EXCUSED, Evidence, HELLO_WANTED, Host, MISSING_REPORTED, OneLeft,
@@ -35,7 +33,7 @@ impl Host {
 
     /// Learns from a proof of the same life as the one before, which was heard at `last`. `dropped`: the gap
     /// may be our own doing. Answers what its live cell shall learn.
-    #[inline]
+    #[inline(always)]
     #[expect(
         clippy::too_many_arguments,
         reason = "two call sites; a struct would only rename them"
@@ -46,7 +44,7 @@ impl Host {
         last: Option<Instant>,
         arrival: Instant,
         dropped: bool,
-        gap_max: Duration,
+        gap_us: u32,
         patience: &Patience,
         siblings: &mut Siblings,
         dice: u32,
@@ -62,8 +60,8 @@ impl Host {
         let overdue_ns = arrival.0.wrapping_sub(self.expected.0) as i64;
         // Left alone, it would have been overdue until its next beat. Learning what our own probe cut short
         // would keep the margin as short as it was wrong.
-        let cut_short_ns = if proof.asked { nanos(proof.stamp.gap.min(gap_max)) } else { 0 };
-        let overdue_ns = overdue_ns.saturating_add(cut_short_ns as i64);
+        let cut_short_ns = if proof.asked { i64::from(gap_us) * 1_000 } else { 0 };
+        let overdue_ns = overdue_ns.saturating_add(cut_short_ns);
         lesson.overdue_ns = Some(overdue_ns);
         if !dropped && overdue_ns < nanos(LEARN_MAX) as i64 {
             let Self { learned, histograms, group, .. } = self;
@@ -74,13 +72,12 @@ impl Host {
 
     /// Takes over what a proof says of itself. `sent`: when, by the agent's clock as if ours had never stood
     /// still.
-    #[inline]
-    fn follow(&mut self, proof: &Proof<'_>, arrival: Instant, sent: Instant, gap_max: Duration) {
+    #[inline(always)]
+    fn follow(&mut self, proof: &Proof<'_>, arrival: Instant, sent: Instant, gap_us: u32) {
         self.seq = proof.stamp.seq;
         self.sent = proof.stamp.sent;
-        let gap = proof.stamp.gap.min(gap_max);
-        self.set_gap(gap);
-        self.expected = self.learned.expect(arrival, sent, gap);
+        self.gap_us = gap_us;
+        self.expected = self.learned.expect(arrival, sent, gap_us);
         self.hear(arrival);
     }
 }
@@ -96,7 +93,7 @@ impl Detector {
     ) -> Observed {
         let dice = self.roll();
         let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
-        let gap_max = self.settings.gap_max;
+        let gap_us = micros(proof.stamp.gap).min(self.gap_max_us);
         let Self { hosts, siblings, knobs, doubt, .. } = self;
         let (h, cell) = hosts.get_both(slot).expect("slot is live: the index owns it");
         if !h.is_usual(proof, Address::from(proof.from)) {
@@ -107,9 +104,9 @@ impl Detector {
         let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
         let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
         let dropped = last.is_some_and(|last| doubt.explains(last, h.expected, lost));
-        let lesson = h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice);
-        h.follow(proof, arrival, sent, gap_max);
-        view::beat(cell, arrival, h.gap_us(), proof.load, &lesson);
+        let lesson = h.learn_from(proof, last, arrival, dropped, gap_us, patience, siblings, dice);
+        h.follow(proof, arrival, sent, gap_us);
+        view::beat(cell, arrival, gap_us, proof.load, &lesson);
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         let expected = h.expected;
         self.file_well(slot, expected, deadline);
@@ -135,7 +132,8 @@ impl Detector {
         // A gap that our own pause, cut or drops made teaches nothing about the host.
         let dropped =
             h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));
-        let Self { hosts, settings, siblings, knobs, rare, .. } = self;
+        let gap_us = micros(proof.stamp.gap).min(self.gap_max_us);
+        let Self { hosts, siblings, knobs, rare, .. } = self;
         let (h, cell) = hosts.get_both(slot).expect("slot is live: the index owns it");
         let knobs = &mut knobs[usize::from(h.knobs)];
         let patience = &knobs.patience;
@@ -148,8 +146,7 @@ impl Detector {
 
         let lesson = if continues {
             observed.lost = lost;
-            let gap_max = settings.gap_max;
-            h.learn_from(proof, last, arrival, dropped, gap_max, patience, siblings, dice)
+            h.learn_from(proof, last, arrival, dropped, gap_us, patience, siblings, dice)
         } else {
             h.learned.rebase();
             Lesson { late_ms: proof.late_ms, begins: true, ..Lesson::default() }
@@ -158,7 +155,7 @@ impl Detector {
         if !same_boot {
             h.boot_max = h.boot_max.max(h.boot);
         }
-        h.follow(proof, arrival, sent, settings.gap_max);
+        h.follow(proof, arrival, sent, gap_us);
         if !continues || h.learned.beats() == 0 {
             h.learned.choose(&h.histograms, patience, siblings.prior(h.group));
         }
@@ -178,7 +175,7 @@ impl Detector {
         let old_address = h.address;
         observed.moved = old_address != from;
         h.address = from;
-        view::beat(cell, arrival, h.gap_us(), proof.load, &lesson);
+        view::beat(cell, arrival, gap_us, proof.load, &lesson);
         let (state, expected) = (h.state, h.expected);
 
         // The other one has not answered for a long while.

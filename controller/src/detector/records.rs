@@ -24,7 +24,7 @@ use crate::view::LiveId;
 /// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table
 /// of pages, and a fetch is not over for it before the page is found. Fetches between which there are
 /// hundreds of instructions wait for that one after the other; these wait side by side.
-const GROUP: usize = 16;
+const GROUP: usize = 64;
 
 /// What is known ahead of a batch of datagrams; see [`Detector::look_at`].
 #[derive(Clone, Debug, Default)]

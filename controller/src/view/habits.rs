@@ -81,7 +81,7 @@ impl Habits {
 }
 
 /// Learns from one beat. Its host's shard is the only one who writes there.
-#[inline]
+#[inline(always)]
 pub(super) fn learn(words: &[AtomicU64; WORDS], lesson: &Lesson) {
     let [inter_arrival, others, recent @ .., lates] = words;
     let mut rest = others.load(Ordering::Relaxed);

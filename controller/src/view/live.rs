@@ -252,7 +252,7 @@ impl LiveTable {
 /// Publishes in a cell a proof of life that arrived at `arrival`, with the gap to the next beat in
 /// microseconds, and the load that it carries; without one, the load that was known stays. Only the shard
 /// whose host it is does that.
-#[inline]
+#[inline(always)]
 pub(crate) fn beat(
     cell: &Cell,
     arrival: Instant,

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use heartwatch_common::time::Instant;
+use heartwatch_common::time::{Instant, micros};
 use heartwatch_controller::detector::dice::Dice;
 use heartwatch_controller::detector::timeout::target::Target;
 use heartwatch_controller::detector::timeout::{
@@ -85,7 +85,7 @@ impl Detector for Ours {
                 learned.learn(histograms, overdue_ns, patience, siblings, self.group, dice);
             }
         }
-        let next = self.learned.expect(at, instant(a.sent_s), gap);
+        let next = self.learned.expect(at, instant(a.sent_s), micros(gap));
         if self.expected.is_none() {
             self.learned.choose(&self.histograms, patience, siblings.prior(self.group));
         }

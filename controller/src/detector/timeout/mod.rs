@@ -350,7 +350,7 @@ impl Learned {
 
     /// Takes the offset of a proof of life and says when the next beat is expected to arrive.
     #[inline]
-    pub fn expect(&mut self, arrival: Instant, sent: Instant, gap: Duration) -> Instant {
+    pub fn expect(&mut self, arrival: Instant, sent: Instant, gap_us: u32) -> Instant {
         let offset = offset_ns(arrival, sent);
         // If our own clock stood still for a while (a suspended machine), following slowly would make
         // every deadline of the fleet late for minutes.
@@ -361,15 +361,14 @@ impl Learned {
             self.slow_ns = offset;
             self.flags |= BASED;
         }
-        let gap_ns = nanos(gap);
-        let gap_us = u32::try_from(gap_ns / 1_000).unwrap_or(u32::MAX);
         self.interval_us = match self.interval_us {
             0 => gap_us,
             old => (i64::from(old) + ((i64::from(gap_us) - i64::from(old)) >> 6)) as u32,
         };
         // sent + gap + max(offset, slow) = arrival + gap + max(0, slow − offset)
         let usual = self.slow_ns.saturating_sub(offset).max(0);
-        Instant(arrival.0.saturating_add(gap_ns).saturating_add(usual.unsigned_abs()))
+        let gap_ns = u64::from(gap_us) * 1_000;
+        Instant(arrival.0.saturating_add(gap_ns + usual.unsigned_abs()))
     }
 
     /// Learns that a beat was overdue by `overdue_ns` (negative: early). `dice` is uniformly random.

@@ -1,4 +1,5 @@
 use super::*;
+use heartwatch_common::time::micros;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -18,7 +19,7 @@ impl Taught {
     fn learn(&mut self, x: f64, siblings: &mut Siblings, group: GroupId, rng: &mut StdRng) {
         let Self { learned, histograms } = self;
         let (ns, dice) = ((x * 1e9) as i64, rng.random());
-        learned.expect(Instant(0), Instant(0), SECOND);
+        learned.expect(Instant(0), Instant(0), micros(SECOND));
         learned.learn(histograms, ns, &PATIENCE, siblings, group, dice);
     }
 
@@ -83,7 +84,7 @@ fn a_new_host_starts_with_what_its_group_knows() {
 
 fn first_margin(siblings: &mut Siblings, group: GroupId) -> Duration {
     let mut new = Learned::default();
-    new.expect(Instant(0), Instant(0), SECOND);
+    new.expect(Instant(0), Instant(0), micros(SECOND));
     new.choose(&Histograms::default(), &PATIENCE, siblings.prior(group));
     new.margin(&PATIENCE).0
 }
@@ -120,7 +121,7 @@ fn the_margin_is_the_edge_that_costs_least_by_hand() {
     // nothing but the prior. C = 1e5: staying below .75 would cost 1,000 s.
     let (mut learned, mut histograms) = (Learned::default(), Histograms::default());
     learned.beats[0] = 10_000;
-    learned.expect(Instant(0), Instant(0), SECOND);
+    learned.expect(Instant(0), Instant(0), micros(SECOND));
     histograms.calm[4] = counter::counting(100.0, 0);
     learned.choose(&histograms, &PATIENCE, &Prior::built_in());
     let by_hand = (0..EDGES)
@@ -204,13 +205,13 @@ fn the_expectation_ignores_clock_offset_and_announced_gaps() {
     let mut learned = Learned::default();
     let skewed = |s: u64| Instant::from_millis(s + 5_000_000);
     let gap = Duration::from_millis(870);
-    let expected = learned.expect(Instant::from_millis(1_000), skewed(990), gap);
+    let expected = learned.expect(Instant::from_millis(1_000), skewed(990), micros(gap));
     assert_eq!(expected, Instant::from_millis(1_870));
     // A beat that took 40 ms longer than usual moves the expectation by its own delay…
-    let late = learned.expect(Instant::from_millis(1_910), skewed(1_860), gap);
+    let late = learned.expect(Instant::from_millis(1_910), skewed(1_860), micros(gap));
     assert_eq!(late, Instant::from_millis(2_780));
     // …and one that came as usual is not expected sooner than the slow average says.
-    let usual = learned.expect(Instant::from_millis(2_740), skewed(2_730), gap);
+    let usual = learned.expect(Instant::from_millis(2_740), skewed(2_730), micros(gap));
     assert!(usual >= Instant::from_millis(3_610) && usual < Instant::from_millis(3_612));
 }
 
