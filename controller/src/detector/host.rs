@@ -50,6 +50,28 @@ pub struct Known {
     pub live: LiveId,
 }
 
+impl Known {
+    /// A host of which nothing else is known.
+    pub fn new(id: HostId, state: State) -> Self {
+        Self {
+            id,
+            state,
+            boot: Boot(0),
+            generation: Generation(0),
+            address: None,
+            in_state: Duration::ZERO,
+            missing_reported: false,
+            duplicate: false,
+            agent_lost: false,
+            back_in: None,
+            profile: Profile::default(),
+            frozen: None,
+            domain: Domain::default(),
+            live: LiveId::NONE,
+        }
+    }
+}
+
 /// Why a host's silence is not held against it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Excused {

@@ -62,6 +62,9 @@ use timeout::{GroupId, MarginSource, Siblings};
 
 /// Most hosts of one detector.
 pub const HOSTS_MAX: usize = 4_000_000;
+
+const _: () = assert!(HOSTS_MAX <= index::SLOTS_MAX && index::SLOTS_MAX <= lru::SLOTS_MAX);
+
 /// How long after a change of boot the return of the other one means that two are alive, and how long the
 /// other of two must be silent to be taken for gone. Not shorter: a clone that was paused, or whose path is
 /// cut for some minutes, is still there, and what is ordered meanwhile may start a second copy of what it
@@ -266,8 +269,10 @@ impl Detector {
         }
     }
 
-    /// Publishes live figures there from now on, in this lane; hosts registered before must be none, and no
-    /// other detector may have the lane.
+    /// Publishes live figures there from now on, in this lane, which no other detector may have.
+    ///
+    /// # Panics
+    /// If hosts were registered before.
     pub fn publish_to(&mut self, live: Arc<LiveTable>, lane: u16) {
         self.hosts.publish_to(live, lane);
     }

@@ -106,6 +106,7 @@ mod tests {
     use heartwatch_common::id::{Boot, HostId};
 
     use crate::detector::host::Known;
+    use crate::view::LiveId;
 
     const SEEN: Instant = Instant::from_millis(100_000);
 
@@ -114,20 +115,10 @@ mod tests {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&slot.to_be_bytes());
         let known = Known {
-            id: HostId(id),
-            state: State::Alive,
             boot: Boot(1),
-            generation: Default::default(),
             address: Some("192.0.2.1:9".parse().unwrap()),
-            in_state: Duration::ZERO,
-            missing_reported: false,
-            duplicate: false,
-            agent_lost: false,
             domain,
-            profile: Default::default(),
-            frozen: None,
-            back_in: None,
-            live: Default::default(),
+            ..Known::new(HostId(id), State::Alive)
         };
         let mut host = Host::new(&known, None, SEEN);
         host.hear(SEEN);

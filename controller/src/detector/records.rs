@@ -24,7 +24,7 @@ use crate::view::LiveId;
 /// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table
 /// of pages, and a fetch is not over for it before the page is found. Fetches between which there are
 /// hundreds of instructions wait for that one after the other; these wait side by side.
-const GROUP: usize = 64;
+const GROUP: usize = 32;
 
 /// What is known ahead of a batch of datagrams; see [`Detector::look_at`].
 #[derive(Clone, Debug, Default)]
@@ -214,19 +214,19 @@ impl Detector {
         &self.knobs[usize::from(self.host(slot).knobs)].patience
     }
 
-    /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked, or the machine has
-    /// no memory for one more.
+    /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked, or there is no
+    /// place in the live table.
     ///
     /// One that was alive or suspect gets a fresh deadline in the second half of `restart_grace`, spread
     /// by its id, so that a restart of the controller neither convicts in its own shadow nor judges all
     /// at once.
     pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
         if let Some(slot) = self.slot(known.id) {
-            self.hosts.give_back(known.live);
+            self.hosts.give_back(known.live, Some(slot));
             return Some(slot);
         }
         if self.index.len() >= HOSTS_MAX {
-            self.hosts.give_back(known.live);
+            self.hosts.give_back(known.live, None);
             return None;
         }
         let s = &self.settings;

@@ -1,5 +1,4 @@
 use super::host::{Known, OneLeft};
-use super::knobs::Profile;
 use super::timeout::Patience;
 use super::*;
 use heartwatch_common::id::{Epoch, Seq};
@@ -8,7 +7,6 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 use super::knobs::Knobs;
-use crate::view::LiveId;
 
 const MARGIN: Duration = Duration::from_millis(500);
 const SPACING: Duration = Duration::from_millis(200);
@@ -38,20 +36,9 @@ fn id(n: u8) -> HostId {
 
 fn known(n: u8, state: State) -> Known {
     Known {
-        id: id(n),
-        state,
         boot: Boot(if state == State::Pending { 0 } else { 1 }),
-        generation: Default::default(),
         address: Some("127.0.0.1:9".parse().unwrap()),
-        in_state: Duration::ZERO,
-        missing_reported: false,
-        duplicate: false,
-        agent_lost: false,
-        profile: Profile::default(),
-        frozen: None,
-        back_in: None,
-        domain: Default::default(),
-        live: LiveId::NONE,
+        ..Known::new(id(n), state)
     }
 }
 

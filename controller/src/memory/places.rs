@@ -12,6 +12,7 @@
     reason = "memory that two own in turns of 256 bytes; mmap has no safe wrapper"
 )]
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -42,37 +43,43 @@ struct Region<R> {
     len: usize,
 }
 
-// SAFETY: a region is memory; nothing of it is bound to a thread. Through a shared one only cells are reached.
+// SAFETY: a region is memory that no thread owns more than another.
 unsafe impl<R: Send> Send for Region<R> {}
-// SAFETY: as above.
+// SAFETY: through a shared one only cells are reached, which are atomic.
 unsafe impl<R: Send> Sync for Region<R> {}
 
 impl<R> Region<R> {
-    /// `None`: the machine has no room.
-    fn new(len: usize, small: usize) -> Option<Self> {
+    /// Without memory the process ends, as wherever something is allocated: a host for which there is no
+    /// record would not be watched, and nobody would know.
+    fn new(len: usize, small: usize) -> Self {
         const { assert!(!std::mem::needs_drop::<R>(), "nobody drops the records of a region") };
-        let size = len.checked_mul(size_of::<Place<R>>())?;
-        let bytes = NonZeroUsize::new(size.checked_add(HUGE_PAGE)?)?;
+        let places = Layout::array::<Place<R>>(len).expect("a chunk is of some megabytes");
+        let size = places.size();
+        let bytes = NonZeroUsize::MIN.saturating_add(size + HUGE_PAGE - 1);
         // SAFETY: new memory at a place that the kernel chooses; nothing else lies there.
         let map = unsafe {
             let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-            mmap_anonymous(None, bytes, protection, MapFlags::MAP_PRIVATE).ok()?
+            mmap_anonymous(None, bytes, protection, MapFlags::MAP_PRIVATE)
         };
+        let map = map.unwrap_or_else(|e| {
+            log::error!("no memory for more hosts: {bytes} bytes are refused: {e}");
+            handle_alloc_error(places)
+        });
         let skipped = map.cast::<u8>().align_offset(HUGE_PAGE);
         // SAFETY: less than a huge page is skipped, and the map is longer than all places by one.
         let begin = unsafe { map.cast::<u8>().byte_add(skipped) };
         let in_small_pages = small.min(size) / HUGE_PAGE * HUGE_PAGE;
-        if size > in_small_pages {
-            // SAFETY: both lie within the map, and this advice changes no content.
-            let advised = unsafe {
-                let rest = begin.byte_add(in_small_pages).cast();
-                madvise(rest, size - in_small_pages, MmapAdvise::MADV_HUGEPAGE)
-            };
-            if let Err(e) = advised {
-                log::debug!("no huge pages: {e}");
+        let parts = [
+            (0, in_small_pages, MmapAdvise::MADV_NOHUGEPAGE),
+            (in_small_pages, size - in_small_pages, MmapAdvise::MADV_HUGEPAGE),
+        ];
+        for (from, part, advice) in parts.into_iter().filter(|(_, part, _)| *part > 0) {
+            // SAFETY: the part lies within the map, and this advice changes no content.
+            if let Err(e) = unsafe { madvise(begin.byte_add(from).cast(), part, advice) } {
+                log::debug!("pages are as the kernel likes: {e}");
             }
         }
-        Some(Self { map, bytes, first: begin.cast(), len })
+        Self { map, bytes, first: begin.cast(), len }
     }
 }
 
@@ -152,7 +159,8 @@ impl<R> Owned<R> {
         Some((record, unsafe { &(*self.first.as_ptr().add(at)).cell }))
     }
 
-    /// Puts a record, or nothing, into a place. `false`: there is no such place.
+    /// Puts a record, or nothing, into a place, and nothing into those before it that were never written.
+    /// `false`: there is no such place.
     pub(crate) fn put(&mut self, at: usize, record: Option<R>) -> bool {
         if at >= self.region.len {
             return false;
@@ -187,11 +195,11 @@ impl<R> Owned<R> {
 }
 
 /// `len` places, of which the first `small` bytes stand in usual pages and the others, if the kernel gives
-/// them, in huge ones: where few are used, they shall not take two megabytes. `None`: there is no memory.
-pub(crate) fn map<R>(len: usize, small: usize) -> Option<(Owned<R>, Cells<R>)> {
-    let region = Arc::new(Region::new(len, small)?);
+/// them, in huge ones: where few are used, they shall not take two megabytes.
+pub(crate) fn map<R>(len: usize, small: usize) -> (Owned<R>, Cells<R>) {
+    let region = Arc::new(Region::new(len, small));
     let owned = Owned { first: region.first, ready: 0, region: Arc::clone(&region) };
-    Some((owned, Cells(region)))
+    (owned, Cells(region))
 }
 
 #[cfg(test)]
@@ -203,7 +211,7 @@ mod tests {
 
     #[test]
     fn records_and_cells_do_not_touch_each_other_and_both_keep_what_they_are_given() {
-        let (mut owned, cells) = map::<Record>(1_000, 0).unwrap();
+        let (mut owned, cells) = map::<Record>(1_000, 0);
         assert_eq!((owned.get(0), cells.len()), (None, 1_000));
         assert!(cells.get(999).unwrap().iter().all(|word| word.load(Ordering::Relaxed) == 0));
         // Not in order: those passed over hold nothing.
@@ -226,12 +234,12 @@ mod tests {
 
     #[test]
     fn memory_lasts_as_long_as_one_of_the_two() {
-        let (mut owned, cells) = map::<Record>(10, HUGE_PAGE).unwrap();
+        let (mut owned, cells) = map::<Record>(10, HUGE_PAGE);
         owned.put(9, Some([5; 24]));
         cells.get(9).unwrap()[0].store(8, Ordering::Relaxed);
         drop(cells);
         assert_eq!(owned.get(9), Some(&[5; 24]));
-        let (owned, cells) = map::<Record>(10, 0).unwrap();
+        let (owned, cells) = map::<Record>(10, 0);
         drop(owned);
         cells.get(9).unwrap()[7].store(8, Ordering::Relaxed);
         assert_eq!(cells.get(9).unwrap()[7].load(Ordering::Relaxed), 8);
@@ -239,7 +247,7 @@ mod tests {
 
     #[test]
     fn another_thread_reads_cells_while_records_change() {
-        let (mut owned, cells) = map::<Record>(100, 0).unwrap();
+        let (mut owned, cells) = map::<Record>(100, 0);
         (0..100).for_each(|at| assert!(owned.put(at, Some([0; 24]))));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -255,11 +263,5 @@ mod tests {
             }
         });
         assert!((0..100).all(|at| owned.get(at).unwrap()[0] == 1));
-    }
-
-    #[test]
-    fn what_no_machine_has_is_refused() {
-        assert!(map::<Record>(usize::MAX, 0).is_none());
-        assert!(map::<Record>(usize::MAX >> 10, 0).is_none());
     }
 }

@@ -660,6 +660,7 @@ impl ShardCore {
         let Some(slot) = self.detector.register(known, now) else {
             return self.metrics.reject(Reject::Full);
         };
+        facts.live = self.detector.live_of(slot);
         self.notices.push(Notice::Facts(Box::new(facts)));
         self.challenge(slot, admitted, Challenge::Epoch, from, via, now, out);
     }

@@ -121,8 +121,7 @@ impl std::fmt::Debug for LiveTable {
 }
 
 impl LiveTable {
-    /// Takes an empty cell for a host of a shard; [`LiveId::NONE`] if all 16 million are taken, or the machine
-    /// has no memory.
+    /// Takes an empty cell for a host of a shard; [`LiveId::NONE`] if all 16 million are taken.
     pub fn take(&self, lane: u16) -> LiveId {
         let mut places = self.lock();
         let Places { owners, lanes } = &mut *places;
@@ -136,9 +135,7 @@ impl LiveTable {
         if own.fresh.is_empty() {
             let Some(chunk) = self.chunks.get(owners.len()) else { return LiveId::NONE };
             let small = if own.begun { 0 } else { SMALL };
-            let Some((records, cells)) = places::map(CHUNK_LEN, small) else {
-                return LiveId::NONE;
-            };
+            let (records, cells) = places::map(CHUNK_LEN, small);
             own.begun = true;
             let first = (owners.len() * CHUNK_LEN) as u32;
             own.fresh = first..first + cells.len() as u32;
@@ -148,18 +145,21 @@ impl LiveTable {
         own.fresh.next().map_or(LiveId::NONE, LiveId)
     }
 
-    /// The records of a chunk, for the first who asks: the shard whose lane it is.
-    pub(crate) fn claim(&self, chunk: u32) -> Option<Owned<Host>> {
-        self.lock().owners.get_mut(chunk as usize)?.1.take()
+    /// The records of a chunk, once, for the shard whose lane it is.
+    pub(crate) fn claim(&self, chunk: u32, lane: u16) -> Option<Owned<Host>> {
+        let mut places = self.lock();
+        let (owner, records) = places.owners.get_mut(chunk as usize)?;
+        records.take_if(|_| *owner == lane)
     }
 
-    /// A copy of a chunk's records and cells, in the first chunk that is free, for that lane.
+    /// A copy of a chunk's records and cells, in the first chunk that is free, for that lane. New hosts of the
+    /// copy may come to stand in other places than those of the original.
     ///
     /// # Panics
-    /// If the machine has no memory, or the table no room.
+    /// If the table has no room.
     pub(crate) fn adopt(&self, chunk: &Owned<Host>, lane: u16) -> Owned<Host> {
         let (len, ready) = chunk.extent();
-        let (mut copy, cells) = places::map::<Host>(len, SMALL).expect("memory for a copy");
+        let (mut copy, cells) = places::map::<Host>(len, SMALL);
         for at in 0..ready {
             copy.put(at, chunk.get(at).cloned());
             for (to, from) in
@@ -200,9 +200,8 @@ impl LiveTable {
         lanes[usize::from(lane)].free.push(id.0);
     }
 
-    /// Publishes a proof of life: see [`beat`].
-    #[cfg(test)]
-    pub(crate) fn beat(
+    /// Publishes a proof of life of a host that no shard watches: for tests and measurements.
+    pub fn beat(
         &self,
         id: LiveId,
         arrival: Instant,
@@ -377,7 +376,9 @@ mod tests {
         // A number beyond what was given out names an empty cell, and one beyond all chunks none.
         assert_eq!(table.get(LiveId(last.0 + 1)), Live::default());
         assert_eq!(table.get(LiveId(2 * CHUNK_LEN as u32)), Live::default());
-        assert!(table.claim(1).is_some() && table.claim(1).is_none() && table.claim(2).is_none());
+        assert!(table.claim(1, 2).is_none(), "another shard's");
+        assert!(table.claim(1, 3).is_some() && table.claim(1, 3).is_none());
+        assert!(table.claim(2, 3).is_none());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use heartwatch_common::id::{Boot, Epoch, Generation, HostId, Seq};
+use heartwatch_common::id::{Boot, Epoch, HostId, Seq};
 use heartwatch_common::load::LoadSample;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::Stamp;
@@ -17,7 +17,6 @@ use heartwatch_controller::detector::host::Known;
 use heartwatch_controller::detector::{Ahead, Detector, Proof, Settings};
 use heartwatch_controller::event::State;
 use heartwatch_controller::memory::room;
-use heartwatch_controller::view::LiveId;
 use nix::time::{ClockId, clock_gettime};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -77,22 +76,8 @@ impl Beating {
         let ids: Vec<HostId> = (0..hosts).map(|_| HostId(rng.random())).collect();
         let from = SocketAddr::from(([192, 0, 2, 1], 9));
         for id in &ids {
-            let known = Known {
-                id: *id,
-                state: State::Alive,
-                boot: Boot(1),
-                generation: Generation(0),
-                address: Some(from),
-                in_state: Duration::ZERO,
-                missing_reported: false,
-                duplicate: false,
-                agent_lost: false,
-                profile: Default::default(),
-                frozen: None,
-                back_in: None,
-                domain: Default::default(),
-                live: LiveId::NONE,
-            };
+            let known =
+                Known { boot: Boot(1), address: Some(from), ..Known::new(*id, State::Alive) };
             detector.register(known, Instant(SECOND_NS)).context("no room for a host")?;
         }
         let mut order: Vec<u32> = (0..hosts as u32).collect();

@@ -27,7 +27,6 @@ use heartwatch_controller::detector::host::{Known, Turn};
 use heartwatch_controller::detector::peers::Domain;
 use heartwatch_controller::detector::{Detector, Judged, Proof, Settings};
 use heartwatch_controller::event::State;
-use heartwatch_controller::view::LiveId;
 use serde::Serialize;
 
 use super::schedule::{Plan, mix};
@@ -245,20 +244,9 @@ impl World {
         let mut happenings = BinaryHeap::new();
         for slot in 0..hosts {
             let known = Known {
-                id: id(slot),
-                state: State::Pending,
-                boot: Boot(0),
-                generation: Default::default(),
                 address: Some(address),
-                in_state: Duration::ZERO,
-                missing_reported: false,
-                duplicate: false,
-                agent_lost: false,
                 domain: Domain(1 + slot % RACKS),
-                profile: Default::default(),
-                frozen: None,
-                back_in: None,
-                live: LiveId::NONE,
+                ..Known::new(id(slot), State::Pending)
             };
             let got = detector.register(known, ORIGIN);
             assert_eq!(got, Some(slot), "slots are given in order");

@@ -556,22 +556,8 @@ fn who_is_given_a_new_key_is_one_again() {
 #[test]
 fn a_key_that_was_revoked_before_a_restart_stays_revoked() {
     let mut w = World::new();
-    let known = Known {
-        id: HOST,
-        state: State::Alive,
-        boot: Boot(5),
-        generation: Generation(2),
-        address: None,
-        in_state: Duration::ZERO,
-        missing_reported: false,
-        duplicate: false,
-        agent_lost: false,
-        profile: Default::default(),
-        frozen: None,
-        back_in: None,
-        domain: Default::default(),
-        live: LiveId::NONE,
-    };
+    let known =
+        Known { boot: Boot(5), generation: Generation(2), ..Known::new(HOST, State::Alive) };
     w.core.register(known, ms(0));
     for generation in [0, 1] {
         w.rekey(generation);
@@ -608,22 +594,7 @@ fn dead_nonces_are_swept_by_time_and_not_at_every_challenge() {
     // Hosts that were alive before the start and echo the right epoch unasked: each gets a nonce.
     let challenge = |w: &mut World, n: u8, at: u64| {
         let host = HostId([n; 16]);
-        let known = Known {
-            id: host,
-            state: State::Alive,
-            boot: Boot(5),
-            generation: Generation(0),
-            address: None,
-            in_state: Duration::ZERO,
-            missing_reported: false,
-            duplicate: false,
-            agent_lost: false,
-            profile: Default::default(),
-            frozen: None,
-            back_in: None,
-            domain: Default::default(),
-            live: LiveId::NONE,
-        };
+        let known = Known { boot: Boot(5), ..Known::new(host, State::Alive) };
         w.core.register(known, ms(at));
         let stamp = w.stamp(5, 1, at, EPOCH);
         let load = LoadSample::UNKNOWN;

@@ -127,20 +127,10 @@ fn a_flood_of_recordings_is_answered_once_a_second_and_moves_no_address() {
 fn recordings_that_take_all_challenges_after_a_restart_cost_a_suspicion_and_no_more() {
     let mut w = World::new();
     let known = Known {
-        id: HOST,
-        state: State::Alive,
         boot: Boot(5),
-        generation: Generation(0),
         address: Some(here()),
         in_state: Duration::from_secs(3_600),
-        missing_reported: false,
-        duplicate: false,
-        agent_lost: false,
-        profile: Default::default(),
-        frozen: None,
-        back_in: None,
-        domain: Default::default(),
-        live: Default::default(),
+        ..Known::new(HOST, State::Alive)
     };
     assert!(w.core.register(known, ms(0)));
     w.core.begin(ms(0));

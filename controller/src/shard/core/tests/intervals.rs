@@ -51,22 +51,7 @@ fn the_cadence_follows_from_the_hosts_interval_and_not_from_a_hellos_gap() {
     for n in 0..80_000u32 {
         let mut id = [7; 16];
         id[..4].copy_from_slice(&n.to_be_bytes());
-        let known = Known {
-            id: HostId(id),
-            state: State::Down,
-            boot: Boot(1),
-            generation: Generation(0),
-            address: None,
-            in_state: Duration::ZERO,
-            missing_reported: false,
-            duplicate: false,
-            agent_lost: false,
-            profile: Default::default(),
-            frozen: None,
-            back_in: None,
-            domain: Default::default(),
-            live: LiveId::NONE,
-        };
+        let known = Known { boot: Boot(1), ..Known::new(HostId(id), State::Down) };
         assert!(w.core.register(known, ms(0)));
     }
     let hello = |w: &World, seq: u32, gap: Duration, interval: Duration| {
