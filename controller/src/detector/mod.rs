@@ -397,7 +397,9 @@ impl Detector {
         h.margin(&self.knobs[usize::from(h.knobs)].patience)
     }
 
-    /// Takes a goodbye that is also a proof of life.
+    /// Takes a goodbye that is also a proof of life. While there are two machines it ends the watch over one
+    /// of them only: the host is `left` when both have said goodbye, or the other has been silent for
+    /// [`DUPLICATE_WINDOW`].
     pub fn leave(
         &mut self,
         slot: u32,
@@ -409,6 +411,9 @@ impl Detector {
         if self.host(slot).state != State::Left {
             let before = turns.len();
             self.observe(slot, proof, turns);
+            if self.may_other_live(slot) {
+                return self.leave_to_other(slot, proof.arrival, turns);
+            }
             // The goodbye says all: whatever it proved on the way is not worth a word of its own.
             turns.truncate(before);
         } else {

@@ -144,6 +144,7 @@ impl Detector {
         let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
         let same_boot = h.boot == proof.stamp.boot;
         let old_boot = h.boot;
+        let old_life = h.newest();
         let continues = same_boot && !proof.rebase;
 
         let lesson = if continues {
@@ -195,8 +196,11 @@ impl Detector {
         if new_life || watched {
             let other = rare.entry(slot).or_default();
             let back = match new_life {
-                true => other.other_boot == h.boot,
-                false => proof.rebase && other.other_boot == h.boot && other.other_address == from,
+                true => other.other_life.boot == h.boot,
+                false => {
+                    let same = other.other_life.boot == h.boot && other.other_address == from;
+                    proof.rebase && same
+                }
             };
             let in_time = arrival <= other.other_until;
             other.turns = if in_time { other.turns.saturating_add(u8::from(back)) } else { 0 };
@@ -204,8 +208,9 @@ impl Detector {
                 two_alive = Some((old_boot, old_address.get()));
                 other.turns = 0;
             }
-            other.other_boot = old_boot;
+            other.other_life = old_life;
             other.other_address = old_address;
+            other.other_left = state == State::Left;
             other.other_until = arrival + DUPLICATE_WINDOW;
             h.flag(HELLO_WANTED, true);
         }

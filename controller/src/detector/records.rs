@@ -191,9 +191,13 @@ impl Detector {
     /// What a host has proved in the life that is known.
     #[inline]
     pub fn newest(&self, slot: u32) -> Newest {
-        let mut newest = self.host(slot).newest();
-        // Baselines are kept as if our clock had never stood still: otherwise a recording that is as old
-        // as a suspend was long would look fresh.
+        self.awake(self.host(slot).newest())
+    }
+
+    /// Baselines are kept as if our clock had never stood still: otherwise a recording that is as old as a
+    /// suspend was long would look fresh.
+    #[inline]
+    pub(super) fn awake(&self, mut newest: Newest) -> Newest {
         let asleep = self.asleep_ns as i64;
         newest.baseline_ns = newest.baseline_ns.map(|b| b.wrapping_sub(asleep));
         newest
