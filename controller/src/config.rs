@@ -183,8 +183,9 @@ pub struct RawDetector {
     /// How long the controller's own losses, or a cut of its own link, may excuse a host, 1s to 10m: longer
     /// than a switch takes to restart. Default: 90s.
     pub doubt_max: Span,
-    /// Known hosts must be heard within this after a restart of the controller, 1s to 10m; each gets
-    /// its own moment in the second half of it. Default: 10s.
+    /// No known host is judged by its silence before this after a restart of the controller, 1s to 10m; each
+    /// gets its own moment from then until half as long again. If an interval is assigned, it is one and a
+    /// half of that at least. Default: 10s.
     pub restart_grace: Span,
     /// An expected host never heard is missing after this, 1s to 30d. Default: 10m.
     pub missing_after: Span,

@@ -92,7 +92,7 @@ pub struct Settings {
     pub confirm_max: Duration,
     /// How long own losses may excuse a host.
     pub doubt_max: Duration,
-    /// Known hosts must be heard within this after a start.
+    /// Known hosts are not judged before this after a start; see `grace_of`.
     pub restart_grace: Duration,
     /// Expected hosts are missing after this.
     pub missing_after: Duration,

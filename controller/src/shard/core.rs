@@ -229,12 +229,20 @@ impl ShardCore {
         &mut self.notices
     }
 
-    /// Registers a known or expected host.
+    /// Registers a known or expected host. Until it is heard its beats are taken to be as far apart as those of
+    /// its class are meant to be: what it announced before our start is not kept.
     pub fn register(&mut self, mut known: Known, now: Instant) -> bool {
         let least = self.identity.enrolled.least(known.id);
         let rekeyed = known.generation < least;
         known.generation = known.generation.max(least);
         let slot = self.detector.register(known, now);
+        if let Some(slot) = slot {
+            let h = self.detector.record(slot);
+            let interval = self.identity.assigned.get(h.class).0;
+            if h.last_arrival().is_none() && !interval.is_zero() {
+                h.set_gap(interval);
+            }
+        }
         if rekeyed && let Some(slot) = slot {
             self.detector.rekeyed(slot);
         }
