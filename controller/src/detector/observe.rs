@@ -145,6 +145,7 @@ impl Detector {
         let same_boot = h.boot == proof.stamp.boot;
         let old_boot = h.boot;
         let old_life = h.newest();
+        let is_newest = proof.stamp.boot > h.boot_max;
         let continues = same_boot && !proof.rebase;
 
         let lesson = if continues {
@@ -208,10 +209,13 @@ impl Detector {
                 two_alive = Some((old_boot, old_address.get()));
                 other.turns = 0;
             }
-            other.other_life = old_life;
-            other.other_address = old_address;
-            other.other_left = state == State::Left;
-            other.other_until = arrival + DUPLICATE_WINDOW;
+            let twin = h.is(DUPLICATE);
+            if !(twin && is_newest && other.is_restart(old_address, from)) {
+                other.other_life = old_life;
+                other.other_address = old_address;
+                other.other_left = state == State::Left;
+                other.other_until = last.filter(|_| twin).unwrap_or(arrival) + DUPLICATE_WINDOW;
+            }
             h.flag(HELLO_WANTED, true);
         }
         // Of an unreachable host we said that it lives.

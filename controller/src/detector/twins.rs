@@ -15,11 +15,24 @@ use heartwatch_common::id::Boot;
 use heartwatch_common::time::Instant;
 use heartwatch_common::wire::Stamp;
 
-use super::host::{DUPLICATE, Evidence, HELLO_WANTED, OneLeft, Transition, Turn};
+use super::host::{Address, DUPLICATE, Evidence, HELLO_WANTED, OneLeft, Rare, Transition, Turn};
 use super::{DUPLICATE_WINDOW, Detector};
 use crate::control::TwinWhy;
 use crate::event::State;
 use crate::ingest::admit::Newest;
+
+impl Rare {
+    /// Whether a life that is newer than all, heard at `from`, is that of the machine that was heard last, at
+    /// `old`: it is where that one was, and the other was elsewhere. Two behind one address cannot be told
+    /// apart so, nor one that has moved.
+    pub(super) fn is_restart(&self, old: Address, from: Address) -> bool {
+        let ip = |address: Address| address.get().map(|a| a.ip());
+        let other = ip(self.other_address);
+        self.other_life.boot != Boot(0)
+            && ip(from)
+                .is_some_and(|from| ip(old) == Some(from) && other.is_some_and(|o| o != from))
+    }
+}
 
 impl Detector {
     /// Until when the other of two machines may come back; `None`: there are no two.
