@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use heartwatch_common::config::{ConfigError, Span, bounded, check_path, load};
 use heartwatch_common::id::{Boot, HostId};
+use heartwatch_common::secret;
 use serde::{Deserialize, Serialize};
 
 use crate::core::Settings;
@@ -258,6 +259,9 @@ fn text(key: &str, text: &str, len_max: usize) -> Result<(), ConfigError> {
     if text.is_empty() {
         return wrong("must not be empty".to_owned());
     }
+    if secret::is_in(text) {
+        return wrong("it holds a secret, and is shown to others".to_owned());
+    }
     if text.len() > len_max {
         return wrong(format!("`{text}` has {} bytes, at most {len_max} are allowed", text.len()));
     }
@@ -337,7 +341,11 @@ impl AgentConfig {
             let what = format!("{ack_every} is out of bounds, 1 to {ACK_EVERY_MAX} are allowed");
             return wrong("ack_every", what);
         }
-        let name = o.name.clone().or(raw.name).unwrap_or_else(|| hostname.to_owned());
+        let given = o.name.clone().or(raw.name);
+        if given.as_ref().is_some_and(|name| secret::is_no_name(name)) {
+            return wrong("name", "it is a secret, and is shown to others".to_owned());
+        }
+        let name = given.unwrap_or_else(|| hostname.to_owned());
         text("name", &name, NAME_LEN_MAX)?;
         let mut labels = raw.labels.unwrap_or_default();
         labels.extend(once_each(o.labels.as_deref().unwrap_or_default())?);
@@ -349,6 +357,8 @@ impl AgentConfig {
         }
         let key_file = o.key_file.clone().or(raw.key_file);
         check_path("key_file", key_file.as_deref())?;
+        check_path("state_dir", o.state_dir.as_deref().or(raw.state_dir.as_deref()))?;
+        check_path("runtime_dir", o.runtime_dir.as_deref().or(raw.runtime_dir.as_deref()))?;
         let config = Self {
             controllers: check_controllers(&controllers)?,
             key_file,

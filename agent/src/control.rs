@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use heartwatch_common::secret;
 use heartwatch_common::time::Wall;
 use heartwatch_common::wire::{LeaveReason, MAINTENANCE_MAX_S, MAINTENANCE_WHY_LEN_MAX};
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,11 @@ impl Request {
                         "a reason has 1 to {MAINTENANCE_WHY_LEN_MAX} bytes in one line: give \
                          another --reason"
                     ));
+                }
+                if secret::is_no_name(reason) {
+                    return Err("the reason holds a key or a token, and is shown to others: give \
+                                another --reason"
+                        .to_owned());
                 }
                 Ok(())
             }
@@ -200,6 +206,11 @@ mod tests {
         for bad in [on(0, "x"), on(604_801, "x"), on(5, ""), on(5, "a\nb"), on(5, &"x".repeat(201))]
         {
             assert!(bad.check().unwrap_err().contains("--"), "{bad:?}");
+        }
+        // The reason is told to the controllers, which show and journal it.
+        for secret in ["key hwk1:1:0:00ff leaked", &"00ff".repeat(16)] {
+            let refused = on(5, secret).check().unwrap_err();
+            assert!(refused.contains("--reason") && !refused.contains("00ff"), "{refused}");
         }
         let leave = |seconds| Request::Leave { reason: LeaveReason::Upgrade, seconds };
         assert!(leave(0).check().is_ok() && leave(604_801).check().is_err());

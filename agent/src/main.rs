@@ -12,6 +12,7 @@ use heartwatch_agent::{identity, status};
 use heartwatch_common::cli::{self, Generate};
 use heartwatch_common::config::Span;
 use heartwatch_common::daemon::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE};
+use heartwatch_common::secret;
 use heartwatch_common::time::SystemClock;
 use heartwatch_common::wire::LeaveReason;
 
@@ -223,7 +224,8 @@ fn main() -> ExitCode {
     match execute(cli) {
         Ok(()) => ExitCode::from(EXIT_OK),
         Err(e) => {
-            eprintln!("heartwatch-agent: {}", chain(e.as_ref()));
+            // Paths of the command line are quoted, and one may be a secret in the place of its file.
+            eprintln!("heartwatch-agent: {}", secret::hidden(&chain(e.as_ref())));
             let code = e.downcast_ref::<AppError>().map_or(EXIT_FAILURE, AppError::exit_code);
             debug_assert!(code == EXIT_CONFIG || code == EXIT_FAILURE);
             ExitCode::from(code)

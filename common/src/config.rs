@@ -52,7 +52,7 @@ impl Serialize for Span {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file system said no.
-    #[error("cannot read the config file {path}")]
+    #[error("cannot read the config file {}", shown_path(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -60,7 +60,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Not TOML, an unknown key, or a value of the wrong kind; the text shows the line.
-    #[error("{path}: {message}")]
+    #[error("{}: {message}", shown_path(path))]
     Parse {
         /// The file.
         path: PathBuf,
@@ -83,6 +83,11 @@ impl ConfigError {
         let (key, message) = (secret::hidden(key).into(), message.into());
         Self::Value { key, message: secret::hidden(&message).into() }
     }
+}
+
+/// A path, as far as it is none of a secret that was given in its place.
+fn shown_path(path: &Path) -> String {
+    secret::hidden(&path.to_string_lossy()).into()
 }
 
 /// Reads a TOML file. `T` should carry `#[serde(deny_unknown_fields)]`.
@@ -192,6 +197,22 @@ mod tests {
                 assert!(!error.contains(secret), "{text}\n{error}");
             }
             assert!(error.contains("line ") && error.contains("column "), "{error}");
+        }
+    }
+
+    /// The name of a table is no value: `[receivers.whsec_…]` was taken for a name and shown as one.
+    #[test]
+    fn a_secret_in_the_place_of_a_tables_name_or_of_a_files_is_not_shown() {
+        let digits = "00112233445566778899aabbccddeeff";
+        let tables = "[a.whsec_C2FVsBQIhrscChlQIMV]\nb = 1";
+        let error = parse::<toml::Table>(tables).unwrap_err();
+        assert!(
+            error.contains("line 1: `a.…` holds a secret") && !error.contains("C2FV"),
+            "{error}"
+        );
+        for name in [format!("hwt1_{digits}"), digits.repeat(2)] {
+            let error = load::<toml::Table>(Path::new(&name)).unwrap_err().to_string();
+            assert!(error.contains("cannot read") && !error.contains(digits), "{error}");
         }
     }
 

@@ -3,12 +3,14 @@
 //! [`RawConfig`] is what was typed; [`Config`] is what is true, checked once. `heartwatch-controller
 //! check-config` prints the effective settings.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use heartwatch_common::config::{ConfigError, Span, bounded};
+use heartwatch_common::secret;
 use serde::{Deserialize, Serialize};
 
 use crate::detector::knobs::AllKnobs;
@@ -183,8 +185,9 @@ pub struct RawDetector {
     /// How long the controller's own losses, or a cut of its own link, may excuse a host, 1s to 10m: longer
     /// than a switch takes to restart. Default: 90s.
     pub doubt_max: Span,
-    /// Known hosts must be heard within this after a restart of the controller, 1s to 10m; each gets
-    /// its own moment in the second half of it. Default: 10s.
+    /// No known host is judged by its silence before this after a restart of the controller, 1s to 10m; each
+    /// gets its own moment from then until half as long again. If an interval is assigned, it is one and a
+    /// half of that at least. Default: 10s.
     pub restart_grace: Span,
     /// An expected host never heard is missing after this, 1s to 30d. Default: 10m.
     pub missing_after: Span,
@@ -405,6 +408,27 @@ impl RawConfig {
         path.map_or_else(|| Ok(Self::default()), heartwatch_common::config::load)
     }
 
+    /// The settings in TOML, for people: without the names and passwords that URLs of receivers hold.
+    ///
+    /// # Errors
+    /// None are known.
+    pub fn shown(&self) -> Result<String, toml::ser::Error> {
+        let text = toml::to_string_pretty(self)?;
+        let shown = text.lines().map(|line| match line.contains("://") {
+            true => {
+                secret::hidden(line)
+                    + "
+"
+            }
+            false => {
+                Cow::Borrowed(line)
+                    + "
+"
+            }
+        });
+        Ok(shown.collect())
+    }
+
     /// Checks every bound and every reference between settings.
     pub fn check(&self) -> Result<Config, ConfigError> {
         let refuse = |key: &str, message: &str| Err(ConfigError::value(key, message));
@@ -603,6 +627,16 @@ mod tests {
     fn check(text: &str) -> Result<Config, String> {
         let raw: RawConfig = toml::from_str(text).map_err(|e| e.to_string())?;
         raw.check().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_is_shown_of_a_config_holds_no_password() {
+        let text = "[receivers.r]\nurl = \"https://ann:hunter2@x/y\"\n[receivers.q]\nurl = \"http://a/\"\n";
+        let raw: RawConfig = toml::from_str(text).unwrap();
+        let shown = raw.shown().unwrap();
+        assert!(!shown.contains("hunter2") && shown.contains("https://…@x/y"), "{shown}");
+        let again: RawConfig = toml::from_str(&shown).unwrap();
+        assert!(again.check().is_ok() && shown.contains("\"http://a/\""), "{shown}");
     }
 
     #[test]

@@ -331,6 +331,9 @@ pub struct TwinWhy {
     /// If it stays silent it is taken for gone in so long, milliseconds; zero: at the next sign of life of
     /// the host.
     pub over_in_ms: u64,
+    /// The last that was heard of it is a goodbye.
+    #[serde(default)]
+    pub left: bool,
 }
 
 /// What came of a host in another version of the wire, sealed with its key: a recording may be, so it counts

@@ -217,3 +217,25 @@ async fn two_agents_of_one_identity_are_a_duplicate_told_with_both_addresses() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_agents_of_one_identity_one_says_goodbye_and_the_death_of_the_other_is_told() {
+    story(async |world: &World| {
+        let controller = world.controller().start().await?;
+        let api = controller.api()?;
+        let mut one = world.agent("db-1").beats_to(controller.beats()).start()?;
+        let host = one.host();
+        api.wait_state(host, "alive").await?;
+        let mut two = world.agent("copy").clone_of("db-1").beats_to(controller.beats()).start()?;
+        api.wait_state(host, "duplicate").await?;
+        one.stop().await?;
+        two.process()?.signal(Signal::SIGKILL)?;
+        api.wait_state(host, "down").await?;
+        let kinds = api.kinds_of(host).await?;
+        ensure!(!kinds.iter().any(|kind| kind == "host.left"), "{kinds:?}");
+        let why = controller.ctl(&["why", &host.to_string()])?.ok()?;
+        ensure!(why.contains("Two machines answered") && why.contains("said goodbye"), "{why}");
+        Ok(())
+    })
+    .await;
+}

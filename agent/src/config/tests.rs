@@ -141,3 +141,27 @@ fn a_missing_file_is_an_error_only_if_it_was_named() {
     };
     assert!(matches!(read(&named, "h"), Err(ConfigError::Io { .. })));
 }
+
+/// They are told to the controllers, which show and journal them.
+#[test]
+fn a_secret_is_no_name_no_label_and_no_folder() {
+    let digits = "00ff".repeat(16);
+    let label = |key: &str, value: &str| Overrides {
+        labels: Some(vec![(key.to_owned(), value.to_owned())]),
+        ..Overrides::default()
+    };
+    let name = |name: &str| Overrides { name: Some(name.to_owned()), ..Overrides::default() };
+    let dir = |dir: &str| Overrides { state_dir: Some(dir.into()), ..Overrides::default() };
+    for wrong in [
+        name("hwk1:1:0:00ff"),
+        name(&digits),
+        label("pool", "hwj1_00ff"),
+        label("hwj1_00ff", "a"),
+        dir("hwt1_00ff"),
+        dir(&digits),
+    ] {
+        let error = with("", &wrong).unwrap_err();
+        assert!(error.contains("secret") && !error.contains("00ff"), "{error}");
+    }
+    assert!(with("", &label("certificate", &digits)).is_ok(), "a hash looks the same");
+}

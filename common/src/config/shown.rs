@@ -198,9 +198,14 @@ pub(super) fn secrets(text: &str) -> Option<String> {
 }
 
 fn in_table(table: &DeTable<'_>, path: &str, found: &mut Vec<(String, usize)>) {
-    for (key, value) in table {
-        let key = key.get_ref();
+    for (name, value) in table {
+        let key = name.get_ref();
+        let at = name.span().start;
         let path = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+        if secret::is_in(key) {
+            found.push((secret::hidden(&path).into_owned(), at));
+            continue;
+        }
         in_value(value.get_ref(), value.span().start, &path, found);
     }
 }

@@ -208,8 +208,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
 /// A JSON body.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| Problem::bad_request(format!("the request body is not usable: {e}")))
+    serde_json::from_slice(bytes).map_err(|e| {
+        let e = e.to_string();
+        let shown = heartwatch_common::secret::hidden(&e);
+        Problem::bad_request(format!("the request body is not usable: {shown}"))
+    })
 }
 
 /// A stranger's text for an error message: bounded, and without a secret that was put in the place of a name.

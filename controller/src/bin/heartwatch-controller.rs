@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use heartwatch_common::cli::{self, Generate};
 use heartwatch_common::daemon;
 use heartwatch_common::id::HostId;
+use heartwatch_common::secret;
 use heartwatch_common::time::{Clock, SystemClock};
 use heartwatch_common::words::count;
 use heartwatch_controller::app::{App, Reloading, Report, inspect};
@@ -154,7 +155,8 @@ fn main() -> ExitCode {
     let (config, raw) = match checked {
         Ok(both) => both,
         Err(e) => {
-            log::error!("{:#}", anyhow::Error::from(e));
+            // Paths of the command line are quoted, and one may be a secret in the place of its file.
+            log::error!("{}", secret::hidden(&format!("{:#}", anyhow::Error::from(e))));
             return ExitCode::from(daemon::EXIT_CONFIG);
         }
     };
@@ -188,7 +190,7 @@ fn check_config(raw: &RawConfig, config: &Config, no_files: bool) -> u8 {
     for odd in warnings(&config.rules, &Survey::new(&config.rules)) {
         log::warn!("rules {}: {}", odd.rules.join(", "), odd.text);
     }
-    match toml::to_string_pretty(raw) {
+    match raw.shown() {
         Ok(text) => {
             print(&text);
             daemon::EXIT_OK

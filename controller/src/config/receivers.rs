@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use heartwatch_common::config::{ConfigError, Span, bounded};
+use heartwatch_common::secret;
 use serde::{Deserialize, Serialize};
 
 use super::{DAY, HOUR, PerSecond, ms, secs};
@@ -297,6 +298,10 @@ impl RawReceiver {
     pub(super) fn check(&self, name: &str) -> Result<Receiver, ConfigError> {
         let key = |field: &str| format!("receivers.{name}.{field}");
         let refuse = |field: &str, message: &str| Err(ConfigError::value(&key(field), message));
+        if secret::is_no_name(name) {
+            let what = "a receiver's name is a secret itself: put that into a file, and name it by `secret_file`";
+            return Err(ConfigError::value("receivers", what));
+        }
         let usable = !name.is_empty()
             && name.len() <= 63
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
@@ -468,6 +473,15 @@ mod tests {
     fn check(text: &str) -> Result<Receiver, String> {
         let raw: RawReceiver = toml::from_str(text).map_err(|e| e.to_string())?;
         raw.check("r").map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_secret_is_no_receivers_name() {
+        let raw: RawReceiver = toml::from_str("url = \"http://a/\"").unwrap();
+        for name in ["whsec_C2FVsBQIhrscChlQIMV", &"00ff".repeat(16)] {
+            let error = raw.check(name).unwrap_err().to_string();
+            assert!(error.contains("secret") && !error.contains(name), "{error}");
+        }
     }
 
     #[test]

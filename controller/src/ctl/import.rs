@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::Path;
 
+use heartwatch_common::secret;
+
 use crate::api::check_import;
 use crate::control::ImportHost;
 
@@ -30,10 +32,15 @@ pub(super) fn read(path: &Path) -> Result<Vec<ImportHost>, String> {
     parse(&name, &text)
 }
 
+/// A piece of a list, for an error: short, and without a secret that stands in the place of a host.
+fn shown(text: &str) -> String {
+    super::text::shorten(&secret::hidden(text), 60).to_string()
+}
+
 /// Reads a list; which of the three forms it has is seen by its first character.
 pub(super) fn parse(name: &str, text: &str) -> Result<Vec<ImportHost>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let at = |line: usize, message: String| format!("{name}:{line}: {message}");
+    let at = |line: usize, message: String| format!("{name}:{line}: {}", secret::hidden(&message));
     let hosts = match text.trim_start().chars().next() {
         None => return Err(format!("{name}: no host in it")),
         Some('[') => {
@@ -97,20 +104,17 @@ fn csv_line(line: &str) -> Result<ImportHost, String> {
     }
     let mut fields = line.splitn(3, ',').map(str::trim);
     let id = fields.next().unwrap_or_default();
-    let id = id.parse().map_err(|e| format!("`{}`: {e}", super::text::shorten(id, 60)))?;
+    let id = id.parse().map_err(|e| format!("`{}`: {e}", shown(id)))?;
     let name = fields.next().unwrap_or_default().to_owned();
     let mut labels = BTreeMap::new();
     let pairs = fields.next().unwrap_or_default();
     for pair in pairs.split(';').map(str::trim).filter(|p| !p.is_empty()) {
-        let (key, value) = pair.split_once('=').ok_or_else(|| {
-            format!("the label `{}` is not of the form key=value", super::text::shorten(pair, 60))
-        })?;
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| format!("the label `{}` is not of the form key=value", shown(pair)))?;
         let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
         if labels.insert(key.clone(), value).is_some() {
-            return Err(format!(
-                "the label `{}` stands there twice",
-                super::text::shorten(&key, 60)
-            ));
+            return Err(format!("the label `{}` stands there twice", shown(&key)));
         }
     }
     Ok(ImportHost { id, name, labels })
@@ -161,6 +165,24 @@ mod tests {
         assert_eq!((hosts.len(), hosts[0].labels["rack"].as_str()), (2, "r=1"));
         assert_eq!(parse("x", &lines).unwrap(), hosts);
         assert_eq!(parse("x", &csv).unwrap(), hosts);
+    }
+
+    #[test]
+    fn no_error_shows_a_secret_that_stands_in_the_place_of_a_host() {
+        let key = B.repeat(2);
+        for line in [
+            format!("hwk1:1:0:{key}"),
+            key.clone(),
+            format!("{A},n,hwj1_{B}_{key}"),
+            format!("{A},n,{key}"),
+            format!("{A},n,hwj1_{B}=1;hwj1_{B}=2"),
+            format!("{{\"id\": \"hwt1_{key}\"}}"),
+            format!("{{\"id\": \"{A}\", \"hwt1_{key}\": 1}}"),
+            format!("[{{\"id\": \"{A}\", \"hwt1_{key}\": 1}}]"),
+        ] {
+            let error = parse("f", &line).unwrap_err();
+            assert!(error.starts_with("f:1: ") && !error.contains(&B[..24]), "{line}\n{error}");
+        }
     }
 
     #[test]

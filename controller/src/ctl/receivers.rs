@@ -1,11 +1,13 @@
 //! `receivers`: who is told and how that goes, trying one, and what one would get.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use heartwatch_common::config::Span;
+use heartwatch_common::secret;
 use heartwatch_common::time::{Clock, SystemClock};
 use serde_json::{Value, json};
 
@@ -182,19 +184,24 @@ pub(super) fn preview(
     write_message(&message, out)
 }
 
+/// Where it would go, without the name and the password that a URL may hold.
+fn shown_url(message: &Message) -> Cow<'_, str> {
+    secret::hidden(&message.url)
+}
+
 fn as_json(message: &Message) -> Value {
     let headers: serde_json::Map<String, Value> =
         message.headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     json!({
         "method": message.method,
-        "url": message.url,
+        "url": shown_url(message),
         "headers": headers,
         "body": message.body,
     })
 }
 
 fn write_message(message: &Message, out: &mut dyn Write) -> Result<(), CtlError> {
-    writeln!(out, "{} {}", message.method, clean(&message.url))?;
+    writeln!(out, "{} {}", message.method, clean(&shown_url(message)))?;
     for (name, value) in &message.headers {
         writeln!(out, "{name}: {}", clean(value))?;
     }
@@ -205,4 +212,21 @@ fn write_message(message: &Message, out: &mut dyn Write) -> Result<(), CtlError>
         Err(_) => writeln!(out, "\n{}", message.body)?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preview_shows_no_password_of_a_url() {
+        let url = "https://ann:hunter2@x/y".to_owned();
+        let (headers, body) = (Vec::new(), "{}".to_owned());
+        let message = Message { method: "POST".to_owned(), url, headers, body };
+        let mut out = Vec::new();
+        write_message(&message, &mut out).unwrap();
+        let told = String::from_utf8(out).unwrap();
+        assert!(told.starts_with("POST https://…@x/y\n"), "{told}");
+        assert_eq!(as_json(&message)["url"], "https://…@x/y");
+    }
 }

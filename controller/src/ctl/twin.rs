@@ -55,13 +55,15 @@ pub(super) fn other(twin: &TwinWhy) -> String {
     };
     let boot = twin.boot.map_or_else(String::new, |boot| format!("life {boot} of its agent, "));
     let at = twin.address.map_or_else(|| "an unknown address".to_owned(), |at| at.to_string());
-    format!("the other ({boot}at {at}) was last heard {} ago", human_ms(silence))
+    let last = if twin.left { "said goodbye" } else { "was last heard" };
+    format!("the other ({boot}at {at}) {last} {} ago", human_ms(silence))
 }
 
 /// Whether beats of both came just now.
 pub(super) fn both_answer(why: &WhyJson) -> bool {
     let Some(detector) = &why.detector else { return false };
-    let silence = detector.twin.as_ref().and_then(|twin| twin.silence_ms);
+    let twin = detector.twin.as_ref().filter(|twin| !twin.left);
+    let silence = twin.and_then(|twin| twin.silence_ms);
     silence.is_some_and(|ms| ms < (GAPS * detector.gap_ms).max(1_000))
 }
 
@@ -120,7 +122,7 @@ mod tests {
         (why.host.duplicate, why.host.state) = (true, State::Duplicate);
         let boot = silence_ms.map(|_| Boot(9));
         let address = silence_ms.map(|_| std::net::SocketAddr::from(([192, 0, 2, 2], 4_000)));
-        let twin = TwinWhy { boot, address, silence_ms, over_in_ms };
+        let twin = TwinWhy { boot, address, silence_ms, over_in_ms, left: false };
         why.detector.as_mut().unwrap().twin = Some(twin);
         let mut out = Vec::new();
         crate::ctl::story::write(&mut out, &why).unwrap();
@@ -152,5 +154,12 @@ mod tests {
         assert!(!down.contains("Should the host"), "{down}");
         assert!(told(None, 500_000).contains("not been heard since the controller's start"));
         assert!(told(None, 0).contains("was given a new key since"));
+        let at = Some(std::net::SocketAddr::from(([192, 0, 2, 2], 4_000)));
+        let (boot, silence_ms) = (Some(Boot(9)), Some(700));
+        let gone = TwinWhy { boot, address: at, silence_ms, over_in_ms: 599_300, left: true };
+        assert!(other(&gone).contains("at 192.0.2.2:4000) said goodbye"), "{}", other(&gone));
+        let mut why = fixture();
+        why.detector.as_mut().unwrap().twin = Some(gone);
+        assert!(!both_answer(&why), "it said goodbye, just now");
     }
 }

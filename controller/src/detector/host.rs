@@ -233,12 +233,15 @@ const _: () = assert!(offset_of!(Host, until) == 128);
 pub(crate) struct Rare {
     /// What excuses its silence, or did before it was judged.
     pub(crate) excused: Option<Excused>,
-    /// The life before the present one, and until when its return would mean two of them.
-    pub(crate) other_boot: Boot,
+    /// What the life before the present one has proved; boot 0: nothing is known of it.
+    pub(crate) other_life: Newest,
     /// Where it was heard from before.
     pub(crate) other_address: Address,
-    /// [`DUPLICATE_WINDOW`](super::DUPLICATE_WINDOW) after it was last heard; zero: it can't come back.
+    /// Until when its return would mean two of them: [`DUPLICATE_WINDOW`](super::DUPLICATE_WINDOW) after it
+    /// was last heard; zero: it can't come back.
     pub(crate) other_until: Instant,
+    /// It said goodbye, and was not heard since.
+    pub(crate) other_left: bool,
     /// How often the two have taken turns since.
     pub(crate) turns: u8,
 }

@@ -95,7 +95,7 @@ pub struct Settings {
     pub confirm_max: Duration,
     /// How long own losses may excuse a host.
     pub doubt_max: Duration,
-    /// Known hosts must be heard within this after a start.
+    /// Known hosts are not judged before this after a start; see `grace_of`.
     pub restart_grace: Duration,
     /// Expected hosts are missing after this.
     pub missing_after: Duration,
@@ -403,7 +403,9 @@ impl Detector {
         h.margin(&self.knobs[usize::from(h.knobs)].patience)
     }
 
-    /// Takes a goodbye that is also a proof of life.
+    /// Takes a goodbye that is also a proof of life. While there are two machines it ends the watch over one
+    /// of them only: the host is `left` when both have said goodbye, or the other has been silent for
+    /// [`DUPLICATE_WINDOW`].
     pub fn leave(
         &mut self,
         slot: u32,
@@ -415,6 +417,9 @@ impl Detector {
         if self.host(slot).state != State::Left {
             let before = turns.len();
             self.observe(slot, proof, turns);
+            if self.may_other_live(slot) {
+                return self.leave_to_other(slot, proof.arrival, turns);
+            }
             // The goodbye says all: whatever it proved on the way is not worth a word of its own.
             turns.truncate(before);
         } else {

@@ -142,6 +142,8 @@ impl Detector {
         let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
         let same_boot = h.boot == proof.stamp.boot;
         let old_boot = h.boot;
+        let old_life = h.newest();
+        let is_newest = proof.stamp.boot > h.boot_max;
         let continues = same_boot && !proof.rebase;
 
         let lesson = if continues {
@@ -192,8 +194,11 @@ impl Detector {
         if new_life || watched {
             let other = rare.entry(slot).or_default();
             let back = match new_life {
-                true => other.other_boot == h.boot,
-                false => proof.rebase && other.other_boot == h.boot && other.other_address == from,
+                true => other.other_life.boot == h.boot,
+                false => {
+                    let same = other.other_life.boot == h.boot && other.other_address == from;
+                    proof.rebase && same
+                }
             };
             let in_time = arrival <= other.other_until;
             other.turns = if in_time { other.turns.saturating_add(u8::from(back)) } else { 0 };
@@ -201,9 +206,13 @@ impl Detector {
                 two_alive = Some((old_boot, old_address.get()));
                 other.turns = 0;
             }
-            other.other_boot = old_boot;
-            other.other_address = old_address;
-            other.other_until = arrival + DUPLICATE_WINDOW;
+            let twin = h.is(DUPLICATE);
+            if !(twin && is_newest && other.is_restart(old_address, from)) {
+                other.other_life = old_life;
+                other.other_address = old_address;
+                other.other_left = state == State::Left;
+                other.other_until = last.filter(|_| twin).unwrap_or(arrival) + DUPLICATE_WINDOW;
+            }
             h.flag(HELLO_WANTED, true);
         }
         // Of an unreachable host we said that it lives.

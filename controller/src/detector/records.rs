@@ -186,9 +186,13 @@ impl Detector {
     /// What a host has proved in the life that is known.
     #[inline]
     pub fn newest(&self, slot: u32) -> Newest {
-        let mut newest = self.host(slot).newest();
-        // Baselines are kept as if our clock had never stood still: otherwise a recording that is as old
-        // as a suspend was long would look fresh.
+        self.awake(self.host(slot).newest())
+    }
+
+    /// Baselines are kept as if our clock had never stood still: otherwise a recording that is as old as a
+    /// suspend was long would look fresh.
+    #[inline]
+    pub(super) fn awake(&self, mut newest: Newest) -> Newest {
         let asleep = self.asleep_ns as i64;
         newest.baseline_ns = newest.baseline_ns.map(|b| b.wrapping_sub(asleep));
         newest
@@ -217,9 +221,8 @@ impl Detector {
     /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked, or there is no
     /// place in the live table.
     ///
-    /// One that was alive or suspect gets a fresh deadline in the second half of `restart_grace`, spread
-    /// by its id, so that a restart of the controller neither convicts in its own shadow nor judges all
-    /// at once.
+    /// One that was alive or suspect gets a fresh deadline behind `restart_grace`, spread by its id, so that a
+    /// restart of the controller neither convicts in its own shadow nor judges all at once.
     pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
         if let Some(slot) = self.slot(known.id) {
             self.hosts.give_back(known.live, Some(slot));
@@ -231,7 +234,9 @@ impl Detector {
         }
         let s = &self.settings;
         let due = match known.state {
-            State::Alive | State::Suspect | State::Duplicate => Some(now + self.grace_of(known.id)),
+            State::Alive | State::Suspect | State::Duplicate => {
+                Some(now + self.grace_of(known.id, Duration::ZERO))
+            }
             State::Pending if known.missing_reported => None,
             // The grace at least, should the wall clock by which `in_state` was told be wrong.
             State::Pending => {
@@ -241,7 +246,7 @@ impl Detector {
             State::Left if known.back_in.is_some() => {
                 // Its chance at least, if that was while we were away.
                 let left = known.back_in.unwrap_or_default() + s.leave_grace;
-                Some(now + left.max(self.grace_of(known.id)))
+                Some(now + left.max(self.grace_of(known.id, Duration::ZERO)))
             }
             State::Down | State::Left => {
                 let left = s.forget_after.saturating_sub(known.in_state);
@@ -271,18 +276,20 @@ impl Detector {
         Some(slot)
     }
 
-    /// How long a host that was alive before our start may stay silent: until some moment of the second
-    /// half of `restart_grace`, so that not all are looked at in one moment.
-    fn grace_of(&self, id: HostId) -> Duration {
-        let half = self.settings.restart_grace / 2;
-        half + half.mul_f64(share_of(id))
+    /// How long a host that was alive before our start may stay silent, if its beats are `gap` apart: for
+    /// `restart_grace` or one and a half of its gaps, whichever is longer, and up to half as long again, so
+    /// that not all are looked at in one moment.
+    fn grace_of(&self, id: HostId, gap: Duration) -> Duration {
+        let least = self.settings.restart_grace.max(gap * 3 / 2);
+        least + (least / 2).mul_f64(share_of(id))
     }
 
     /// Until when a host that has proved nothing since our start is not judged: its grace counts from when
-    /// we began to listen, however long it took to load the registry.
+    /// we began to listen, however long it took to load the registry. How far apart its beats are is known
+    /// as far as [`Host::set_gap`] was told.
     pub(super) fn fair_chance(&self, slot: u32) -> Option<Instant> {
         let h = self.host(slot);
-        h.last_arrival().is_none().then(|| self.begun + self.grace_of(h.id))
+        h.last_arrival().is_none().then(|| self.begun + self.grace_of(h.id, h.gap()))
     }
 
     /// A host that was alive before our start, and has proved nothing since, has sent something authentic

@@ -33,7 +33,7 @@ use crate::detector::peers::DomainLabels;
 use crate::detector::{Ahead, Detector, Judged, Proof, Settings};
 use crate::enrol::registry::Enrolled;
 use crate::event::State;
-use crate::ingest::admit::{Admitted, Challenge, admit, prove};
+use crate::ingest::admit::{Admitted, Challenge, Past, admit, prove};
 use crate::ingest::sources::Sources;
 use crate::intervals::Assigned;
 use crate::intervals::watched::Watched;
@@ -229,12 +229,20 @@ impl ShardCore {
         &mut self.notices
     }
 
-    /// Registers a known or expected host.
+    /// Registers a known or expected host. Until it is heard its beats are taken to be as far apart as those of
+    /// its class are meant to be: what it announced before our start is not kept.
     pub fn register(&mut self, mut known: Known, now: Instant) -> bool {
         let least = self.identity.enrolled.least(known.id);
         let rekeyed = known.generation < least;
         known.generation = known.generation.max(least);
         let slot = self.detector.register(known, now);
+        if let Some(slot) = slot {
+            let h = self.detector.record(slot);
+            let interval = self.identity.assigned.get(h.class).0;
+            if h.last_arrival().is_none() && !interval.is_zero() {
+                h.set_gap(interval);
+            }
+        }
         if rekeyed && let Some(slot) = slot {
             self.detector.rekeyed(slot);
         }
@@ -402,6 +410,7 @@ impl ShardCore {
                 proved.is_err()
             }
             (_, Ok(())) => false,
+            (Message::Leave(_), Err(_)) if self.leaves_other(slot, stamp, from, arrival) => return,
             (_, Err((why, how))) => {
                 self.metrics.reject(why);
                 if why == Reject::NotRising && stamp.seq < newest.seq {
@@ -479,6 +488,27 @@ impl ShardCore {
             return true;
         }
         self.acks.take(now)
+    }
+
+    /// Whether a goodbye that the life which is known did not say was said by the other of two machines.
+    #[cold]
+    fn leaves_other(
+        &mut self,
+        slot: u32,
+        stamp: &Stamp,
+        from: SocketAddr,
+        arrival: Instant,
+    ) -> bool {
+        let Some(other) = self.detector.other_newest(slot) else { return false };
+        let tolerance = self.detector.tolerance(slot);
+        let proved =
+            prove(&other, Past::default, stamp, arrival, self.identity.epoch, tolerance).is_ok();
+        if proved {
+            inc(&self.metrics.leaves);
+            self.detector.hear(from, arrival);
+            self.detector.leave_other(slot, stamp, arrival);
+        }
+        proved
     }
 
     /// A proof of life, fresh beyond doubt. Answers whether it ended a suspicion of a host that is watched

@@ -143,6 +143,10 @@ async fn what_operators_may_is_refused_to_all_others_and_nonsense_to_everybody()
         let answer = act(&world, Method::POST, "/v1/join-tokens", &wish).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wish}");
     }
+    let wrong = json!({"ttl": "1h", "uses": 1, format!("hwj1_{}", "0f".repeat(16)): 1});
+    let answer = act(&world, Method::POST, "/v1/join-tokens", &wrong).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert!(!answer.text().contains("0f0f"), "{}", answer.text());
 }
 
 #[tokio::test]

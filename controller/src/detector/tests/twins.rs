@@ -29,7 +29,7 @@ fn two_boots_in_turn_are_told_with_both_addresses_and_end_when_one_falls_silent(
     for at in (1_600..700_000).step_by(1_000) {
         turns.extend(w.proof_from(2, 9, at, false).into_iter().map(|t| (at, t)));
     }
-    assert_eq!(turns, [(601_600, Turn::Single(OneLeft::Silent))], "told once, after ten minutes");
+    assert_eq!(turns, [(600_600, Turn::Single(OneLeft::Silent))], "told once, after ten minutes");
 }
 
 #[test]
@@ -151,4 +151,132 @@ fn an_operators_word_ends_it_at_once_and_another_sign_of_the_other_begins_it_ane
     w.judge(1_301, 6_000);
     w.detector.single_out(slot, ms(6_000));
     assert_eq!(w.judge(600_000, 602_000), []);
+}
+
+/// It became `left`, and of the other's death nobody was told.
+#[test]
+fn a_goodbye_of_one_of_two_does_not_end_the_watch_over_the_other() {
+    let silent = |turns: Vec<(u64, Turn)>, at: u64| {
+        let down = Turn::Down(Cause::Silent);
+        assert_eq!(turns, [(at, Turn::Suspect), (at + 600, down)]);
+    };
+    // The other lives: its next beats prove it, and its own death is seen as any other's.
+    let mut w = World::twins();
+    assert_eq!(
+        w.leave(1, 9, ms(1_000)),
+        [Turn::Restarted],
+        "the life that is known is the other's"
+    );
+    for at in (1_300..10_000).step_by(1_000) {
+        assert_eq!(w.proof_from(1, 1, at, false), []);
+        assert_eq!(w.judge(at, at + 999), []);
+    }
+    silent(w.judge(10_000, 20_000), 10_800);
+    w.detector.check();
+    // It died while the beats of the one that leaves hid it.
+    let mut w = World::twins();
+    for at in (1_400..60_000).step_by(1_000) {
+        w.proof_from(2, 9, at, false);
+    }
+    w.leave(1, 9, ms(60_000));
+    silent(w.judge(60_001, 70_000), 62_500);
+    w.detector.check();
+    // What is ordered goes ten minutes after the goodbye: what left was an agent, not surely its machine.
+    assert_eq!(w.judge(650_000, 661_000), [(660_000, Turn::Single(OneLeft::Silent))]);
+}
+
+#[test]
+fn of_two_the_host_has_left_when_both_said_goodbye_or_the_other_is_long_silent() {
+    let is_left = |turns: &[Turn]| matches!(turns, [Turn::Left { .. }]);
+    let mut w = World::twins();
+    w.leave(1, 9, ms(1_000));
+    w.from = address(1);
+    assert!(is_left(&w.leave(1, 1, ms(1_100))));
+    assert_eq!(w.judge(1_101, 60_000), []);
+    // One that was back in between has not left.
+    let mut w = World::twins();
+    w.leave(1, 9, ms(1_000));
+    w.proof_from(1, 1, 1_300, false);
+    w.proof_from(2, 10, 1_400, false);
+    assert_eq!(w.leave(1, 10, ms(1_500)), [Turn::Restarted]);
+    w.proof_from(1, 1, 1_700, false);
+    assert!(is_left(&w.leave(1, 1, ms(1_800))));
+    // Ten minutes of silence of the other.
+    let mut w = World::twins();
+    for at in (1_400..600_000).step_by(1_000) {
+        w.proof_from(2, 9, at, false);
+    }
+    assert!(is_left(&w.leave(1, 9, ms(600_500))));
+    // An operator's word.
+    let mut w = World::twins();
+    let slot = w.detector.slot(id(1)).unwrap();
+    w.detector.single_out(slot, ms(500));
+    assert!(is_left(&w.leave(1, 9, ms(1_000))));
+}
+
+#[test]
+fn of_two_of_one_boot_the_one_that_stays_goes_on_by_its_own_numbers_and_address() {
+    let mut w = World::new();
+    w.detector.register(known(1, State::Alive), ms(0));
+    for n in 0..6 {
+        w.proof_from(1 + (n % 2) as u8, 5, 100 + n * 100, n % 2 == 1);
+    }
+    // The one at address 2 was heard last.
+    assert_eq!(w.leave(1, 5, ms(700)), []);
+    let slot = w.detector.slot(id(1)).unwrap();
+    assert_eq!(w.detector.record(slot).address.get(), Some(address(1)));
+    assert_eq!(w.proof_from(1, 5, 1_500, false), []);
+    assert_eq!(w.judge(1_500, 3_000), [(3_000, Turn::Suspect)]);
+}
+
+/// Of the other of before the start nothing is known, but that it was there.
+#[test]
+fn after_a_restart_a_goodbye_leaves_the_other_its_chance_too() {
+    let mut w = World::new();
+    w.detector.register(Known { duplicate: true, ..known(1, State::Alive) }, ms(0));
+    w.beat(1, 1, ms(100), SECOND);
+    assert_eq!(w.leave(1, 1, ms(5_000)), [Turn::Restarted]);
+    let turns: Vec<Turn> = w.judge(5_001, 20_000).into_iter().map(|t| t.1).collect();
+    assert_eq!(turns, [Turn::Suspect, Turn::Down(Cause::Silent)]);
+    assert_eq!(w.proof_from(2, 7, 21_000, true), [Turn::Recovered { same_boot: false }]);
+    w.detector.check();
+}
+
+/// `why` named a host's own former life as the other, and the ten minutes began anew.
+#[test]
+fn a_restart_of_an_agent_changes_nothing_of_the_other_machine() {
+    let mut w = World::twins();
+    for at in (1_400..60_400).step_by(1_000) {
+        w.proof_from(2, 9, at, false);
+    }
+    let restarted = SocketAddr::from(([192, 0, 2, 2], 4_001));
+    w.from = restarted;
+    assert_eq!(w.proof(1, 10, ms(61_000), SECOND, false), [Turn::Restarted]);
+    let is_other = |w: &World, at: u64| {
+        let twin = w.twin(at).unwrap();
+        assert_eq!((twin.boot, twin.address), (Some(Boot(1)), Some(address(1))));
+        assert_eq!(twin.silence_ms, Some(at - 400));
+    };
+    is_other(&w, 61_000);
+    // Politely.
+    w.from = restarted;
+    w.leave(1, 10, ms(61_500));
+    assert_eq!(w.proof(1, 11, ms(62_500), SECOND, false), [Turn::Restarted]);
+    is_other(&w, 62_500);
+    let mut turns = Vec::new();
+    for at in (63_500..700_000).step_by(1_000) {
+        turns.extend(w.proof(1, 11, ms(at), SECOND, false).into_iter().map(|t| (at, t)));
+    }
+    assert_eq!(turns, [(600_500, Turn::Single(OneLeft::Silent))]);
+    // Of two behind one address, or from another one, whose new life it is cannot be told.
+    for from in [address(2), address(3)] {
+        let mut w = World::new();
+        w.detector.register(known(1, State::Alive), ms(0));
+        for (boot, at) in [(1, 100), (9, 200), (1, 300), (9, 400)] {
+            w.proof_from(2, boot, at, boot == 1);
+        }
+        w.from = from;
+        w.proof(1, 10, ms(1_000), SECOND, false);
+        assert_eq!(w.twin(1_000).unwrap().boot, Some(Boot(9)));
+    }
 }

@@ -337,6 +337,15 @@ impl Learned {
         self.flags &= !BASED;
     }
 
+    /// Goes on with an offset that was learned before, nanoseconds; `None`: with none.
+    pub fn base(&mut self, offset_ns: Option<i64>) {
+        self.rebase();
+        if let Some(offset_ns) = offset_ns {
+            self.slow_ns = offset_ns;
+            self.flags |= BASED;
+        }
+    }
+
     /// Slow average of announced gaps; zero before the first beat.
     pub fn interval(&self) -> Duration {
         Duration::from_micros(u64::from(self.interval_us))

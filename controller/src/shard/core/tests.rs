@@ -90,6 +90,22 @@ impl World {
         w
     }
 
+    /// Boots 5 and 9 in turn, told as two; 5 was heard last with seq 21 at 12 s, 9 with seq 31 at 18 s.
+    fn twins() -> Self {
+        let mut w = Self::alive();
+        let back = |w: &mut Self, boot: u32, seq: u32, at: u64| {
+            let nonce = w.nonce_asked(&w.beat(boot, seq, at, EPOCH), at);
+            w.give(&w.reply(boot, seq + 1, at + 10, nonce), at + 10);
+        };
+        w.give(&w.hello_at(5_000, 9, 1, 0), 5_000);
+        w.give(&w.beat(9, 2, 6_000, EPOCH), 6_000);
+        back(&mut w, 5, 20, 12_000);
+        back(&mut w, 9, 30, 18_000);
+        let turns = w.turns();
+        assert!(matches!(turns.last(), Some(Turn::Duplicate { .. })), "{turns:?}");
+        w
+    }
+
     fn stamp(&self, boot: u32, seq: u32, sent_ms: u64, epoch: Epoch) -> Stamp {
         Stamp {
             boot: Boot(boot),
@@ -512,35 +528,21 @@ fn a_newer_key_once_used_revokes_the_older_ones() {
 #[test]
 fn who_is_given_a_new_key_is_one_again() {
     let single = Turn::Single(OneLeft::Rekeyed);
-    let twins = || {
-        let mut w = World::alive();
-        let back = |w: &mut World, boot: u32, seq: u32, at: u64| {
-            let nonce = w.nonce_asked(&w.beat(boot, seq, at, EPOCH), at);
-            w.give(&w.reply(boot, seq + 1, at + 10, nonce), at + 10);
-        };
-        w.give(&w.hello_at(5_000, 9, 1, 0), 5_000);
-        w.give(&w.beat(9, 2, 6_000, EPOCH), 6_000);
-        back(&mut w, 5, 20, 12_000);
-        back(&mut w, 9, 30, 18_000);
-        let turns = w.turns();
-        assert!(matches!(turns.last(), Some(Turn::Duplicate { .. })), "{turns:?}");
-        w
-    };
     // The controller was told by an enrolment, and then the host shows the key.
-    let mut w = twins();
+    let mut w = World::twins();
     w.core.raise(HOST, Generation(1));
     assert!(w.give(&w.beat(5, 40, 20_000, EPOCH), 20_000).is_empty(), "the old one is dead");
     w.rekey(1);
     w.give(&w.beat(9, 41, 21_000, EPOCH), 21_000);
     assert_eq!(w.turns(), [single]);
     // Somebody put it there by hand.
-    let mut w = twins();
+    let mut w = World::twins();
     w.rekey(1);
     w.give(&w.beat(9, 41, 21_000, EPOCH), 21_000);
     w.give(&w.beat(9, 42, 22_000, EPOCH), 22_000);
     assert_eq!(w.turns(), [single]);
     // The same generation again, as after a renewal, proves nothing of the other.
-    let mut w = twins();
+    let mut w = World::twins();
     w.core.raise(HOST, Generation(0));
     w.give(&w.beat(9, 41, 21_000, EPOCH), 21_000);
     assert_eq!(w.turns(), []);
@@ -551,6 +553,36 @@ fn who_is_given_a_new_key_is_one_again() {
         (w.turns(), w.core.why(HOST, ms(22_000), Duration::ZERO).unwrap().twin),
         (vec![], None)
     );
+}
+
+/// Who says goodbye answers no challenge any more, and the other's life was the known one.
+#[test]
+fn of_two_machines_each_ones_goodbye_is_known_by_its_own_numbers() {
+    let leave = |w: &World, boot: u32, seq: u32, at: u64| {
+        let stamp = w.stamp(boot, seq, at, EPOCH);
+        let leave = Leave { stamp, reason: LeaveReason::Shutdown, expected: Duration::ZERO };
+        w.seal(leave.encode(&w.header()).to_vec())
+    };
+    let gone =
+        |w: &World, at: u64| w.core.why(HOST, ms(at), Duration::ZERO).unwrap().twin.map(|t| t.left);
+    // Boot 9 is the known life, boot 5 the other.
+    let mut w = World::twins();
+    w.give(&leave(&w, 5, 19, 18_400), 18_400);
+    assert_eq!(gone(&w, 18_400), Some(false), "a recording says nothing");
+    assert!(w.give(&leave(&w, 5, 22, 18_500), 18_500).is_empty());
+    assert_eq!((w.state(), gone(&w, 18_500)), (Some(State::Alive), Some(true)));
+    w.give(&leave(&w, 9, 32, 18_600), 18_600);
+    assert_eq!(w.state(), Some(State::Left));
+    // The other way round; the second goodbye of the first changes nothing.
+    let mut w = World::twins();
+    w.give(&leave(&w, 9, 32, 18_500), 18_500);
+    w.give(&leave(&w, 9, 33, 18_550), 18_550);
+    assert_eq!((w.state(), gone(&w, 18_550)), (Some(State::Alive), Some(true)));
+    assert_eq!(w.turns(), [Turn::Restarted]);
+    w.give(&w.beat(5, 22, 18_600, EPOCH), 18_600);
+    assert_eq!((w.rejects(Reject::OffTime), w.turns()), (0, vec![]), "it is no stranger");
+    w.give(&leave(&w, 5, 23, 18_700), 18_700);
+    assert_eq!(w.state(), Some(State::Left));
 }
 
 #[test]

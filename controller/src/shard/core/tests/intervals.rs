@@ -66,3 +66,31 @@ fn the_cadence_follows_from_the_hosts_interval_and_not_from_a_hellos_gap() {
     assert_eq!(cadence(hello(&world, 3, soon, Duration::ZERO), 600), Some(10), "it tells none");
     assert_eq!(cadence(world.beat(5, 4, 900, Epoch(0)), 900), Some(20), "as its gap says");
 }
+
+/// It was suspected at every restart: nothing tells how far apart its beats are until one has come.
+#[test]
+fn a_known_host_of_a_class_with_long_intervals_is_given_its_time_after_a_restart() {
+    let mut w = World::new();
+    w.assigned.set(0, Duration::from_secs(20));
+    let known = Known {
+        id: HOST,
+        state: State::Alive,
+        boot: Boot(5),
+        generation: Generation(0),
+        address: None,
+        in_state: Duration::ZERO,
+        missing_reported: false,
+        duplicate: false,
+        agent_lost: false,
+        profile: Default::default(),
+        frozen: None,
+        back_in: None,
+        domain: Default::default(),
+        live: LiveId::NONE,
+    };
+    assert!(w.core.register(known, ms(0)));
+    w.judge(1, 29_999);
+    assert_eq!((w.state(), w.turns()), (Some(State::Alive), vec![]));
+    w.judge(30_000, 45_001);
+    assert_eq!(w.turns().first(), Some(&Turn::Suspect));
+}
