@@ -221,8 +221,8 @@ impl Detector {
     /// Registers a host, or answers the slot that it has. `None`: [`HOSTS_MAX`] are tracked, or there is no
     /// place in the live table.
     ///
-    /// One that was alive or suspect gets a fresh deadline behind `restart_grace`, spread by its id, so that a
-    /// restart of the controller neither convicts in its own shadow nor judges all at once.
+    /// One that was alive or suspect gets a fresh deadline behind `restart_grace`, spread by its id, so that
+    /// a restart of the controller neither convicts in its own shadow nor judges all at once.
     pub fn register(&mut self, known: Known, now: Instant) -> Option<u32> {
         if let Some(slot) = self.slot(known.id) {
             self.hosts.give_back(known.live, Some(slot));
@@ -277,16 +277,16 @@ impl Detector {
     }
 
     /// How long a host that was alive before our start may stay silent, if its beats are `gap` apart: for
-    /// `restart_grace` or one and a half of its gaps, whichever is longer, and up to half as long again, so
+    /// `restart_grace` or one and a half of its gaps, whichever is longer, and up to an eighth longer, so
     /// that not all are looked at in one moment.
     fn grace_of(&self, id: HostId, gap: Duration) -> Duration {
         let least = self.settings.restart_grace.max(gap * 3 / 2);
-        least + (least / 2).mul_f64(share_of(id))
+        least + (least / 8).mul_f64(share_of(id))
     }
 
     /// Until when a host that has proved nothing since our start is not judged: its grace counts from when
     /// we began to listen, however long it took to load the registry. How far apart its beats are is known
-    /// as far as [`Host::set_gap`] was told.
+    /// as far as the shard has told.
     pub(super) fn fair_chance(&self, slot: u32) -> Option<Instant> {
         let h = self.host(slot);
         h.last_arrival().is_none().then(|| self.begun + self.grace_of(h.id, h.gap()))

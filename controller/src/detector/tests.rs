@@ -235,8 +235,8 @@ fn known_hosts_get_a_spread_out_second_chance_after_a_restart() {
     let suspects: Vec<u64> =
         turns.iter().filter(|(_, t)| *t == Turn::Suspect).map(|(at, _)| *at).collect();
     assert_eq!(suspects.len(), 50);
-    assert!(suspects[0] >= 10_000 && suspects[49] <= 15_500, "{suspects:?}");
-    assert!(suspects[40] - suspects[10] > 1_000, "{suspects:?}");
+    assert!(suspects[0] >= 10_000 && suspects[49] <= 11_750, "{suspects:?}");
+    assert!(suspects[40] - suspects[10] > 500, "{suspects:?}");
 }
 
 /// Its reasons said "silent for 0.00 s".
@@ -603,7 +603,7 @@ fn grace_counts_from_when_we_began_to_listen() {
     w.detector.register(known(1, State::Alive), ms(0));
     w.detector.begin(ms(15_000));
     let turns = w.judge(15_000, 31_000);
-    assert!(matches!(turns[..], [(25_000..30_001, Turn::Suspect), ..]), "{turns:?}");
+    assert!(matches!(turns[..], [(25_000..26_251, Turn::Suspect), ..]), "{turns:?}");
 }
 
 /// Hosts with an interval longer than the grace were all suspected after a restart: their first beat was

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use heartwatch_common::auth::{HostKey, Keyring, Verdicts};
 use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
-use heartwatch_common::time::Instant;
+use heartwatch_common::time::{Instant, micros};
 use heartwatch_common::wire::{
     self, ANSWER_LEN, Ack, CHALLENGE_NONCE_LEN, DecodeError, FLAG_ACK_WANTED, FLAG_CHALLENGE,
     FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET, Header, Hello, Message, Probe,
@@ -229,8 +229,8 @@ impl ShardCore {
         &mut self.notices
     }
 
-    /// Registers a known or expected host. Until it is heard its beats are taken to be as far apart as those of
-    /// its class are meant to be: what it announced before our start is not kept.
+    /// Registers a known or expected host. Until it is heard its beats are taken to be as far apart as those
+    /// of its class are meant to be: what it announced before our start is not kept.
     pub fn register(&mut self, mut known: Known, now: Instant) -> bool {
         let least = self.identity.enrolled.least(known.id);
         let rekeyed = known.generation < least;
@@ -240,7 +240,7 @@ impl ShardCore {
             let h = self.detector.record(slot);
             let interval = self.identity.assigned.get(h.class).0;
             if h.last_arrival().is_none() && !interval.is_zero() {
-                h.set_gap(interval);
+                h.gap_us = micros(interval);
             }
         }
         if rekeyed && let Some(slot) = slot {

@@ -152,8 +152,8 @@ impl LiveTable {
         records.take_if(|_| *owner == lane)
     }
 
-    /// A copy of a chunk's records and cells, in the first chunk that is free, for that lane. New hosts of the
-    /// copy may come to stand in other places than those of the original.
+    /// A copy of a chunk's records and cells, in the first chunk that is free, for that lane. New hosts of
+    /// the copy may come to stand in other places than those of the original.
     ///
     /// # Panics
     /// If the table has no room.

@@ -107,8 +107,8 @@ pub(super) const DETECTOR: &[Key] = &[
     key(
         "restart_grace",
         Span("1s", "10m"),
-        "No known host is judged by its silence before this after a restart of the controller, and each is by \
-         half as long again. If the controller assigns an interval, it is one and a half of that at least. \
+        "No known host is judged by its silence before this after a restart of the controller, and each is \
+         within an eighth of it then. If the controller assigns an interval, it is one and a half of that at least. \
          Raise it if the controller's network takes longer to come up, or if hosts beat more rarely by their \
          own config.",
     ),
