@@ -342,7 +342,7 @@ impl AgentConfig {
             return wrong("ack_every", what);
         }
         let given = o.name.clone().or(raw.name);
-        if given.as_ref().is_some_and(|name| secret::is_no_name(name)) {
+        if given.as_ref().is_some_and(|name| secret::is_in(name)) {
             return wrong("name", "it is a secret, and is shown to others".to_owned());
         }
         let name = given.unwrap_or_else(|| hostname.to_owned());

@@ -111,13 +111,14 @@ pub fn may_be_in(text: &str) -> bool {
         || digits.any(|word| word.len() >= TOKEN_DIGITS)
 }
 
-/// Where the name and the password stand in a text with a URL: `https://NAME:PASSWORD@…`.
+/// Where the name and the password stand in the first URL of a text that has them: `https://NAME:PASSWORD@…`.
 fn password_in(text: &str) -> Option<Range<usize>> {
-    let begin = text.find("://")? + 3;
-    let rest = &text[begin..];
-    let end = rest.find(['/', '?', '#', ' ', '"', '\'', '`']).unwrap_or(rest.len());
-    let at = rest[..end].rfind('@')?;
-    Some(begin..begin + at)
+    text.match_indices("://").find_map(|(at, mark)| {
+        let begin = at + mark.len();
+        let rest = &text[begin..];
+        let end = rest.find(['/', '?', '#', ' ', '"', '\'', '`']).unwrap_or(rest.len());
+        Some(begin..begin + rest[..end].rfind('@')?)
+    })
 }
 
 /// A text with every secret in it hidden that surely is one, and every key's digits.
@@ -126,7 +127,10 @@ pub fn hidden(text: &str) -> Cow<'_, str> {
     if let Some(pem) = text.find(PEM) {
         shown = Cow::Owned(format!("{}{HIDDEN}", &text[..pem]));
     }
-    if let Some(range) = password_in(&shown) {
+    let mut from = 0;
+    while let Some(range) = password_in(&shown[from..]) {
+        let range = from + range.start..from + range.end;
+        from = range.start + HIDDEN.len();
         shown.to_mut().replace_range(range, HIDDEN);
     }
     let mut from = 0;
@@ -225,6 +229,10 @@ mod tests {
             (format!("hwt1_{DIGITS}, hwj1_{DIGITS}."), "…, …."),
             (format!("`{key}` is no name"), "`…` is no name"),
             ("https://ann:pw@x:1/y is no URL".to_owned(), "https://…@x:1/y is no URL"),
+            (
+                "not https://x/ but https://ann:pw@y/, https://bob:q@z/".to_owned(),
+                "not https://x/ but https://…@y/, https://…@z/",
+            ),
             (format!("host {DIGITS}"), &format!("host {DIGITS}")),
         ] {
             assert_eq!(hidden(&text), shown, "{text}");

@@ -186,7 +186,7 @@ pub struct RawDetector {
     /// than a switch takes to restart. Default: 90s.
     pub doubt_max: Span,
     /// No known host is judged by its silence before this after a restart of the controller, 1s to 10m; each
-    /// gets its own moment from then until half as long again. If an interval is assigned, it is one and a
+    /// gets its own moment within an eighth of it then. If an interval is assigned, it is one and a
     /// half of that at least. Default: 10s.
     pub restart_grace: Span,
     /// An expected host never heard is missing after this, 1s to 30d. Default: 10m.

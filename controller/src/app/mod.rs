@@ -324,6 +324,8 @@ impl App {
 
         let (commands, commands_in) = mpsc::channel(driver::COMMANDS_MAX);
         let started = clock.now();
+        // Before that what was held may be of hosts that nobody has judged yet.
+        let chance = Settings::new(&config.detector).chance(assigned.longest());
         let driver = Driver {
             policy,
             view: Arc::clone(&view),
@@ -333,7 +335,7 @@ impl App {
             domains: config.domain_labels.clone(),
             clock: Arc::clone(&clock),
             seed: rng.random(),
-            release_at: started + config.detector.restart_grace,
+            release_at: started + chance,
             status: Arc::clone(&status),
             knobs: Arc::clone(&knobs),
             news,
@@ -351,7 +353,7 @@ impl App {
             shards: shards.clone(),
             driver: Arc::clone(&status),
             started,
-            restart_grace: config.detector.restart_grace,
+            chance,
             clock: Arc::clone(&clock),
         };
         let drills = canary::Drills {
@@ -380,7 +382,7 @@ impl App {
             listen: listen.clone(),
             started,
             started_wall: clock.wall(),
-            restart_grace: config.detector.restart_grace,
+            chance,
             shards: shards.clone(),
             commands,
             driver: status,

@@ -80,7 +80,7 @@ pub(super) struct Running {
     /// The same, for people.
     pub(super) started_wall: Wall,
     /// How long after the start known hosts have their chance.
-    pub(super) restart_grace: Duration,
+    pub(super) chance: Duration,
     /// Its shards.
     pub(super) shards: Vec<ShardHandle>,
     /// To the policy.
@@ -224,7 +224,7 @@ impl Control for Running {
             doubts.push(doubt(DoubtReason::Steal, since));
         }
         let up = now.since(self.started);
-        if let Some(left) = self.restart_grace.checked_sub(up).filter(|left| !left.is_zero()) {
+        if let Some(left) = self.chance.checked_sub(up).filter(|left| !left.is_zero()) {
             let remaining_ms = Some(left.as_millis() as u64);
             doubts.push(Doubt { remaining_ms, ..doubt(DoubtReason::Restarted, self.started) });
         }

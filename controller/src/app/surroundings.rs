@@ -32,10 +32,10 @@ pub(super) struct Surroundings {
     pub(super) shards: Vec<ShardHandle>,
     /// Whether the store can be written.
     pub(super) driver: Arc<DriverStatus>,
-    /// When the controller started, and how long known hosts have their chance.
+    /// When the controller started, and how long it takes then until each known host has been judged.
     pub(super) started: Instant,
     /// See above.
-    pub(super) restart_grace: Duration,
+    pub(super) chance: Duration,
     /// Where time comes from.
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -60,7 +60,7 @@ impl Surroundings {
             ticks = present;
             stolen = stolen.filter(|(_, until)| now < *until);
             store = self.driver.store_error().map(|_| store.unwrap_or(now));
-            let restarted = now.since(self.started) < self.restart_grace;
+            let restarted = now.since(self.started) < self.chance;
             self.doubts.set(DoubtReason::Steal, stolen.map(|(since, _)| since), now);
             self.doubts.set(DoubtReason::Store, store, now);
             self.doubts.set(DoubtReason::Restarted, restarted.then_some(self.started), now);

@@ -242,6 +242,8 @@ pub(crate) struct Rare {
     pub(crate) other_until: Instant,
     /// It said goodbye, and was not heard since.
     pub(crate) other_left: bool,
+    /// Until when it then said that it would be back, at the latest; zero: it did not say.
+    pub(crate) other_back: Instant,
     /// How often the two have taken turns since.
     pub(crate) turns: u8,
 }

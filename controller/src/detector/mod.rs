@@ -108,6 +108,19 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// How long after a start it takes until each known host has been judged, and who is dead called down, if
+    /// the controller assigns intervals of up to `gap`: their grace, the eighth by which it is spread, their
+    /// probes, and a second for margins.
+    pub fn chance(&self, gap: Duration) -> Duration {
+        let probing = self.plan.spacing * (u32::from(self.plan.probes) + 1);
+        self.grace_for(gap) * 9 / 8 + probing + Duration::from_secs(1)
+    }
+
+    /// How long a known host whose beats are `gap` apart is not judged after a start.
+    fn grace_for(&self, gap: Duration) -> Duration {
+        self.restart_grace.max(gap * 3 / 2)
+    }
+
     /// From the checked config.
     pub fn new(c: &crate::config::DetectorConfig) -> Self {
         Self {
@@ -418,7 +431,7 @@ impl Detector {
             let before = turns.len();
             self.observe(slot, proof, turns);
             if self.may_other_live(slot) {
-                return self.leave_to_other(slot, proof.arrival, turns);
+                return self.leave_to_other(slot, leave, proof.arrival, turns);
             }
             // The goodbye says all: whatever it proved on the way is not worth a word of its own.
             turns.truncate(before);
@@ -688,7 +701,12 @@ impl Detector {
         (evidence.peers_asked, evidence.testimonies) = (tally.asked, tally.testimonies);
         self.set_state(slot, State::Down);
         let forget = now + self.settings.forget_after;
-        let until = self.twin_until(slot).map_or(forget, |over| over.max(now));
+        let until = match self.twin_until(slot) {
+            None => forget,
+            // The keys of the other are believed no more; but which of the two died, nobody has shown yet.
+            Some(Instant(0)) => now + DUPLICATE_WINDOW,
+            Some(over) => over.max(now),
+        };
         self.host_mut(slot).until = until;
         self.file(slot, until);
         out.push(Judged::Turn(self.turn(slot, Turn::Down(cause), now, evidence)));

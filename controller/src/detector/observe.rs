@@ -211,6 +211,7 @@ impl Detector {
                 other.other_life = old_life;
                 other.other_address = old_address;
                 other.other_left = state == State::Left;
+                other.other_back = Instant(0);
                 other.other_until = last.filter(|_| twin).unwrap_or(arrival) + DUPLICATE_WINDOW;
             }
             h.flag(HELLO_WANTED, true);

@@ -280,7 +280,7 @@ impl Detector {
     /// `restart_grace` or one and a half of its gaps, whichever is longer, and up to an eighth longer, so
     /// that not all are looked at in one moment.
     fn grace_of(&self, id: HostId, gap: Duration) -> Duration {
-        let least = self.settings.restart_grace.max(gap * 3 / 2);
+        let least = self.settings.grace_for(gap);
         least + (least / 8).mul_f64(share_of(id))
     }
 

@@ -13,7 +13,7 @@
 
 use heartwatch_common::id::Boot;
 use heartwatch_common::time::Instant;
-use heartwatch_common::wire::Stamp;
+use heartwatch_common::wire::{Leave, Stamp};
 
 use super::host::{Address, DUPLICATE, Evidence, HELLO_WANTED, OneLeft, Rare, Transition, Turn};
 use super::{DUPLICATE_WINDOW, Detector};
@@ -35,10 +35,14 @@ impl Rare {
 }
 
 impl Detector {
-    /// Until when the other of two machines may come back; `None`: there are no two.
+    /// Until when the other of two machines may come back: while it has not been silent for
+    /// [`DUPLICATE_WINDOW`], or has said that it would be back. Zero: it can't. `None`: there are no two.
     pub(super) fn twin_until(&self, slot: u32) -> Option<Instant> {
         let twin = self.host(slot).is(DUPLICATE);
-        twin.then(|| self.rare.get(&slot).map_or(Instant(0), |r| r.other_until))
+        twin.then(|| match self.rare.get(&slot) {
+            Some(rare) if rare.other_until > Instant(0) => rare.other_until.max(rare.other_back),
+            _ => Instant(0),
+        })
     }
 
     /// A dead host's other machine has been silent for long enough too: what is left is one, and that is
@@ -79,13 +83,17 @@ impl Detector {
     ///
     /// Where that one stood with its numbers and its clock is known, so that its next beat proves life. It
     /// has two gaps for it: one beat of it may have come in vain, while the other life was the known one. Of
-    /// one from before our start nothing is known: it is no life and has no address until it is heard.
+    /// one from before our start nothing is known: it is no life and has no address until it is heard, and its
+    /// time is that of a host after our start.
     pub(super) fn leave_to_other(
         &mut self,
         slot: u32,
+        leave: &Leave,
         arrival: Instant,
         turns: &mut Vec<Transition>,
     ) {
+        let back = self.back(leave, arrival);
+        let grace = self.settings.restart_grace;
         let Self { hosts, rare, .. } = self;
         let h = hosts.get_mut(slot).expect("slot is live: the index owns it");
         let other = rare.entry(slot).or_default();
@@ -96,14 +104,16 @@ impl Detector {
         h.learned.base(life.baseline_ns);
         let unheard = life.boot == Boot(0);
         h.hear(if unheard { Instant(0) } else { other.other_until - DUPLICATE_WINDOW });
-        h.expected = arrival + h.gap() * 2;
+        let two = h.gap() * 2;
+        h.expected = arrival + if unheard { two.max(grace) } else { two };
         h.flag(HELLO_WANTED, true);
         (other.other_life, other.other_address) = (gone, at);
         (other.other_until, other.other_left) = (arrival + DUPLICATE_WINDOW, true);
+        other.other_back = back;
         let deadline = self.host(slot).expected + self.margin(self.host(slot)).0;
         self.host_mut(slot).until = deadline;
         self.file(slot, deadline);
-        if life.boot != gone.boot {
+        if life.boot != gone.boot && !unheard {
             turns.push(self.turn(slot, Turn::Restarted, arrival, Evidence::default()));
         }
     }
@@ -116,16 +126,24 @@ impl Detector {
     }
 
     /// Takes a goodbye of the other of two machines: nothing changes for the one that was heard last.
-    pub fn leave_other(&mut self, slot: u32, stamp: &Stamp, arrival: Instant) {
+    pub fn leave_other(&mut self, slot: u32, leave: &Leave, stamp: &Stamp, arrival: Instant) {
+        let back = self.back(leave, arrival);
         let Some(rare) = self.rare.get_mut(&slot) else { return };
         (rare.other_life.seq, rare.other_life.sent) = (stamp.seq, stamp.sent);
         (rare.other_left, rare.other_until) = (true, arrival + DUPLICATE_WINDOW);
-        let until = rare.other_until;
+        rare.other_back = back;
+        let until = self.twin_until(slot).unwrap_or_default();
         let h = self.host_mut(slot);
         if h.state == State::Down {
             // It is filed for an earlier look, which will find that it is not over.
             h.until = h.until.max(until);
         }
+    }
+
+    /// When whoever says this goodbye is back at the latest; zero: it does not say.
+    fn back(&self, leave: &Leave, arrival: Instant) -> Instant {
+        let expected = leave.expected.min(self.settings.leave_max);
+        if expected.is_zero() { Instant(0) } else { arrival + expected + self.settings.leave_grace }
     }
 
     fn forget_other(&mut self, slot: u32) {
@@ -141,7 +159,7 @@ impl Detector {
         if let Some(rare) = self.rare.get_mut(&slot) {
             (rare.other_until, rare.turns) = (Instant(0), 0);
             (rare.other_life, rare.other_address) = Default::default();
-            rare.other_left = false;
+            (rare.other_left, rare.other_back) = (false, Instant(0));
         }
     }
 

@@ -263,6 +263,11 @@ impl Assigned {
         }
     }
 
+    /// The longest interval of any class; zero: none is assigned.
+    pub fn longest(&self) -> Duration {
+        (0..CLASSES_MAX as u8).map(|class| self.get(class).0).max().unwrap_or_default()
+    }
+
     /// The interval and the beats between two acks of a class.
     pub fn get(&self, class: u8) -> (Duration, u16) {
         let packed = self.packed[usize::from(class) % CLASSES_MAX].load(Ordering::Relaxed);

@@ -301,7 +301,10 @@ impl Policy {
         }
         self.guard.advance(transition.at);
         let old_boot = row.boot;
-        row.boot = transition.boot;
+        // Of one of two machines that was not heard since our start no life is known.
+        if transition.boot != Boot(0) {
+            row.boot = transition.boot;
+        }
         row.address = transition.address.or(row.address);
         if !matches!(transition.turn, Turn::Duplicate { .. } | Turn::Single(_)) {
             row.duplicate = transition.duplicate;

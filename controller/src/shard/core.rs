@@ -19,7 +19,7 @@ use heartwatch_common::id::{Boot, ControllerId, Epoch, Generation, HostId};
 use heartwatch_common::time::{Instant, micros};
 use heartwatch_common::wire::{
     self, ANSWER_LEN, Ack, CHALLENGE_NONCE_LEN, DecodeError, FLAG_ACK_WANTED, FLAG_CHALLENGE,
-    FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET, Header, Hello, Message, Probe,
+    FLAG_RENEW, FLAG_SAY_HELLO, Field, Fixed, HOST_ID_OFFSET, Header, Hello, Leave, Message, Probe,
     ProbeReply, ProbeVia, Stamp, ViaDatagram,
 };
 
@@ -410,7 +410,11 @@ impl ShardCore {
                 proved.is_err()
             }
             (_, Ok(())) => false,
-            (Message::Leave(_), Err(_)) if self.leaves_other(slot, stamp, from, arrival) => return,
+            (Message::Leave(leave), Err(_))
+                if self.leaves_other(slot, leave, stamp, from, arrival) =>
+            {
+                return;
+            }
             (_, Err((why, how))) => {
                 self.metrics.reject(why);
                 if why == Reject::NotRising && stamp.seq < newest.seq {
@@ -495,6 +499,7 @@ impl ShardCore {
     fn leaves_other(
         &mut self,
         slot: u32,
+        leave: &Leave,
         stamp: &Stamp,
         from: SocketAddr,
         arrival: Instant,
@@ -506,7 +511,7 @@ impl ShardCore {
         if proved {
             inc(&self.metrics.leaves);
             self.detector.hear(from, arrival);
-            self.detector.leave_other(slot, stamp, arrival);
+            self.detector.leave_other(slot, leave, stamp, arrival);
         }
         proved
     }
@@ -991,8 +996,10 @@ impl ShardCore {
             Turn::Suspect => inc(&self.metrics.suspects),
             Turn::Down(_) => {
                 inc(&self.metrics.downs);
-                // Of one not heard since our start, or without an agent, nobody knows when it fell silent.
-                if !turn.evidence.unheard && !turn.evidence.agent_lost {
+                // Of one not heard since our start, or without an agent, nobody knows when it fell silent. Of two
+                // machines the one that is missed may have been silent for long while the other beat.
+                let known = !turn.evidence.unheard && !turn.evidence.agent_lost;
+                if known && !turn.duplicate {
                     self.metrics.detected(turn.evidence.silence_ms.saturating_mul(1_000));
                 }
             }

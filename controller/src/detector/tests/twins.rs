@@ -185,6 +185,34 @@ fn a_goodbye_of_one_of_two_does_not_end_the_watch_over_the_other() {
     assert_eq!(w.judge(650_000, 661_000), [(660_000, Turn::Single(OneLeft::Silent))]);
 }
 
+/// The one that stayed was cut off from its keys by the other's new one, and fell silent here while it went on
+/// elsewhere: its failover was ordered within seconds.
+#[test]
+fn of_a_goodbye_and_a_new_key_nothing_follows_before_ten_minutes_are_over() {
+    let mut w = World::twins();
+    w.leave(1, 9, ms(1_000));
+    let slot = w.detector.slot(id(1)).unwrap();
+    w.detector.rekeyed(slot);
+    let turns = w.judge(1_001, 60_000);
+    let [(_, Turn::Suspect), (down, Turn::Down(Cause::Silent))] = turns[..] else {
+        panic!("{turns:?}")
+    };
+    let over = down + 600_000;
+    assert_eq!(w.judge(over - 1_000, over), [(over, Turn::Single(OneLeft::Rekeyed))]);
+}
+
+/// An upgrade of eleven minutes that was announced was a failover after ten.
+#[test]
+fn of_two_the_one_that_said_when_it_would_be_back_is_awaited_until_then() {
+    let mut w = World::twins();
+    w.leave_for(1, 9, ms(1_000), Duration::from_secs(900));
+    let turns: Vec<Turn> = w.judge(1_001, 60_000).into_iter().map(|t| t.1).collect();
+    assert_eq!(turns, [Turn::Suspect, Turn::Down(Cause::Silent)]);
+    let back = 1_000 + 900_000 + w.detector.settings.leave_grace.as_millis() as u64;
+    assert_eq!(w.judge(595_000, 605_000), []);
+    assert_eq!(w.judge(back - 1_000, back), [(back, Turn::Single(OneLeft::Silent))]);
+}
+
 #[test]
 fn of_two_the_host_has_left_when_both_said_goodbye_or_the_other_is_long_silent() {
     let is_left = |turns: &[Turn]| matches!(turns, [Turn::Left { .. }]);
@@ -235,8 +263,10 @@ fn after_a_restart_a_goodbye_leaves_the_other_its_chance_too() {
     let mut w = World::new();
     w.detector.register(Known { duplicate: true, ..known(1, State::Alive) }, ms(0));
     w.beat(1, 1, ms(100), SECOND);
-    assert_eq!(w.leave(1, 1, ms(5_000)), [Turn::Restarted]);
-    let turns: Vec<Turn> = w.judge(5_001, 20_000).into_iter().map(|t| t.1).collect();
+    assert_eq!(w.leave(1, 1, ms(5_000)), [], "no life is known of it");
+    // As long as any host after a start.
+    assert_eq!(w.judge(5_001, 15_000), []);
+    let turns: Vec<Turn> = w.judge(15_001, 20_000).into_iter().map(|t| t.1).collect();
     assert_eq!(turns, [Turn::Suspect, Turn::Down(Cause::Silent)]);
     assert_eq!(w.proof_from(2, 7, 21_000, true), [Turn::Recovered { same_boot: false }]);
     w.detector.check();
