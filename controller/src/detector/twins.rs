@@ -83,8 +83,8 @@ impl Detector {
     ///
     /// Where that one stood with its numbers and its clock is known, so that its next beat proves life. It
     /// has two gaps for it: one beat of it may have come in vain, while the other life was the known one. Of
-    /// one from before our start nothing is known: it is no life and has no address until it is heard, and its
-    /// time is that of a host after our start.
+    /// one from before our start nothing is known: it is no life and has no address until it is heard, and
+    /// its time is that of a host after our start.
     pub(super) fn leave_to_other(
         &mut self,
         slot: u32,

@@ -996,8 +996,8 @@ impl ShardCore {
             Turn::Suspect => inc(&self.metrics.suspects),
             Turn::Down(_) => {
                 inc(&self.metrics.downs);
-                // Of one not heard since our start, or without an agent, nobody knows when it fell silent. Of two
-                // machines the one that is missed may have been silent for long while the other beat.
+                // Of one not heard since our start, or without an agent, nobody knows when it fell silent.
+                // Of two machines the one that is missed may have been silent while the other beat.
                 let known = !turn.evidence.unheard && !turn.evidence.agent_lost;
                 if known && !turn.duplicate {
                     self.metrics.detected(turn.evidence.silence_ms.saturating_mul(1_000));

@@ -185,8 +185,8 @@ fn a_goodbye_of_one_of_two_does_not_end_the_watch_over_the_other() {
     assert_eq!(w.judge(650_000, 661_000), [(660_000, Turn::Single(OneLeft::Silent))]);
 }
 
-/// The one that stayed was cut off from its keys by the other's new one, and fell silent here while it went on
-/// elsewhere: its failover was ordered within seconds.
+/// The one that stayed was cut off from its keys by the other's new one, and fell silent here while it went
+/// on elsewhere: its failover was ordered within seconds.
 #[test]
 fn of_a_goodbye_and_a_new_key_nothing_follows_before_ten_minutes_are_over() {
     let mut w = World::twins();
