@@ -225,7 +225,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::from(EXIT_OK),
         Err(e) => {
             // Paths of the command line are quoted, and one may be a secret in the place of its file.
-            eprintln!("heartwatch-agent: {}", secret::hidden(&chain(e.as_ref())));
+            eprintln!("heartwatch-agent: {}", secret::surely_hidden(&chain(e.as_ref())));
             let code = e.downcast_ref::<AppError>().map_or(EXIT_FAILURE, AppError::exit_code);
             debug_assert!(code == EXIT_CONFIG || code == EXIT_FAILURE);
             ExitCode::from(code)

@@ -123,6 +123,21 @@ fn password_in(text: &str) -> Option<Range<usize>> {
 
 /// A text with every secret in it hidden that surely is one, and every key's digits.
 pub fn hidden(text: &str) -> Cow<'_, str> {
+    let mut shown = surely_hidden(text);
+    let is_digit = |c: char| c.is_ascii_hexdigit() || c == '_';
+    let digits: Vec<String> = shown
+        .split(|c: char| !is_digit(c))
+        .filter(|word| is_key_digits(word))
+        .map(str::to_owned)
+        .collect();
+    for word in digits {
+        shown = Cow::Owned(shown.replace(&word, HIDDEN));
+    }
+    shown
+}
+
+/// The same without the digits, where the fingerprint of a certificate is told, which looks the same.
+pub fn surely_hidden(text: &str) -> Cow<'_, str> {
     let mut shown = Cow::Borrowed(text);
     if let Some(pem) = text.find(PEM) {
         shown = Cow::Owned(format!("{}{HIDDEN}", &text[..pem]));
@@ -137,15 +152,6 @@ pub fn hidden(text: &str) -> Cow<'_, str> {
     while let Some(range) = find(&shown, from) {
         from = range.start + HIDDEN.len();
         shown.to_mut().replace_range(range, HIDDEN);
-    }
-    let is_digit = |c: char| c.is_ascii_hexdigit() || c == '_';
-    let digits: Vec<String> = shown
-        .split(|c: char| !is_digit(c))
-        .filter(|word| is_key_digits(word))
-        .map(str::to_owned)
-        .collect();
-    for word in digits {
-        shown = Cow::Owned(shown.replace(&word, HIDDEN));
     }
     shown
 }
@@ -237,6 +243,9 @@ mod tests {
         ] {
             assert_eq!(hidden(&text), shown, "{text}");
         }
+        let pinned =
+            format!("its SHA-256 is {key}, and https://ann:pw@x/ is not", key = DIGITS.repeat(2));
+        assert_eq!(surely_hidden(&pinned), pinned.replace("ann:pw", "…"), "a fingerprint");
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let Err(error) = done else { return EXIT_OK };
     let code = error.exit_code();
     if code != EXIT_OK {
-        let line = format!("error: {}\n", text::clean(&secret::hidden(&chain(&error))));
+        let line = format!("error: {}\n", text::clean(&secret::surely_hidden(&chain(&error))));
         drop(io::stderr().write_all(line.as_bytes()));
     }
     code
