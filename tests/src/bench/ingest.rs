@@ -13,8 +13,9 @@
 //! alike.
 //!
 //! The highest sustained rate is searched by raising it by a quarter until it is not sustained and then
-//! by bisection to 6 % (quick: 10 %), which is less than two runs differ by; later runs begin near the rate that the one before found. The same
-//! is done with the bare sink, in the same run; `ratio` is the one divided by the other. `controller_ns`
+//! by bisection to 6 % (quick: 10 %), which is less than two runs differ by; later runs begin near the rate
+//! that the one before found. The same is done with the bare sink, in the same run; `ratio` is the one
+//! divided by the other. `controller_ns`
 //! and `sink_ns` are CPU time per datagram at those rates, all threads of the controller included, and
 //! `cpu_ratio` is the second divided by the first: that hardly depends on what else the machine does, and a
 //! process that gets less than its core (`busy` far below 100 % at the limit) shows in the first alone.
