@@ -3,9 +3,10 @@
 //! It never makes up for lost time by a burst: of what is overdue it sends a few milliseconds' worth,
 //! reads its mail, goes on, and counts how late it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -37,6 +38,8 @@ const BATCHES_MAX: usize = 4;
 const READING_MAX: Duration = Duration::from_millis(2);
 /// A beat that goes out later than this counts as late.
 const LATE: Duration = Duration::from_millis(5);
+/// Hosts to which something is done between two looks at what is due.
+const ACTS_MAX: usize = 2_000;
 /// Hosts whose records are fetched together.
 const GROUP: usize = 64;
 /// Probes for others that wait for an answer.
@@ -130,17 +133,18 @@ impl Engine {
     pub(super) fn run(mut self, inbox: &Receiver<Order>) {
         let mut batch = Batch::new();
         self.start = SystemClock.boottime();
+        let mut acts: VecDeque<(Act, Range<usize>)> = VecDeque::new();
         loop {
             for order in inbox.try_iter() {
                 match order {
                     Order::Act(act, places) => {
-                        let places = places.start..places.end.min(self.members.len());
-                        places.for_each(|place| self.act(act, self.shuffle.host(place)));
+                        acts.push_back((act, places.start..places.end.min(self.members.len())));
                     }
                     Order::Interval(interval) => self.pace.interval = millis(interval),
                     Order::Stop => return self.post.flush(),
                 }
             }
+            self.act_on_some(&mut acts);
             let now = SystemClock.boottime();
             let behind = self.send_due(now);
             self.post.flush();
@@ -150,7 +154,7 @@ impl Engine {
             self.counts.late_us.store(self.late, Ordering::Relaxed);
             let cpu = machine::thread_time().as_micros() as u64;
             self.counts.cpu_us.store(cpu, Ordering::Relaxed);
-            if !behind {
+            if !behind && acts.is_empty() {
                 let next = self.time_of(self.wheel.next());
                 // Ended early by an order; a little late otherwise, as timers are.
                 std::thread::park_timeout(next.since(SystemClock.boottime()));
@@ -164,6 +168,18 @@ impl Engine {
 
     fn time_of(&self, tick: Tick) -> Instant {
         self.start + Duration::from_millis(u64::from(tick))
+    }
+
+    /// Does what is to be done to some hosts: to a hundred thousand in one go, all others would beat late.
+    fn act_on_some(&mut self, acts: &mut VecDeque<(Act, Range<usize>)>) {
+        let Some((act, places)) = acts.front_mut() else { return };
+        let act = *act;
+        for place in places.by_ref().take(ACTS_MAX) {
+            self.act(act, self.shuffle.host(place));
+        }
+        if places.is_empty() {
+            acts.pop_front();
+        }
     }
 
     fn act(&mut self, act: Act, n: usize) {
