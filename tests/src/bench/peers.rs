@@ -39,8 +39,8 @@ use crate::world::{PATIENCE, Process, World, now};
 
 /// Commands in one pipeline.
 const PIPELINE: usize = 500;
-/// A host is dead for Redis after this, seconds: several times what it takes for all keys, or it would find the
-/// living dead, and close the connection of a subscriber that does not keep up.
+/// A host is dead for Redis after this, seconds: several times what it takes for all keys, or it would find
+/// the living dead, and close the connection of a subscriber that does not keep up.
 const TIMEOUT: usize = 10;
 /// How long it is waited for others to find the dead.
 const FOUND_MAX: Duration = Duration::from_secs(30);

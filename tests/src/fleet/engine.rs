@@ -267,6 +267,10 @@ impl Engine {
         beats: &mut u64,
         asked: &mut u64,
     ) {
+        if let Some(start) = self.members[n].starts_after(tick) {
+            // That was beyond the wheel's horizon.
+            return self.file_start(n, start);
+        }
         let fires = self.members[n].beat_is_due(tick);
         if fires {
             // Later than the tick being worked off if we are late.

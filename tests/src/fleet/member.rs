@@ -130,6 +130,12 @@ impl Member {
         self.life = Life::Alive;
     }
 
+    /// When it begins, if that is after `tick`: it has said nothing yet.
+    pub(super) fn starts_after(&self, tick: Tick) -> Option<Tick> {
+        let begins = self.seq == 0 && self.hello_due != NEVER && self.hello_due > tick;
+        begins.then_some(self.hello_due)
+    }
+
     /// Makes it take itself for known, so that it beats without hellos: for those who only count.
     pub(super) fn introduce(&mut self) {
         self.hello_due = NEVER;
@@ -306,6 +312,17 @@ mod tests {
     #[test]
     fn a_host_takes_at_most_a_hundred_bytes() {
         assert!(size_of::<Member>() <= 100, "{}", size_of::<Member>());
+    }
+
+    /// Of a million hosts that were to join over three minutes two thirds began after one, all at once.
+    #[test]
+    fn who_is_looked_at_before_its_start_waits_for_it() {
+        let mut m = member();
+        m.start(180_000, 1);
+        assert_eq!(m.starts_after(65_535), Some(180_000));
+        assert_eq!(m.starts_after(180_000), None);
+        m.introduce();
+        assert_eq!(m.starts_after(65_535), None, "it says no hello");
     }
 
     #[test]
