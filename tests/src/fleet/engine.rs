@@ -177,7 +177,7 @@ impl Engine {
         for place in places.by_ref().take(ACTS_MAX) {
             self.act(act, self.shuffle.host(place));
         }
-        if places.is_empty() {
+        if places.start >= places.end {
             acts.pop_front();
         }
     }
