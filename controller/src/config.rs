@@ -414,17 +414,10 @@ impl RawConfig {
     /// None are known.
     pub fn shown(&self) -> Result<String, toml::ser::Error> {
         let text = toml::to_string_pretty(self)?;
-        let shown = text.lines().map(|line| match line.contains("://") {
-            true => {
-                secret::hidden(line)
-                    + "
-"
-            }
-            false => {
-                Cow::Borrowed(line)
-                    + "
-"
-            }
+        let shown = text.lines().map(|line| {
+            let url = line.contains("://");
+            let line = if url { secret::hidden(line) } else { Cow::Borrowed(line) };
+            line + "\n"
         });
         Ok(shown.collect())
     }
