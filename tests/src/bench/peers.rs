@@ -41,7 +41,7 @@ use crate::world::{PATIENCE, Process, World, now};
 const PIPELINE: usize = 500;
 /// A host is dead for Redis after this, seconds: several times what it takes for all keys, or it would find
 /// the living dead, and close the connection of a subscriber that does not keep up.
-const TIMEOUT: usize = 10;
+const TIMEOUT: &str = "10";
 /// How long it is waited for others to find the dead.
 const FOUND_MAX: Duration = Duration::from_secs(30);
 /// Beats of each host before the controller is measured, seconds: the first 64 choose margins anew far more
@@ -164,6 +164,15 @@ fn subscribe(socket: &std::path::Path) -> Result<BufReader<UnixStream>> {
     Ok(BufReader::new(stream))
 }
 
+/// One `SET key 1 EX TIMEOUT`, as Redis's clients write it.
+fn set(batch: &mut Vec<u8>, id: &str) -> Result<()> {
+    write!(batch, "*5\r\n$3\r\nSET\r\n")?;
+    for word in [id, "1", "EX", TIMEOUT] {
+        write!(batch, "${}\r\n{word}\r\n", word.len())?;
+    }
+    Ok(())
+}
+
 /// Sets the keys of all hosts but the dead, a second's worth evenly over a second, until `end`.
 fn beat(
     stream: &mut UnixStream,
@@ -179,11 +188,7 @@ fn beat(
             let mut commands = 0;
             for (i, id) in chunk.iter().enumerate() {
                 if dead != Some(n * PIPELINE + i) {
-                    write!(
-                        batch,
-                        "*5\r\n$3\r\nSET\r\n$32\r\n{id}\r\n$1\r\n1\r\n$2\r\nEX\r\n$1\r\n"
-                    )?;
-                    write!(batch, "{TIMEOUT}\r\n")?;
+                    set(&mut batch, id)?;
                     commands += 1;
                 }
             }
@@ -245,7 +250,8 @@ fn redis(hosts: usize, span: Duration, runs: usize) -> Result<Vec<f64>> {
                 beat(&mut stream, &ids, Some(dead), Duration::from_secs(1))?;
             }
             waiting.join().map_err(|_| anyhow::anyhow!("the subscriber has panicked"))?
-        })?;
+        });
+        let found = found.with_context(|| format!("Redis says:\n{}", server.log()))?;
         rates.push(rated("Redis", sent, cpu, wall, found));
     }
     Ok(rates)
@@ -285,4 +291,19 @@ pub(super) fn run(ctx: &Context) -> Result<Figures> {
     let python = median(ctx.runtime.block_on(python(hosts, span, runs))?);
     let values = vec![("redis_ratio", ours / redis), ("python_ratio", ours / python)];
     Ok(Figures { values, runs })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A length that was written by hand fell behind its word: Redis read `EX 1`, took the rest for an
+    /// empty command, and let the living expire.
+    #[test]
+    fn redis_is_told_the_length_of_every_word() {
+        let mut batch = Vec::new();
+        set(&mut batch, "a-host").unwrap();
+        let wanted = "*5\r\n$3\r\nSET\r\n$6\r\na-host\r\n$1\r\n1\r\n$2\r\nEX\r\n$2\r\n10\r\n";
+        assert_eq!(String::from_utf8(batch).unwrap(), wanted);
+    }
 }
