@@ -49,10 +49,15 @@ const COMMANDS_PER_PASS: usize = 256;
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Wait while the policy's queue is full.
 const WAIT_FULL: Duration = Duration::from_millis(10);
-/// Rest after all has been read while datagrams arrive densely; they carry their time of arrival.
-const NAP: Duration = Duration::from_millis(1);
-/// So many must arrive in a nap for it to be worth while.
-const NAP_WORTH: f64 = 4.0;
+/// Longest rest after all has been read while datagrams arrive densely; they carry their time of arrival.
+/// A deadline that passes meanwhile is seen that much later, and an ack leaves that much later.
+const NAP_MAX: Duration = Duration::from_millis(4);
+/// Shortest, and first.
+const NAP_MIN: Duration = Duration::from_micros(250);
+/// No more than this share of a receive buffer should fill in a nap: bursts need the rest.
+const NAP_FILLS: f64 = 0.1;
+/// So many datagrams must arrive in a second for naps to be worth while.
+const DENSE_PER_S: f64 = 4_000.0;
 /// How long arrivals are counted to tell.
 const CROWD_SPAN: Duration = Duration::from_millis(50);
 /// What a shard may be asked.
@@ -170,6 +175,7 @@ impl Worker {
         let mut asked = Duration::ZERO;
         let mut longest = Longest::new(clocks.now);
         let mut crowd = Crowd::new(clocks.now);
+        let mut nap = Nap::default();
         // When it last turned away from its beat sockets, or woke up.
         let mut looked = clocks.now;
         loop {
@@ -231,8 +237,10 @@ impl Worker {
                 });
                 asked = due.min(if full { WAIT_FULL } else { WAIT_MAX });
                 if crowd.is_dense() {
-                    asked = asked.min(NAP);
+                    // Of so many hosts somebody is due every millisecond, nearly always in vain.
+                    asked = nap.span;
                     std::thread::park_timeout(asked);
+                    nap.found(self.fill());
                 } else {
                     self.wait(asked);
                 }
@@ -430,6 +438,13 @@ impl Worker {
         }
     }
 
+    /// How full the fullest of its beat sockets is, as a share of its buffer; 1 if that can't be told.
+    fn fill(&self) -> f64 {
+        let share =
+            |s: &BatchSocket| Some(s.waiting().ok()? as f64 / s.receive_buffer().ok()? as f64);
+        self.beats.iter().map(|s| share(s).unwrap_or(1.0)).fold(0.0, f64::max)
+    }
+
     fn wait(&self, span: Duration) {
         let mut fds: Vec<PollFd<'_>> = self
             .beats
@@ -461,8 +476,8 @@ impl Crowd {
         self.read += read;
         let span = now.since(self.since);
         if span >= CROWD_SPAN {
-            let nap = self.read as f64 * NAP.as_secs_f64() / span.as_secs_f64();
-            *self = Self { since: now, read: 0, dense: nap >= NAP_WORTH };
+            let per_s = self.read as f64 / span.as_secs_f64();
+            *self = Self { since: now, read: 0, dense: per_s >= DENSE_PER_S };
         }
     }
 
@@ -470,6 +485,27 @@ impl Crowd {
     /// two shards spent 3.6 µs on a datagram at 150,000/s in all.
     fn is_dense(&self) -> bool {
         self.dense
+    }
+}
+
+/// How long to rest while datagrams arrive densely: as long as the receive buffers have room for. What a
+/// datagram takes of them depends on the network card, so it is not reckoned but looked at.
+#[derive(Clone, Copy, Debug)]
+struct Nap {
+    span: Duration,
+}
+
+impl Default for Nap {
+    fn default() -> Self {
+        Self { span: NAP_MIN }
+    }
+}
+
+impl Nap {
+    /// After a nap the fullest buffer was filled to that share.
+    fn found(&mut self, fill: f64) {
+        let span = if fill > NAP_FILLS { self.span / 2 } else { self.span.mul_f64(1.1) };
+        self.span = span.clamp(NAP_MIN, NAP_MAX);
     }
 }
 
@@ -578,7 +614,25 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_is_dense_when_a_nap_gathers_several() {
+    fn naps_are_as_long_as_the_buffers_have_room_for() {
+        let mut nap = Nap::default();
+        (0..100).for_each(|_| nap.found(0.01));
+        assert_eq!(nap.span, NAP_MAX);
+        // Half as full after half the nap: where a tenth is filled it neither grows nor shrinks for long.
+        let fill = |nap: &Nap| nap.span.as_secs_f64() / 0.01;
+        let mut spans = Vec::new();
+        for _ in 0..100 {
+            nap.found(fill(&nap));
+            spans.push(nap.span);
+        }
+        let settled = Duration::from_micros(500)..=Duration::from_micros(1_100);
+        assert!(spans[10..].iter().all(|s| settled.contains(s)), "{spans:?}");
+        (0..100).for_each(|_| nap.found(1.0));
+        assert_eq!(nap.span, NAP_MIN);
+    }
+
+    #[test]
+    fn a_crowd_is_dense_when_several_come_in_a_millisecond() {
         let at = |us: u64| Instant(us * 1_000);
         let mut crowd = Crowd::new(at(0));
         (1..60).for_each(|ms| crowd.note(3, at(ms * 1_000)));

@@ -183,8 +183,7 @@ async fn measure(ctx: &Context) -> Result<Vec<Found>> {
     let runs = if ctx.quick { 1 } else { ctx.runs() };
     for run in 0..runs {
         // Past the cold start, and until the longest pass of what was before is forgotten.
-        let rest = if ctx.quick { 21 } else { 30 };
-        tokio::time::sleep(Duration::from_secs(rest)).await;
+        tokio::time::sleep(Duration::from_secs(21)).await;
         let from = run % 10 * silent;
         found.push(kill(&mut stage, from, silent).await?);
         if run + 1 < runs {
