@@ -492,14 +492,15 @@ impl Detector {
 
     /// Judges what is due, as of the watermarks: everything that arrived at the beat sockets before
     /// `seen`, and at the probe socket before `seen_probes`, has been observed. A bounded number of hosts:
-    /// whatever falls silent, the mail is read meanwhile. [`next_due`](Self::next_due) tells of the rest.
+    /// whatever falls silent, the mail is read meanwhile. Answers whether the bound was met, so that more may
+    /// be due.
     pub fn judge(
         &mut self,
         seen: Instant,
         seen_probes: Instant,
         now: Instant,
         out: &mut Vec<Judged>,
-    ) {
+    ) -> bool {
         self.clock = self.clock.max(seen);
         let seen = self.clock;
         if now >= self.look_at {
@@ -507,8 +508,12 @@ impl Detector {
             self.knobs.iter_mut().for_each(|k| k.look(now));
         }
         let mut again = std::mem::take(&mut self.again);
+        let mut more = true;
         for _ in 0..JUDGED_MAX {
-            let Some(slot) = self.rows.pop_due(seen) else { break };
+            let Some(slot) = self.rows.pop_due(seen) else {
+                more = false;
+                break;
+            };
             if let Some(coming) = self.rows.coming(JUDGE_AHEAD) {
                 self.hosts.prefetch_look(coming);
             }
@@ -557,7 +562,8 @@ impl Detector {
         self.again = again;
         let held = std::mem::replace(&mut self.holds, self.doubt.holds_verdicts(seen));
         if self.holds {
-            return self.try_link(now, out);
+            self.try_link(now, out);
+            return more;
         }
         if held {
             // What was unanswered while nothing could be heard proves nothing.
@@ -565,7 +571,7 @@ impl Detector {
         }
         for _ in 0..JUDGED_MAX {
             let heard = seen.min(seen_probes);
-            let Some(step) = self.confirm.step(now, heard, &mut self.dice) else { break };
+            let Some(step) = self.confirm.step(now, heard, &mut self.dice) else { return more };
             match step {
                 Step::Probe { slot, number, nonce, peers } => {
                     let h = self.host(slot);
@@ -581,6 +587,7 @@ impl Detector {
                 Step::Down { slot, cause, tally } => self.down(slot, cause, tally, now, out),
             }
         }
+        true
     }
 
     /// Has at most `count` peers asked about the suspect in `slot`, who was last heard from `to`.

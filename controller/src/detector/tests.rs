@@ -239,6 +239,47 @@ fn known_hosts_get_a_spread_out_second_chance_after_a_restart() {
     assert!(suspects[40] - suspects[10] > 500, "{suspects:?}");
 }
 
+#[test]
+fn a_pass_that_met_its_bound_says_that_more_may_be_due() {
+    let mut w = World::new();
+    for n in 0..1_500u32 {
+        let mut host = known(1, State::Alive);
+        host.id.0[..4].copy_from_slice(&n.to_be_bytes());
+        w.detector.register(host, ms(0));
+    }
+    let at = ms(20_000);
+    let (mut suspects, mut passes, mut more) = (0, 0, true);
+    while more {
+        let mut out = Vec::new();
+        more = w.detector.judge(at, at, at, &mut out);
+        let suspect = |j: &&Judged| matches!(j, Judged::Turn(t) if t.turn == Turn::Suspect);
+        suspects += out.iter().filter(suspect).count();
+        passes += 1;
+        assert_eq!(more, suspects < 1_500 || passes < 2, "after {passes} passes {suspects}");
+    }
+    assert_eq!((suspects, passes), (1_500, 2));
+}
+
+/// Orders that were held before the start, and the doubt `restarted`, wait that long: of a rack that died with
+/// the controller all must be down by then, or the first would pass for a single host.
+#[test]
+fn who_died_with_the_controller_is_down_within_the_chance_that_is_waited_for() {
+    let mut w = World::new();
+    for n in 0..50 {
+        let mut host = known(n, State::Alive);
+        host.id.0[12] = n.wrapping_mul(5);
+        w.detector.register(host, ms(0));
+    }
+    let chance = settings().chance(Duration::ZERO).as_millis() as u64;
+    let turns = w.judge(0, 2 * chance);
+    let mut downs =
+        turns.iter().filter(|(_, t)| *t == Turn::Down(Cause::Silent)).map(|(at, _)| *at);
+    let (first, last) = (downs.next().unwrap(), downs.next_back().unwrap());
+    assert_eq!(downs.count() + 2, 50);
+    assert!(first > 10_000 && last <= chance, "{first} to {last} of {chance}");
+    assert!(last * 10 > chance * 9, "waiting {chance} for {last} holds orders in vain");
+}
+
 /// Its reasons said "silent for 0.00 s".
 #[test]
 fn of_a_host_not_heard_since_the_start_the_silence_counts_from_when_we_began_to_listen() {

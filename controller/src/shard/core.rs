@@ -894,16 +894,16 @@ impl ShardCore {
         }
     }
 
-    /// Judges what is due; see [`Detector::judge`].
+    /// Judges what is due, and answers whether more may be; see [`Detector::judge`].
     pub fn judge(
         &mut self,
         seen: Instant,
         seen_probes: Instant,
         now: Instant,
         out: &mut Vec<Send>,
-    ) {
+    ) -> bool {
         let mut judged = std::mem::take(&mut self.judged);
-        self.detector.judge(seen, seen_probes, now, &mut judged);
+        let more = self.detector.judge(seen, seen_probes, now, &mut judged);
         for one in judged.drain(..) {
             match one {
                 Judged::Turn(turn) => self.count(&turn),
@@ -955,6 +955,7 @@ impl ShardCore {
         for (gauge, n) in self.metrics.class_hosts.iter().zip(self.detector.classes()) {
             set(gauge, *n);
         }
+        more
     }
 
     /// A sealed probe for a host, and the beat socket by which that host is reached.

@@ -219,7 +219,7 @@ impl Worker {
             let seen = watches.iter_mut().map(Watch::advance).min().unwrap_or(now).min(now);
             self.core.heard(now, seen, received, dropped);
             let seen_probes = probe_watch.advance().min(now);
-            self.core.judge(seen, seen_probes, now, &mut sends);
+            let more = self.core.judge(seen, seen_probes, now, &mut sends);
             self.flush(&mut sends);
             set(&self.metrics.lag_us, now.since(seen).as_micros() as u64);
             inc(&self.metrics.loops);
@@ -230,18 +230,21 @@ impl Worker {
                 Err(Gone) => return,
             };
             if !busy {
-                let due = self.core.next_due().map_or(WAIT_MAX, |at| {
-                    // The watermark lags behind now by the slack: it must pass the deadline.
-                    let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
-                    (at + slack).since(now)
-                });
-                asked = due.min(if full { WAIT_FULL } else { WAIT_MAX });
                 if crowd.is_dense() {
-                    // Of so many hosts somebody is due every millisecond, nearly always in vain.
-                    asked = nap.span;
-                    std::thread::park_timeout(asked);
-                    nap.found(self.fill());
+                    // Of so many hosts one is due every millisecond, nearly always in vain. But a pass judges
+                    // so many and no more: who was due and has not been judged does not wait.
+                    if !more {
+                        asked = nap.span;
+                        std::thread::park_timeout(asked);
+                        nap.found(self.fill());
+                    }
                 } else {
+                    let due = self.core.next_due().map_or(WAIT_MAX, |at| {
+                        // The watermark lags behind now by the slack: it must pass the deadline.
+                        let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
+                        (at + slack).since(now)
+                    });
+                    asked = due.min(if full { WAIT_FULL } else { WAIT_MAX });
                     self.wait(asked);
                 }
                 looked = self.clock.now();
