@@ -180,7 +180,7 @@ async fn controller_trial(stage: &mut Stage<'_>, rate: f64, span: Duration) -> R
     if trial.verdict(rate) == Verdict::TooFast {
         // Whom it did not hear it probes: give it room until all is well again.
         settle(&mut stage.mass, interval_for(hosts, rate / 3.0)).await;
-        stage.all_alive().await?;
+        stage.calm().await?;
     }
     Ok(trial)
 }
