@@ -260,8 +260,8 @@ fn a_pass_that_met_its_bound_says_that_more_may_be_due() {
     assert_eq!((suspects, passes), (1_500, 2));
 }
 
-/// Orders that were held before the start, and the doubt `restarted`, wait that long: of a rack that died with
-/// the controller all must be down by then, or the first would pass for a single host.
+/// Orders that were held before the start, and the doubt `restarted`, wait that long: of a rack that died
+/// with the controller all must be down by then, or the first would pass for a single host.
 #[test]
 fn who_died_with_the_controller_is_down_within_the_chance_that_is_waited_for() {
     let mut w = World::new();
@@ -705,7 +705,9 @@ fn a_machine_whose_agent_was_lost_before_the_start_is_asked_too() {
     w.detector.register(Known { agent_lost: true, ..known(1, State::Down) }, ms(0));
     w.detector.register(known(2, State::Down), ms(0));
     let mut out = Vec::new();
-    (0..=40_000).for_each(|at| w.detector.judge(ms(at), ms(at), ms(at), &mut out));
+    for at in 0..=40_000 {
+        w.detector.judge(ms(at), ms(at), ms(at), &mut out);
+    }
     w.detector.check();
     assert_eq!(w.detector.probing(), 0, "it is no suspect");
     let probed = |n: u8| {

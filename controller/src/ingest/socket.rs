@@ -39,10 +39,11 @@ const UDP_GRO: libc::c_int = 104;
 /// Receive buffer that is asked for; the kernel may grant less.
 const RECEIVE_BUFFER_WANTED: usize = 64 << 20;
 /// `getsockopt` number and word of `SO_MEMINFO` (linux/sock_diag.h: `SK_MEMINFO_DROPS`,
-/// `SK_MEMINFO_RMEM_ALLOC`).
+/// `SK_MEMINFO_RMEM_ALLOC`, `SK_MEMINFO_RCVBUF`).
 const SO_MEMINFO: libc::c_int = 55;
 const MEMINFO_WORDS: usize = 9;
 const MEMINFO_WAITING: usize = 0;
+const MEMINFO_BUFFER: usize = 1;
 const MEMINFO_DROPS: usize = 8;
 
 /// One datagram of a batch.
@@ -309,6 +310,12 @@ impl BatchSocket {
     /// Bytes of memory that datagrams take which wait to be read.
     pub fn waiting(&self) -> io::Result<u64> {
         Ok(u64::from(self.meminfo()?[MEMINFO_WAITING]))
+    }
+
+    /// The share of its receive buffer that is taken by them.
+    pub fn fill(&self) -> io::Result<f64> {
+        let words = self.meminfo()?;
+        Ok(f64::from(words[MEMINFO_WAITING]) / f64::from(words[MEMINFO_BUFFER].max(1)))
     }
 
     fn meminfo(&self) -> io::Result<[u32; MEMINFO_WORDS]> {
@@ -656,6 +663,8 @@ mod tests {
         let mut socket = BatchSocket::take_over(kept).unwrap();
         assert_eq!((socket.local_addr().unwrap(), socket.drops().unwrap()), (to, 0));
         assert!(socket.waiting().unwrap() > 0);
+        let share = socket.waiting().unwrap() as f64 / socket.receive_buffer().unwrap() as f64;
+        assert_eq!(socket.fill().unwrap(), share);
         for _ in 0..100 {
             peer.send_to(&[2; 80], to).unwrap();
         }

@@ -443,9 +443,7 @@ impl Worker {
 
     /// How full the fullest of its beat sockets is, as a share of its buffer; 1 if that can't be told.
     fn fill(&self) -> f64 {
-        let share =
-            |s: &BatchSocket| Some(s.waiting().ok()? as f64 / s.receive_buffer().ok()? as f64);
-        self.beats.iter().map(|s| share(s).unwrap_or(1.0)).fold(0.0, f64::max)
+        self.beats.iter().map(|s| s.fill().unwrap_or(1.0)).fold(0.0, f64::max)
     }
 
     fn wait(&self, span: Duration) {

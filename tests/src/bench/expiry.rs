@@ -194,7 +194,7 @@ async fn measure(ctx: &Context) -> Result<Vec<Found>> {
                 Ok(Some(()))
             })
             .await?;
-            stage.all_alive().await?;
+            stage.calm().await?;
         }
     }
     Ok(found)

@@ -48,8 +48,10 @@ struct Manner {
 
 const THOROUGH: Manner = Manner { first: 500_000.0, close: 1.06 };
 const QUICK: Manner = Manner { first: 700_000.0, close: 1.1 };
-/// The search goes up by no more than this, and to where the receiver would be that busy.
+/// The search goes up by no more than this (from a rate that was found, by less), and to where the receiver
+/// would be that busy.
 const STEP_MAX: f64 = 1.5;
+const STEP_NEAR: f64 = 1.12;
 const BUSY_WANTED: f64 = 0.93;
 /// Of what a generator that keeps up sends, no greater share is late.
 const LATE_MAX: f64 = 0.05;
@@ -62,6 +64,8 @@ struct Trial {
     /// Read per second.
     read: f64,
     dropped: f64,
+    /// Hosts that it suspected; a sink suspects nobody.
+    suspects: f64,
     /// CPU time of the receiver per datagram, ns.
     ns: f64,
     /// CPU time of the receiver ÷ time.
@@ -103,15 +107,17 @@ async fn search(
 ) -> Result<Trial> {
     let (mut good, mut bad): (Option<(f64, Trial)>, Option<f64>) = (None, None);
     let (mut rate, mut failed) = (near.map_or(manner.first, |rate| rate * 0.97), false);
+    let step_max = if near.is_some() { STEP_NEAR } else { STEP_MAX };
     loop {
         let trial = attempt(rate).await?;
         let verdict = trial.verdict(rate);
         println!(
             "  {who:<10} {rate:>9.0}/s wanted, {:>9.0} sent, {:>9.0} read, {:>6.0} dropped, \
-             {:>4.0} ns CPU each, {:>3.0} % busy, {:.1} % sent late: {verdict:?}",
+             {:>4.0} suspects, {:>4.0} ns CPU each, {:>3.0} % busy, {:.1} % sent late: {verdict:?}",
             trial.sent,
             trial.read,
             trial.dropped,
+            trial.suspects,
             trial.ns,
             trial.busy * 100.0,
             trial.late * 100.0
@@ -133,7 +139,7 @@ async fn search(
             (Some((g, trial)), Some(b)) if b / g <= manner.close => return Ok(trial),
             (Some((g, _)), Some(b)) => (g * b).sqrt(),
             (Some((g, trial)), None) => {
-                g * (BUSY_WANTED / trial.busy).clamp(manner.close, STEP_MAX)
+                g * (BUSY_WANTED / trial.busy).clamp(manner.close, step_max)
             }
             (None, Some(b)) => b / manner.close.powi(3),
             (None, None) => rate,
@@ -173,6 +179,7 @@ async fn controller_trial(stage: &mut Stage<'_>, rate: f64, span: Duration) -> R
         sent: (sent_2 - sent) as f64 / w.wall,
         read: w.received / w.wall,
         dropped,
+        suspects: w.suspects,
         ns: w.cpu * 1e9 / w.received.max(1.0),
         busy: w.cpu / w.wall,
         late: (late_2 - late) as f64 / (sent_2 - sent).max(1) as f64,
@@ -205,6 +212,7 @@ async fn sink_trial(
         sent: (sent_2 - sent) as f64 / wall,
         read: received / wall,
         dropped: (after.dropped - before.dropped + lost) as f64,
+        suspects: 0.0,
         ns: cpu * 1e9 / received.max(1.0),
         busy: cpu / wall,
         late: (late_2 - late) as f64 / (sent_2 - sent).max(1) as f64,
