@@ -183,7 +183,8 @@ impl Worker {
             let before = std::mem::replace(&mut clocks, Clocks::read(&*self.clock));
             self.core.wake(clocks.now, &clocks.since(&before, asked));
             asked = Duration::ZERO;
-            if !self.obey() {
+            let obeyed = self.obey();
+            if obeyed == Obeyed::Stop {
                 self.read_the_last_mail(&mut watches, &mut probe_watch, &complaint);
                 return self.tell_the_rest(carried);
             }
@@ -229,7 +230,8 @@ impl Worker {
                 Ok(full) => full,
                 Err(Gone) => return,
             };
-            if !busy {
+            // What waits as a command has had its ring: nothing would wake us for it.
+            if !busy && obeyed == Obeyed::All {
                 if crowd.is_dense() {
                     // Of so many hosts one is due every millisecond, nearly always in vain. But a pass judges
                     // so many and no more: who was due and has not been judged does not wait.
@@ -239,6 +241,7 @@ impl Worker {
                         nap.found(self.fill());
                     }
                 } else {
+                    nap = Nap::default();
                     let due = self.core.next_due().map_or(WAIT_MAX, |at| {
                         // The watermark lags behind now by the slack: it must pass the deadline.
                         let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
@@ -252,12 +255,12 @@ impl Worker {
         }
     }
 
-    /// Takes commands. `false`: stop.
-    fn obey(&mut self) -> bool {
+    /// Takes commands.
+    fn obey(&mut self) -> Obeyed {
         // Nothing to read is the usual case.
         self.mailbox.wake.read().unwrap_or(0);
         for _ in 0..COMMANDS_PER_PASS {
-            let Ok(command) = self.mailbox.inbox.try_recv() else { return true };
+            let Ok(command) = self.mailbox.inbox.try_recv() else { return Obeyed::All };
             let now = self.clock.now();
             match command {
                 Command::Register(hosts) => {
@@ -290,10 +293,10 @@ impl Worker {
                     self.flush(&mut sends);
                 }
                 Command::Local(addresses) => self.core.set_local(addresses),
-                Command::Stop => return false,
+                Command::Stop => return Obeyed::Stop,
             }
         }
-        true
+        Obeyed::More
     }
 
     /// Reads what a socket holds, at most `BATCHES_MAX` batches. Answers how many datagrams, and whether
@@ -535,6 +538,17 @@ impl Clocks {
     }
 }
 
+/// What taking commands came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Obeyed {
+    /// None is left.
+    All,
+    /// As many as a pass takes: more may wait.
+    More,
+    /// The last one was to stop.
+    Stop,
+}
+
 /// The policy's end of the channel is closed.
 struct Gone;
 
@@ -612,6 +626,20 @@ mod tests {
         let complaint = Throttle::new(Duration::from_secs(10));
         assert_eq!(w.drain(Via::Probes, &mut watch, &mut Vec::new(), &complaint), (1, false));
         assert_eq!(get(&w.metrics.received), 1);
+    }
+
+    /// The bell had been answered, so the shard rested, and what was left waited: up to a tenth of a second for
+    /// each 256 commands.
+    #[test]
+    fn commands_that_a_pass_leaves_are_told_so_that_nobody_rests() {
+        let mut w = worker();
+        for _ in 0..COMMANDS_PER_PASS + 1 {
+            w.peers[0].send(Command::Remove(HostId([1; 16]))).unwrap();
+        }
+        assert_eq!(w.obey(), Obeyed::More);
+        assert_eq!(w.obey(), Obeyed::All);
+        w.peers[0].send(Command::Stop).unwrap();
+        assert_eq!(w.obey(), Obeyed::Stop);
     }
 
     #[test]

@@ -106,7 +106,7 @@ async fn search(
     mut attempt: impl AsyncFnMut(f64) -> Result<Trial>,
 ) -> Result<Trial> {
     let (mut good, mut bad): (Option<(f64, Trial)>, Option<f64>) = (None, None);
-    let (mut rate, mut failed) = (near.map_or(manner.first, |rate| rate * 0.97), false);
+    let (mut rate, mut failed) = (near.map_or(manner.first, |rate| rate * 0.97), None);
     let step_max = if near.is_some() { STEP_NEAR } else { STEP_MAX };
     loop {
         let trial = attempt(rate).await?;
@@ -122,17 +122,18 @@ async fn search(
             trial.busy * 100.0,
             trial.late * 100.0
         );
-        if verdict != Verdict::Sustained && !failed {
-            failed = true;
+        if verdict != Verdict::Sustained && failed != Some(verdict) {
+            failed = Some(verdict);
             continue;
         }
-        failed = false;
+        failed = None;
         match verdict {
             Verdict::TooFast => bad = Some(rate),
             Verdict::Sustained => good = Some((rate, trial)),
             Verdict::GeneratorLimit => {
                 println!("  {who:<10} the generator is the limit: a lower bound");
-                return Ok(trial);
+                let found = good.map(|g| g.1).filter(|found| found.read > trial.read);
+                return Ok(found.unwrap_or(trial));
             }
         }
         rate = match (good, bad) {
@@ -169,14 +170,15 @@ async fn controller_trial(stage: &mut Stage<'_>, rate: f64, span: Duration) -> R
     let hosts = stage.setup.hosts;
     settle(&mut stage.mass, interval_for(hosts, rate)).await;
     let backlog = machine::backlog_drops();
-    let (sent, late) = sent_and_late(&stage.mass);
     let before = stage.look().await?;
+    // A look takes the controller a while: what was sent is counted by a clock of its own.
+    let (at, (sent, late)) = (now(), sent_and_late(&stage.mass));
     tokio::time::sleep(span).await;
-    let (sent_2, late_2) = sent_and_late(&stage.mass);
+    let ((sent_2, late_2), sending) = (sent_and_late(&stage.mass), now().since(at).as_secs_f64());
     let w = stage.look().await?.since(&before);
     let dropped = w.dropped + machine::backlog_drops().saturating_sub(backlog) as f64;
     let trial = Trial {
-        sent: (sent_2 - sent) as f64 / w.wall,
+        sent: (sent_2 - sent) as f64 / sending,
         read: w.received / w.wall,
         dropped,
         suspects: w.suspects,

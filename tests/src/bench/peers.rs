@@ -253,7 +253,8 @@ fn redis(hosts: usize, span: Duration, runs: usize, find: bool) -> Result<Vec<f6
         let found = std::thread::scope(|scope| -> Result<Option<Duration>> {
             let waiting = scope.spawn(|| is_told(&mut expired, &ids[dead], killed));
             while !waiting.is_finished() {
-                beat(&mut stream, &ids, Some(dead), Duration::from_secs(1))?;
+                // Long enough for all keys, or the last ones would die as well.
+                beat(&mut stream, &ids, Some(dead), Duration::from_secs(4))?;
             }
             waiting.join().map_err(|_| anyhow::anyhow!("the subscriber has panicked"))?
         });

@@ -180,7 +180,7 @@ impl<'w> Stage<'w> {
     }
 
     /// Waits until the controller calls all of them alive, and news is written. Hosts whose acks were lost
-    /// may still ask for one at every beat: they get 4,000 a second.
+    /// may still ask for one at every beat: a shard sends 4,000 a second, and one for 64 datagrams read.
     pub async fn calm(&self) -> Result<()> {
         let hosts = self.setup.hosts as u64;
         eventually(JOIN_MAX, &format!("{hosts} hosts are known and alive"), || async {

@@ -62,7 +62,7 @@ pub(super) const SIZES: [(usize, &str); 4] =
 const SWEEP_EVERY: Duration = Duration::from_millis(10);
 /// Seconds of beats before anything is measured.
 const WARM_UP_S: u64 = 3;
-/// Of more hosts than this one run is enough: it takes minutes.
+/// Of more hosts than this one run is enough, whatever `runs` says of the others: it takes minutes.
 const ONCE_FROM: usize = 1_000_000;
 /// Beats that are measured, at least: small fleets are measured for longer.
 const BEATS_MIN: u64 = 2_000_000;
