@@ -628,8 +628,8 @@ mod tests {
         assert_eq!(get(&w.metrics.received), 1);
     }
 
-    /// The bell had been answered, so the shard rested, and what was left waited: up to a tenth of a second for
-    /// each 256 commands.
+    /// The bell had been answered, so the shard rested, and what was left waited: up to a tenth of a second
+    /// for each 256 commands.
     #[test]
     fn commands_that_a_pass_leaves_are_told_so_that_nobody_rests() {
         let mut w = worker();
