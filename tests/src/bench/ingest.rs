@@ -53,6 +53,8 @@ const QUICK: Manner = Manner { first: 700_000.0, close: 1.1 };
 const STEP_MAX: f64 = 1.5;
 const STEP_NEAR: f64 = 1.12;
 const BUSY_WANTED: f64 = 0.93;
+/// A rate that fails now for this reason and now for that is not tried more often.
+const TRIES_MAX: u32 = 4;
 /// Of what a generator that keeps up sends, no greater share is late.
 const LATE_MAX: f64 = 0.05;
 
@@ -106,7 +108,8 @@ async fn search(
     mut attempt: impl AsyncFnMut(f64) -> Result<Trial>,
 ) -> Result<Trial> {
     let (mut good, mut bad): (Option<(f64, Trial)>, Option<f64>) = (None, None);
-    let (mut rate, mut failed) = (near.map_or(manner.first, |rate| rate * 0.97), None);
+    let mut rate = near.map_or(manner.first, |rate| rate * 0.97);
+    let (mut failed, mut tries) = (None, 0);
     let step_max = if near.is_some() { STEP_NEAR } else { STEP_MAX };
     loop {
         let trial = attempt(rate).await?;
@@ -122,11 +125,12 @@ async fn search(
             trial.busy * 100.0,
             trial.late * 100.0
         );
-        if verdict != Verdict::Sustained && failed != Some(verdict) {
+        tries += 1;
+        if verdict != Verdict::Sustained && failed != Some(verdict) && tries < TRIES_MAX {
             failed = Some(verdict);
             continue;
         }
-        failed = None;
+        (failed, tries) = (None, 0);
         match verdict {
             Verdict::TooFast => bad = Some(rate),
             Verdict::Sustained => good = Some((rate, trial)),
