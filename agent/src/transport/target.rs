@@ -5,7 +5,7 @@
 //! addresses known so far and is tried again after a growing delay; a good one is refreshed now and
 //! then, so that a controller that moves is followed even if its old address still answers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use heartwatch_common::backoff::Backoff;
@@ -40,11 +40,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// A controller whose name is to be looked up at once.
+    /// A controller whose name is to be looked up at once. Where an address is configured instead of a
+    /// name, that is known already: the first hello need not wait for a lookup, nor get lost before it.
     pub fn new(endpoint: Endpoint, now: Instant) -> Self {
+        let literal = endpoint.host.parse::<IpAddr>().ok();
         Self {
+            addresses: literal.map(|ip| SocketAddr::new(ip, endpoint.port)).into_iter().collect(),
             endpoint,
-            addresses: Vec::new(),
             current: 0,
             lookup_due: now,
             lookup_runs: false,
@@ -137,6 +139,19 @@ mod tests {
         assert_eq!((t.address(), t.lookup_due()), (Some(a(1)), NOW + REFRESH));
         t.hurry(NOW);
         assert_eq!(t.lookup_due(), NOW);
+    }
+
+    /// A first hello that was due before the lookup of "127.0.0.1" had ended went nowhere, and the host was
+    /// first heard some beats later.
+    #[test]
+    fn a_configured_address_needs_no_lookup_to_be_sent_to() {
+        for text in ["192.0.2.1:2328", "[2001:db8::1]:2328"] {
+            let mut t = Target::new(text.parse().unwrap(), NOW);
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(t.address(), Some(address));
+            assert!(!t.lookup_ends(vec![address], false, NOW, 0.0), "no other address than before");
+            assert_eq!(t.address(), Some(address));
+        }
     }
 
     #[test]
