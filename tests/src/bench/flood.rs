@@ -177,7 +177,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     let mut stage = Stage::raise(&world, setup).await?;
     // Past the cold start.
     tokio::time::sleep(Duration::from_secs(if ctx.quick { 3 } else { 20 })).await;
-    let span = Duration::from_secs(if ctx.quick { 16 } else { 40 });
+    let span = Duration::from_secs(if ctx.quick { 16 } else { 30 });
     let mut runs = Vec::new();
     for run in 1..=ctx.fewer_runs() {
         let mut figures = once(&mut stage, run, span).await?;

@@ -230,7 +230,6 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     let hosts = ctx.fewer_hosts();
     let span = Duration::from_secs(if ctx.quick { 3 } else { 5 });
     let world = World::new()?;
-    let begin = now();
     let mut stage = Stage::raise(
         &world,
         StageSetup {
@@ -243,7 +242,6 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         },
     )
     .await?;
-    println!("  {hosts} hosts known after {:.1} s", now().since(begin).as_secs_f64());
     let (runs, manner) = if ctx.quick { (1, QUICK) } else { (ctx.runs(), THOROUGH) };
     let mut controller = Vec::new();
     let mut near = None;

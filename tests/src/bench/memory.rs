@@ -26,7 +26,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
     let mut stage = Stage::raise(&world, setup).await?;
     let mut runs = Vec::new();
     for run in 1..=ctx.runs() {
-        tokio::time::sleep(Duration::from_secs(if ctx.quick { 3 } else { 10 })).await;
+        tokio::time::sleep(Duration::from_secs(if ctx.quick { 3 } else { 5 })).await;
         let bytes = stage.resident()? as f64;
         let per_host = bytes / ctx.hosts as f64;
         println!("  run {run}: {:.0} MiB, {per_host:.1} bytes a host", bytes / f64::from(1 << 20));

@@ -13,11 +13,10 @@ use super::stage::{Stage, StageSetup};
 use super::{Context, Figures};
 use crate::fleet::count;
 use crate::machine;
-use crate::world::{World, now};
+use crate::world::World;
 
 async fn measure(ctx: &Context) -> Result<Figures> {
     let world = World::new()?;
-    let begin = now();
     let setup = StageSetup {
         hosts: ctx.fewer_hosts(),
         interval: Duration::from_secs(1),
@@ -27,7 +26,6 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         fleet_core: None,
     };
     let mut stage = Stage::raise(&world, setup).await?;
-    println!("  {} hosts known after {:.1} s", ctx.fewer_hosts(), now().since(begin).as_secs_f64());
     // Past the cold start.
     tokio::time::sleep(Duration::from_secs(if ctx.quick { 3 } else { 20 })).await;
     let span = Duration::from_secs(if ctx.quick { 8 } else { 60 });

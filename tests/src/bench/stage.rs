@@ -136,6 +136,7 @@ impl<'w> Stage<'w> {
         setup: StageSetup,
         more: impl FnOnce(ControllerSetup<'w>) -> ControllerSetup<'w>,
     ) -> Result<Self> {
+        let begin = now();
         let mut controller = Self::controller_with(world, &setup, more).await?;
         controller.pin_ports()?;
         controller.stop().await?;
@@ -149,14 +150,22 @@ impl<'w> Stage<'w> {
             ..MassSetup::new(controller.beats(), world.secret().clone(), setup.hosts)
         })?;
         prepared::fill(controller.state_dir(), &mass, setup.hosts).await?;
+        let registered = now().since(begin).as_secs_f64();
         // The hosts beat already when it comes back: otherwise it would miss them.
         Self::on_its_core(&setup, controller.start()).await?;
         let api = controller.api()?;
         let mut stage = Self { mass, controller, api, setup, world };
         stage.all_alive().await?;
+        let alive = now().since(begin).as_secs_f64();
         stage.mass.set_interval(setup.interval);
         tokio::time::sleep(gentle.mul_f64(1.3)).await;
         stage.all_alive().await?;
+        println!(
+            "  {} hosts: in the registry after {registered:.1} s, alive after {alive:.1} s, at their own \
+             pace after {:.1} s",
+            setup.hosts,
+            now().since(begin).as_secs_f64()
+        );
         Ok(stage)
     }
 
