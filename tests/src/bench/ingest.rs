@@ -259,7 +259,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         first: First::Beat,
         join: Duration::from_secs(1),
         core: Some(other),
-        ..MassSetup::new(sink.address, world.secret().clone(), hosts)
+        ..MassSetup::new(sink.address, world.secret().clone(), hosts).with_ports_in_proportion()
     })?;
     let mut bare = Vec::new();
     let mut near = None;

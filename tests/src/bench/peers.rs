@@ -123,6 +123,7 @@ async fn python(hosts: usize, span: Duration, runs: usize) -> Result<Vec<f64>> {
         interval,
         join: interval,
         ..MassSetup::new(([127, 0, 0, 1], port).into(), world.secret().clone(), hosts)
+            .with_ports_in_proportion()
     })?;
     tokio::time::sleep(interval + Duration::from_secs(5)).await;
     let received =
