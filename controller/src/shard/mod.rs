@@ -4,6 +4,7 @@
 pub mod core;
 pub mod foreign;
 pub mod notices;
+pub mod rest;
 pub mod route;
 pub mod watch;
 pub mod worker;

@@ -36,6 +36,7 @@ use crate::metrics::{Reject, ShardMetrics, add, bump, get, inc, set};
 use crate::shard::core::{Packet, Send, ShardCore, Via};
 use crate::shard::foreign::OtherVersion;
 use crate::shard::notices::Notice;
+use crate::shard::rest::{Left, Rest, Rests};
 use crate::shard::route::shard_of;
 use crate::shard::watch::{Longest, SLACK_MIN, Watch};
 
@@ -45,21 +46,7 @@ const BATCHES_MAX: usize = 16;
 pub const COMMANDS_MAX: usize = 4_096;
 /// Commands taken in one pass.
 const COMMANDS_PER_PASS: usize = 256;
-/// Longest wait, so that the loop's progress shows even when nothing happens.
-const WAIT_MAX: Duration = Duration::from_millis(100);
-/// Wait while the policy's queue is full.
-const WAIT_FULL: Duration = Duration::from_millis(10);
-/// Longest rest after all has been read while datagrams arrive densely; they carry their time of arrival.
-/// A deadline that passes meanwhile is seen that much later, and an ack leaves that much later.
-const NAP_MAX: Duration = Duration::from_millis(4);
-/// Shortest, and first.
-const NAP_MIN: Duration = Duration::from_micros(250);
-/// No more than this share of a receive buffer should fill in a nap: bursts need the rest.
-const NAP_FILLS: f64 = 0.1;
-/// So many datagrams must arrive in a second for naps to be worth while.
-const DENSE_PER_S: f64 = 4_000.0;
-/// How long arrivals are counted to tell.
-const CROWD_SPAN: Duration = Duration::from_millis(50);
+
 /// What a shard may be asked.
 #[derive(Debug)]
 pub enum Command {
@@ -174,9 +161,8 @@ impl Worker {
         let mut clocks = Clocks::read(&*self.clock);
         let mut asked = Duration::ZERO;
         let mut longest = Longest::new(clocks.now);
-        let mut crowd = Crowd::new(clocks.now);
-        let mut nap = Nap::default();
-        // When it last turned away from its beat sockets, or woke up.
+        let mut rests = Rests::new(clocks.now);
+        // When it last turned away from its beat sockets.
         let mut looked = clocks.now;
         loop {
             // Before any mail is read: how was the time since the last pass?
@@ -188,7 +174,7 @@ impl Worker {
                 self.read_the_last_mail(&mut watches, &mut probe_watch, &complaint);
                 return self.tell_the_rest(carried);
             }
-            // What it did since it last drained: judging, telling, commands. Waiting is no stall.
+            // What it did since it last drained: judging, telling, napping, commands.
             let turned = self.clock.now();
             longest.note(turned.since(looked), turned);
             set(&self.metrics.longest_pass_us, longest.span().as_micros() as u64);
@@ -224,33 +210,38 @@ impl Worker {
             self.flush(&mut sends);
             set(&self.metrics.lag_us, now.since(seen).as_micros() as u64);
             inc(&self.metrics.loops);
-            crowd.note(received, now);
+            rests.read(received, now);
 
             let full = match self.tell(&mut carried) {
                 Ok(full) => full,
                 Err(Gone) => return,
             };
-            // What waits as a command has had its ring: nothing would wake us for it.
-            if !busy && obeyed == Obeyed::All {
-                if crowd.is_dense() {
-                    // Of so many hosts one is due every millisecond, nearly always in vain. But a pass judges
-                    // so many and no more: who was due and has not been judged does not wait.
-                    if !more {
-                        asked = nap.span;
-                        std::thread::park_timeout(asked);
-                        nap.found(self.fill());
-                    }
-                } else {
-                    nap = Nap::default();
-                    let due = self.core.next_due().map_or(WAIT_MAX, |at| {
-                        // The watermark lags behind now by the slack: it must pass the deadline.
-                        let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
-                        (at + slack).since(now)
-                    });
-                    asked = due.min(if full { WAIT_FULL } else { WAIT_MAX });
-                    self.wait(asked);
+            let left = Left {
+                datagrams: busy,
+                commands: obeyed == Obeyed::More,
+                verdicts: more,
+                notices: full,
+            };
+            let due = || {
+                // The watermark lags behind now by the slack: it must pass the deadline.
+                let slack = watches.iter().map(Watch::slack).max().unwrap_or(SLACK_MIN);
+                self.core.next_due().map(|at| (at + slack).since(now))
+            };
+            match rests.after(left, due) {
+                Rest::Go => {}
+                Rest::Nap(span) => {
+                    asked = span;
+                    std::thread::park_timeout(span);
+                    rests.found(self.fill());
                 }
-                looked = self.clock.now();
+                Rest::Wait(span) => {
+                    asked = span;
+                    let now = self.clock.now();
+                    longest.note(now.since(looked), now);
+                    self.wait(span);
+                    // While it waited it was not away: whatever came woke it.
+                    looked = self.clock.now();
+                }
             }
         }
     }
@@ -463,56 +454,6 @@ impl Worker {
     }
 }
 
-/// How densely datagrams arrive.
-struct Crowd {
-    since: Instant,
-    /// Datagrams read since then.
-    read: u64,
-    dense: bool,
-}
-
-impl Crowd {
-    fn new(now: Instant) -> Self {
-        Self { since: now, read: 0, dense: false }
-    }
-
-    fn note(&mut self, read: u64, now: Instant) {
-        self.read += read;
-        let span = now.since(self.since);
-        if span >= CROWD_SPAN {
-            let per_s = self.read as f64 / span.as_secs_f64();
-            *self = Self { since: now, read: 0, dense: per_s >= DENSE_PER_S };
-        }
-    }
-
-    /// Whether several arrive within a nap. Then waiting for the first of them would be a wake-up for each:
-    /// two shards spent 3.6 µs on a datagram at 150,000/s in all.
-    fn is_dense(&self) -> bool {
-        self.dense
-    }
-}
-
-/// How long to rest while datagrams arrive densely: as long as the receive buffers have room for. What a
-/// datagram takes of them depends on the network card, so it is not reckoned but looked at.
-#[derive(Clone, Copy, Debug)]
-struct Nap {
-    span: Duration,
-}
-
-impl Default for Nap {
-    fn default() -> Self {
-        Self { span: NAP_MIN }
-    }
-}
-
-impl Nap {
-    /// After a nap the fullest buffer was filled to that share.
-    fn found(&mut self, fill: f64) {
-        let span = if fill > NAP_FILLS { self.span / 2 } else { self.span.mul_f64(1.1) };
-        self.span = span.clamp(NAP_MIN, NAP_MAX);
-    }
-}
-
 /// All clocks at one moment.
 struct Clocks {
     now: Instant,
@@ -640,36 +581,6 @@ mod tests {
         assert_eq!(w.obey(), Obeyed::All);
         w.peers[0].send(Command::Stop).unwrap();
         assert_eq!(w.obey(), Obeyed::Stop);
-    }
-
-    #[test]
-    fn naps_are_as_long_as_the_buffers_have_room_for() {
-        let mut nap = Nap::default();
-        (0..100).for_each(|_| nap.found(0.01));
-        assert_eq!(nap.span, NAP_MAX);
-        // Half as full after half the nap: where a tenth is filled it neither grows nor shrinks for long.
-        let fill = |nap: &Nap| nap.span.as_secs_f64() / 0.01;
-        let mut spans = Vec::new();
-        for _ in 0..100 {
-            nap.found(fill(&nap));
-            spans.push(nap.span);
-        }
-        let settled = Duration::from_micros(500)..=Duration::from_micros(1_100);
-        assert!(spans[10..].iter().all(|s| settled.contains(s)), "{spans:?}");
-        (0..100).for_each(|_| nap.found(1.0));
-        assert_eq!(nap.span, NAP_MIN);
-    }
-
-    #[test]
-    fn a_crowd_is_dense_when_several_come_in_a_millisecond() {
-        let at = |us: u64| Instant(us * 1_000);
-        let mut crowd = Crowd::new(at(0));
-        (1..60).for_each(|ms| crowd.note(3, at(ms * 1_000)));
-        assert!(!crowd.is_dense(), "three a millisecond");
-        (60..120).for_each(|ms| crowd.note(5, at(ms * 1_000)));
-        assert!(crowd.is_dense(), "five a millisecond");
-        crowd.note(10, at(1_000_000));
-        assert!(!crowd.is_dense(), "a quiet second");
     }
 
     #[test]

@@ -108,7 +108,7 @@ async fn search(
     mut attempt: impl AsyncFnMut(f64) -> Result<Trial>,
 ) -> Result<Trial> {
     let (mut good, mut bad): (Option<(f64, Trial)>, Option<f64>) = (None, None);
-    let mut rate = near.map_or(manner.first, |rate| rate * 0.97);
+    let mut rate = near.map_or(manner.first, |rate| rate * 0.97).min(RATE_MAX);
     let (mut failed, mut tries) = (None, 0);
     let step_max = if near.is_some() { STEP_NEAR } else { STEP_MAX };
     loop {
@@ -290,4 +290,87 @@ async fn measure(ctx: &Context) -> Result<Figures> {
 
 pub(super) fn run(ctx: &Context) -> Result<Figures> {
     ctx.runtime.block_on(measure(ctx))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A receiver that takes `capacity` a second, at a cost that does not change, from a generator that
+    /// sends no more than `generator` a second. Every trial whose number is in `disturbed` drops something.
+    struct Rig {
+        capacity: f64,
+        generator: f64,
+        disturbed: Vec<usize>,
+        tried: Vec<f64>,
+    }
+
+    impl Rig {
+        fn new(capacity: f64, generator: f64) -> Self {
+            Self { capacity, generator, disturbed: Vec::new(), tried: Vec::new() }
+        }
+
+        fn attempt(&mut self, rate: f64) -> Trial {
+            let disturbed = self.disturbed.contains(&self.tried.len());
+            self.tried.push(rate);
+            let sent = rate.min(self.generator);
+            let read = sent.min(self.capacity);
+            Trial {
+                sent,
+                read,
+                dropped: if disturbed { 1.0 } else { sent - read },
+                suspects: 0.0,
+                ns: 1e9 / self.capacity,
+                busy: read / self.capacity,
+                late: if sent < rate { 1.0 } else { 0.0 },
+            }
+        }
+
+        fn search(&mut self, near: Option<f64>) -> Result<Trial> {
+            let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+            runtime.block_on(search("rig", near, THOROUGH, async |rate| Ok(self.attempt(rate))))
+        }
+    }
+
+    #[test]
+    fn the_highest_sustained_rate_is_found_from_anywhere() {
+        for capacity in [120_000.0, 480_000.0, 1_000_000.0, 1_370_000.0, 3_000_000.0] {
+            for near in [None, Some(capacity / 2.0), Some(capacity), Some(capacity * 2.0)] {
+                let mut rig = Rig::new(capacity, f64::INFINITY);
+                let found = rig.search(near).unwrap();
+                assert!(found.read <= capacity && found.dropped == 0.0, "{near:?}: {found:?}");
+                assert!(
+                    found.read * THOROUGH.close.powi(2) >= capacity,
+                    "{near:?}: {found:?} of {capacity}"
+                );
+                assert!(rig.tried.len() < 40, "{} trials", rig.tried.len());
+            }
+        }
+    }
+
+    #[test]
+    fn one_disturbed_trial_is_tried_again_and_changes_nothing() {
+        let calm = Rig::new(1_000_000.0, f64::INFINITY).search(None).unwrap();
+        for disturbed in 0..4 {
+            let mut rig =
+                Rig { disturbed: vec![disturbed], ..Rig::new(1_000_000.0, f64::INFINITY) };
+            let found = rig.search(None).unwrap();
+            assert_eq!(found.read, calm.read, "trial {disturbed} was disturbed");
+        }
+    }
+
+    #[test]
+    fn a_generator_that_is_the_limit_is_a_lower_bound_and_no_more() {
+        let mut rig = Rig::new(2_000_000.0, 1_100_000.0);
+        let found = rig.search(None).unwrap();
+        assert_eq!((found.read, found.dropped), (1_100_000.0, 0.0));
+        assert_eq!(found.verdict(*rig.tried.last().unwrap()), Verdict::GeneratorLimit);
+    }
+
+    #[test]
+    fn a_receiver_that_takes_nothing_is_an_error_and_an_endless_one_ends_the_search() {
+        assert!(Rig::new(0.5, f64::INFINITY).search(None).is_err());
+        let found = Rig::new(1e9, f64::INFINITY).search(None).unwrap();
+        assert!(found.read <= RATE_MAX && found.read > RATE_MAX / STEP_MAX);
+    }
 }

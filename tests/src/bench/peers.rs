@@ -264,8 +264,11 @@ fn redis(hosts: usize, span: Duration, runs: usize, find: bool) -> Result<Vec<f6
     } else {
         None
     };
-    let rate = |(sent, cpu, wall)| rated("Redis", sent, cpu, wall, found);
-    Ok(measured.into_iter().map(rate).collect())
+    let all = measured.len();
+    let rate = |(run, (sent, cpu, wall))| {
+        rated("Redis", sent, cpu, wall, found.filter(|_| run + 1 == all))
+    };
+    Ok(measured.into_iter().enumerate().map(rate).collect())
 }
 
 /// Waits until Redis tells that a key is gone; when that was after `killed`, if it was soon enough.

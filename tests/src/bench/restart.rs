@@ -2,8 +2,8 @@
 //!
 //! `blind_s`: from the kill until every host has sent a beat with the new controller's epoch, which it can
 //! know from this start only: a proof of life, so from then on each is judged by its own beats again.
-//! `false_downs`: hosts called down in the 15 s (quick: 8 s) after that or before; nobody died. Each run kills the
-//! controller that the one before it has started.
+//! `false_downs`: hosts called down in the 15 s (quick: 8 s) after that or before; nobody died. Each run
+//! kills the controller that the one before it has started.
 
 use std::time::Duration;
 
