@@ -342,7 +342,8 @@ const SHARD_GAUGES: [(&str, &str, ReadGauge); 10] = [
     ("shard_lag_seconds", "How far judging lags behind now.", |m| get(&m.lag_us) as f64 / 1e6),
     (
         "shard_longest_pass_seconds",
-        "The longest time of the last 10 to 20 s that a shard was away from its beat sockets.",
+        "The longest time of the last 10 to 20 s that a shard was away from its beat sockets, naps \
+         included.",
         |m| get(&m.longest_pass_us) as f64 / 1e6,
     ),
     ("shard_drop_ratio", "Share of datagrams that the kernel dropped in the last window.", |m| {

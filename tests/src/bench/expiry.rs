@@ -2,7 +2,7 @@
 //!
 //! `late_p99_ms`: of the 100,000, how long after its deadline each became suspect, as its event's evidence
 //! tells (overdue − margin, whole milliseconds), 99th percentile. `stall_max_ms`: the longest time that
-//! a shard was away from its sockets meanwhile, as the controller itself measures it
+//! a shard was away from its sockets meanwhile, its naps included, as the controller itself measures it
 //! (`heartwatch_shard_longest_pass_seconds`). `sweep_growth`: cost of a pass of judging in which nothing
 //! is due, at 1 M hosts ÷ at 10 k, on the detector alone.
 //!
