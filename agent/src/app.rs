@@ -256,7 +256,9 @@ impl App {
                 Event::Datagrams(family) => self.receive(family, now),
                 Event::Found(found) => {
                     let draw = self.rng.random();
-                    self.transport.found(found, |i| self.core.is_heard(i), now, draw);
+                    let heard = |i| self.core.is_heard(i);
+                    let reached = self.transport.found(found, heard, now, draw);
+                    reached.into_iter().for_each(|i| self.core.reaches(i, now));
                 }
                 Event::Asked(stream) => self.answer(stream, now),
                 Event::Speaks(stream) => {

@@ -262,6 +262,13 @@ impl Core {
         !self.has_left && self.sessions.get_mut(controller).is_some_and(|s| s.needs_lookup(now))
     }
 
+    /// That controller can be sent to only now: no hello has left, so the next is the first.
+    pub fn reaches(&mut self, controller: usize, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(controller) {
+            session.no_hello_has_left(now);
+        }
+    }
+
     /// Whether that controller answers at present.
     pub fn is_heard(&self, controller: usize) -> bool {
         self.sessions.get(controller).is_some_and(Session::is_heard)

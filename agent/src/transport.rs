@@ -222,19 +222,19 @@ impl Transport {
         }
     }
 
-    /// Takes a lookup's answer. `is_heard` tells whether the controller of an index answers.
+    /// Takes a lookup's answer. `is_heard` tells whether the controller of an index answers. Answers which
+    /// controller can be sent to only now, if one is.
     pub fn found(
         &mut self,
         found: Found,
         is_heard: impl Fn(usize) -> bool,
         now: Instant,
         draw: f64,
-    ) {
+    ) -> Option<usize> {
         // Not there any more: a reload has dropped it.
-        let index = self.targets.iter().position(|t| t.endpoint == found.endpoint);
-        let Some((index, target)) = index.and_then(|i| Some((i, self.targets.get_mut(i)?))) else {
-            return;
-        };
+        let index = self.targets.iter().position(|t| t.endpoint == found.endpoint)?;
+        let target = self.targets.get_mut(index)?;
+        let unreached = target.address().is_none();
         let (addresses, problem) = match found.result {
             Ok(list) if list.is_empty() => (list, Some("it has no address".to_owned())),
             Ok(list) => (list, None),
@@ -247,6 +247,7 @@ impl Transport {
         if let Some(problem) = problem {
             self.log(now, &format!("cannot look up controller {}: {problem}", found.endpoint));
         }
+        (unreached && moved).then_some(index)
     }
 
     fn log(&self, now: Instant, what: &str) {
@@ -294,18 +295,26 @@ mod tests {
             let address = sink.local_addr().unwrap();
             let endpoint: Endpoint = address.to_string().parse().unwrap();
             let name = Endpoint { host: "ctl".to_owned(), port: address.port() };
-            let mut transport = Transport::new(&[name], NOW);
+            let mut transport = Transport::new(std::slice::from_ref(&name), NOW);
             assert!(!transport.send(&to(To::Controller(0)), NOW), "no address yet");
-            assert_eq!(transport.targets()[0].send_errors, 1);
+            assert_eq!(transport.controller_at(address), None);
+            let found = || Found { endpoint: name.clone(), result: Ok(vec![address]) };
+            assert_eq!(transport.found(found(), |_| false, NOW, 0.5), Some(0));
+            assert_eq!(transport.found(found(), |_| false, NOW, 0.5), None, "it had one before");
+            assert_eq!(transport.controller_at(address), Some(0));
+            assert!(transport.send(&to(To::Controller(0)), NOW), "looked up");
+            let target = &transport.targets()[0];
+            assert_eq!((target.sent, target.send_errors), (1, 1));
+            let mut buffer = [0; DATAGRAM_LEN_MAX + 1];
+            assert_eq!(sink.recv_from(&mut buffer).unwrap().0, b"hello".len());
             let mut transport = Transport::new(&[endpoint], NOW);
             assert!(transport.send(&to(To::Controller(0)), NOW), "an address, and no name");
             let (tx, mut rx) = unbounded_channel();
             transport.look_up(NOW, &tx);
             assert_eq!(transport.next_lookup(), Instant::FAR);
             let found = rx.recv().await.unwrap();
-            transport.found(found, |_| false, NOW, 0.5);
+            assert_eq!(transport.found(found, |_| false, NOW, 0.5), None);
             assert_eq!(transport.controller_at(address), Some(0));
-            let mut buffer = [0; DATAGRAM_LEN_MAX + 1];
             let (len, from) = sink.recv_from(&mut buffer).unwrap();
             assert_eq!(&buffer[..len], b"hello");
             sink.send_to(b"back", from).unwrap();

@@ -302,6 +302,12 @@ impl Session {
         self.hello_due = Some(self.hello_due.map_or(due, |planned| planned.min(due)));
     }
 
+    /// The hellos so far went nowhere: one is due, and its repetitions are counted from it.
+    pub(super) fn no_hello_has_left(&mut self, now: Instant) {
+        self.hello_sent = None;
+        self.want_hello(now);
+    }
+
     /// Makes a hello with new content due; acks for older content no longer settle it.
     pub(super) fn renew_hello(&mut self, now: Instant) {
         self.hello_revision = self.hello_revision.wrapping_add(1);

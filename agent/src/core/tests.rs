@@ -238,6 +238,27 @@ fn a_hello_is_repeated_with_backoff_until_it_is_acked() {
     assert!(of_kind(&rig.converse(100, |_| {}), Kind::Hello).is_empty());
 }
 
+/// At boot names are not always resolved: hellos went to nobody, and the first that could arrive came up to
+/// half a minute after the name was known.
+#[test]
+fn a_controller_that_can_be_reached_only_now_hears_a_hello_at_once() {
+    let mut rig = Rig::new(2);
+    while rig.now < START + Duration::from_secs(60) {
+        rig.step();
+    }
+    rig.core.reaches(1, rig.now);
+    let hellos = of_kind(&rig.tick(), Kind::Hello);
+    assert_eq!(hellos.iter().map(|h| h.to).collect::<Vec<_>>(), [To::Controller(1)]);
+    // Its repetitions begin anew, too.
+    let mut again = Vec::new();
+    while again.is_empty() {
+        let of_it = of_kind(&rig.step(), Kind::Hello);
+        again.extend(of_it.into_iter().filter(|h| h.to == To::Controller(1)));
+    }
+    assert!(again[0].at.since(hellos[0].at) <= SECOND, "{:?}", again[0].at.since(hellos[0].at));
+    rig.core.reaches(9, rig.now);
+}
+
 #[test]
 fn an_ack_of_a_beat_does_not_settle_the_hello() {
     let mut rig = Rig::new(1);

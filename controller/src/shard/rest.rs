@@ -70,12 +70,11 @@ impl Rests {
     /// What to do after a pass. `due` tells how long until the next host is due, if any is; it is asked only
     /// where it matters.
     pub fn after(&mut self, left: Left, due: impl FnOnce() -> Option<Duration>) -> Rest {
-        if left.datagrams || left.commands {
+        if left.datagrams || left.commands || left.verdicts {
             return Rest::Go;
         }
         if self.crowd.is_dense() {
-            // Who was due and has not been judged does not wait.
-            return if left.verdicts { Rest::Go } else { Rest::Nap(self.nap.span) };
+            return Rest::Nap(self.nap.span);
         }
         self.nap = Nap::default();
         Rest::Wait(due().unwrap_or(WAIT_MAX).min(if left.notices { WAIT_FULL } else { WAIT_MAX }))
@@ -161,9 +160,6 @@ mod tests {
         let full = Left { notices: true, ..Left::default() };
         assert_eq!(rests.after(full, || None), Rest::Wait(WAIT_FULL));
         assert_eq!(rests.after(full, || Some(SOON)), Rest::Wait(SOON));
-        // Who is due already makes the wait as short as waits are.
-        let due = Left { verdicts: true, ..Left::default() };
-        assert_eq!(rests.after(due, || Some(Duration::ZERO)), Rest::Wait(Duration::ZERO));
     }
 
     #[test]
@@ -185,12 +181,11 @@ mod tests {
                 Left { datagrams: true, ..Left::default() },
                 Left { commands: true, ..Left::default() },
                 Left { commands: true, notices: true, ..Left::default() },
+                Left { verdicts: true, ..Left::default() },
             ] {
                 assert_eq!(rests.after(left, || Some(SOON)), Rest::Go, "{per_ms}: {left:?}");
             }
         }
-        let due = Left { verdicts: true, ..Left::default() };
-        assert_eq!(rests(5).after(due, || Some(SOON)), Rest::Go);
     }
 
     #[test]

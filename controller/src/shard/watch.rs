@@ -22,7 +22,7 @@ const LONGEST_FOR: Duration = Duration::from_secs(10);
 
 /// The longest of the spans of the last ten to twenty seconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Longest {
+struct Longest {
     since: Instant,
     present: Duration,
     before: Duration,
@@ -30,12 +30,12 @@ pub struct Longest {
 
 impl Longest {
     /// Nothing noted yet.
-    pub fn new(now: Instant) -> Self {
+    fn new(now: Instant) -> Self {
         Self { since: now, present: Duration::ZERO, before: Duration::ZERO }
     }
 
     /// Notes a span that ended at `now`.
-    pub fn note(&mut self, span: Duration, now: Instant) {
+    fn note(&mut self, span: Duration, now: Instant) {
         let age = now.since(self.since);
         if age >= LONGEST_FOR {
             // After a long sleep the present window is as stale as the one before it.
@@ -46,8 +46,41 @@ impl Longest {
     }
 
     /// The longest.
-    pub fn span(&self) -> Duration {
+    fn span(&self) -> Duration {
         self.present.max(self.before)
+    }
+}
+
+/// How long a shard is away from its sockets.
+#[derive(Clone, Copy, Debug)]
+pub struct Away {
+    /// When it turned away, later by the time that it waited for them since.
+    since: Instant,
+    longest: Longest,
+}
+
+impl Away {
+    /// It turns away now.
+    pub fn new(now: Instant) -> Self {
+        Self { since: now, longest: Longest::new(now) }
+    }
+
+    /// It has read its sockets and turns to other things, naps among them.
+    pub fn begins(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// It has waited for mail since `begun`, for `span` and the millisecond to which that is rounded at
+    /// most: meanwhile it was not away. What went beyond that it was, stopped or without a processor.
+    pub fn waited(&mut self, begun: Instant, span: Duration, now: Instant) {
+        self.since = self.since + now.since(begun).min(span + Duration::from_millis(1));
+    }
+
+    /// It comes back to read them. Answers how long it was away at the longest, in the last ten to twenty
+    /// seconds.
+    pub fn ends(&mut self, now: Instant) -> Duration {
+        self.longest.note(now.since(self.since), now);
+        self.longest.span()
     }
 }
 
@@ -129,6 +162,25 @@ mod tests {
         assert_eq!(longest.span(), ms(2));
         longest.note(ms(1), at(600));
         assert_eq!(longest.span(), ms(1));
+    }
+
+    /// What came between reading and a rest once counted for nothing, and neither did naps: 0.6 ms were told
+    /// where 9 were true.
+    #[test]
+    fn all_but_waiting_for_mail_is_time_away() {
+        let span = Duration::from_millis;
+        let mut away = Away::new(ms(0));
+        // It judges for 3 ms and naps for 4.
+        away.begins(ms(1_000));
+        assert_eq!(away.ends(ms(1_007)), span(7));
+        // It judges for 8 ms, waits for 50, obeys for 1: mail may have come before it waited.
+        away.begins(ms(1_010));
+        away.waited(ms(1_018), span(50), ms(1_068));
+        assert_eq!(away.ends(ms(1_069)), span(9));
+        // It is stopped in a wait.
+        away.begins(ms(1_070));
+        away.waited(ms(1_070), span(99), ms(4_170));
+        assert_eq!(away.ends(ms(4_170)), span(3_000));
     }
 
     #[test]

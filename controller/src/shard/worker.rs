@@ -38,7 +38,7 @@ use crate::shard::foreign::OtherVersion;
 use crate::shard::notices::Notice;
 use crate::shard::rest::{Left, Rest, Rests};
 use crate::shard::route::shard_of;
-use crate::shard::watch::{Longest, SLACK_MIN, Watch};
+use crate::shard::watch::{Away, SLACK_MIN, Watch};
 
 /// Batches drained from one socket before judging.
 const BATCHES_MAX: usize = 16;
@@ -160,10 +160,7 @@ impl Worker {
         set(&self.metrics.receive_buffer_bytes, granted.unwrap_or(0) as u64);
         let mut clocks = Clocks::read(&*self.clock);
         let mut asked = Duration::ZERO;
-        let mut longest = Longest::new(clocks.now);
-        let mut rests = Rests::new(clocks.now);
-        // When it last turned away from its beat sockets.
-        let mut looked = clocks.now;
+        let (mut rests, mut away) = (Rests::new(clocks.now), Away::new(clocks.now));
         loop {
             // Before any mail is read: how was the time since the last pass?
             let before = std::mem::replace(&mut clocks, Clocks::read(&*self.clock));
@@ -174,10 +171,8 @@ impl Worker {
                 self.read_the_last_mail(&mut watches, &mut probe_watch, &complaint);
                 return self.tell_the_rest(carried);
             }
-            // What it did since it last drained: judging, telling, napping, commands.
-            let turned = self.clock.now();
-            longest.note(turned.since(looked), turned);
-            set(&self.metrics.longest_pass_us, longest.span().as_micros() as u64);
+            let longest = away.ends(self.clock.now());
+            set(&self.metrics.longest_pass_us, longest.as_micros() as u64);
             let (mut received, mut dropped, mut busy) = (0, 0, false);
             for (i, watch) in watches.iter_mut().enumerate() {
                 let via = Via::Beats(i as u8);
@@ -185,7 +180,7 @@ impl Worker {
                 busy |= more;
                 received += n as u64;
             }
-            looked = self.clock.now();
+            away.begins(self.clock.now());
             let (n, more) = self.drain(Via::Probes, &mut probe_watch, &mut sends, &complaint);
             busy |= more;
             received += n as u64;
@@ -236,11 +231,9 @@ impl Worker {
                 }
                 Rest::Wait(span) => {
                     asked = span;
-                    let now = self.clock.now();
-                    longest.note(now.since(looked), now);
+                    let begun = self.clock.now();
                     self.wait(span);
-                    // While it waited it was not away: whatever came woke it.
-                    looked = self.clock.now();
+                    away.waited(begun, span, self.clock.now());
                 }
             }
         }

@@ -11,7 +11,8 @@
 //!
 //! A rate that is not sustained is tried a second time, and only what fails twice is too fast: a machine
 //! whose processors are taken away for a few milliseconds drops datagrams at any rate. The sink is treated
-//! alike.
+//! alike. A window ends early at its first drop: the longer a controller is kept beyond what it can take, the
+//! longer it takes until it calls everybody alive again.
 //!
 //! The highest sustained rate is searched upwards, by what the receiver had left of its core, by 6 % to a
 //! half at a time, and once a rate was too fast by bisection to 6 % (quick: 10 %), which is less than two
@@ -51,8 +52,10 @@ const QUICK: Manner = Manner { first: 700_000.0, close: 1.1 };
 /// The search goes up by no more than this (from a rate that was found, by less), and to where the receiver
 /// would be that busy.
 const STEP_MAX: f64 = 1.5;
-const STEP_NEAR: f64 = 1.12;
+const STEP_NEAR: f64 = 1.06;
 const BUSY_WANTED: f64 = 0.93;
+/// A window is looked at so often, whether anything was dropped.
+const GLANCE_EVERY: Duration = Duration::from_secs(1);
 /// A rate that fails now for this reason and now for that is not tried more often.
 const TRIES_MAX: u32 = 4;
 /// Of what a generator that keeps up sends, no greater share is late.
@@ -174,12 +177,17 @@ async fn controller_trial(stage: &mut Stage<'_>, rate: f64, span: Duration) -> R
     let hosts = stage.setup.hosts;
     settle(&mut stage.mass, interval_for(hosts, rate)).await;
     let backlog = machine::backlog_drops();
-    let before = stage.look().await?;
+    let begin = stage.look().await?;
     // A look takes the controller a while: what was sent is counted by a clock of its own.
     let (at, (sent, late)) = (now(), sent_and_late(&stage.mass));
-    tokio::time::sleep(span).await;
-    let ((sent_2, late_2), sending) = (sent_and_late(&stage.mass), now().since(at).as_secs_f64());
-    let w = stage.look().await?.since(&before);
+    let (w, (sent_2, late_2), sending) = loop {
+        tokio::time::sleep(GLANCE_EVERY).await;
+        let (counted, sending) = (sent_and_late(&stage.mass), now().since(at));
+        let w = stage.look().await?.since(&begin);
+        if sending >= span || w.dropped > 0.0 {
+            break (w, counted, sending.as_secs_f64());
+        }
+    };
     let dropped = w.dropped + machine::backlog_drops().saturating_sub(backlog) as f64;
     let trial = Trial {
         sent: (sent_2 - sent) as f64 / sending,
@@ -208,9 +216,13 @@ async fn sink_trial(
     settle(mass, interval_for(hosts, rate)).await;
     let backlog = machine::backlog_drops();
     let (at, (sent, late), before) = (now(), sent_and_late(mass), sink.counted());
-    tokio::time::sleep(span).await;
-    let ((sent_2, late_2), after) = (sent_and_late(mass), sink.counted());
-    let wall = now().since(at).as_secs_f64();
+    let ((sent_2, late_2), after, wall) = loop {
+        tokio::time::sleep(GLANCE_EVERY).await;
+        let (counted, after, wall) = (sent_and_late(mass), sink.counted(), now().since(at));
+        if wall >= span || after.dropped > before.dropped {
+            break (counted, after, wall.as_secs_f64());
+        }
+    };
     let received = (after.received - before.received) as f64;
     let lost = machine::backlog_drops().saturating_sub(backlog);
     let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
@@ -259,7 +271,7 @@ async fn measure(ctx: &Context) -> Result<Figures> {
         first: First::Beat,
         join: Duration::from_secs(1),
         core: Some(other),
-        ..MassSetup::new(sink.address, world.secret().clone(), hosts).with_ports_in_proportion()
+        ..MassSetup::new(sink.address, world.secret().clone(), hosts)
     })?;
     let mut bare = Vec::new();
     let mut near = None;

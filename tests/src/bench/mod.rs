@@ -55,6 +55,11 @@ impl Context {
         if self.quick { 1 } else { 3 }
     }
 
+    /// The same of those that bring ten thousand samples a run.
+    pub fn fewest_runs(&self) -> usize {
+        if self.quick { 1 } else { 2 }
+    }
+
     /// Hosts of those measurements whose hosts take long to come together: quick, a fifth of a million shows
     /// that they work.
     pub fn fewer_hosts(&self) -> usize {

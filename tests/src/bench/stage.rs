@@ -148,7 +148,6 @@ impl<'w> Stage<'w> {
             first: First::BeatUntilAcked,
             join: gentle,
             ..MassSetup::new(controller.beats(), world.secret().clone(), setup.hosts)
-                .with_ports_in_proportion()
         })?;
         prepared::fill(controller.state_dir(), &mass, setup.hosts).await?;
         let registered = now().since(begin).as_secs_f64();

@@ -77,13 +77,6 @@ impl MassSetup {
             seed: 20_261_122,
         }
     }
-
-    /// Ports in proportion, 16 of a million hosts: what a datagram costs the receiver depends on how many
-    /// come in one super-packet, which must not depend on the number of hosts.
-    #[must_use]
-    pub fn with_ports_in_proportion(self) -> Self {
-        Self { sockets: self.hosts.div_ceil(62_500).clamp(1, 16), ..self }
-    }
 }
 
 /// How hosts begin.
