@@ -213,7 +213,7 @@ counters! {
         unreachable_hosts,
         /// Gauge: how far judging lags behind now, microseconds.
         lag_us,
-        /// Gauge: the longest time of late that it was away from its beat sockets, naps included, waiting apart, µs.
+        /// Gauge: the longest time of late that it was away from its beat sockets, naps included, µs.
         longest_pass_us,
         /// Gauge: share of datagrams dropped in the last window, parts per million.
         drop_ppm,
