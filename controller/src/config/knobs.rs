@@ -41,16 +41,14 @@ fn check(
     per_host_day: f64,
 ) -> Result<Knobs, ConfigError> {
     let key = |field: &str| format!("{at}.{field}");
-    let patience = Patience {
-        cost_s: bounded(&key("false_suspicion_cost"), cost, secs(1).0, secs(1_000_000_000).0)?
-            .as_secs_f32(),
-        min: bounded(&key("timeout_min"), min, ms(10).0, secs(60).0)?,
-        max: bounded(&key("timeout_max"), max, ms(100).0, secs(600).0)?,
-    };
-    if patience.min > patience.max {
+    let cost = bounded(&key("false_suspicion_cost"), cost, secs(1).0, secs(1_000_000_000).0)?;
+    let min = bounded(&key("timeout_min"), min, ms(10).0, secs(60).0)?;
+    let max = bounded(&key("timeout_max"), max, ms(100).0, secs(600).0)?;
+    if min > max {
         let message = "it must not exceed timeout_max";
         return Err(ConfigError::value(&key("timeout_min"), message));
     }
+    let patience = Patience::new(cost.as_secs_f32(), min, max);
     let wished = per_host_day != 0.0;
     if wished && !(0.000_1..=1_000.0).contains(&per_host_day) {
         let message = "0.0001 to 1000 are allowed; 0.0 steers nothing";

@@ -52,8 +52,8 @@ fn given(args: &Args, config: &Config) -> Result<(Given, String), CtlError> {
     let d = &config.detector;
     let knobs = &config.knobs.default.patience;
     let settings = Settings {
-        timeout_min: knobs.min,
-        timeout_max: knobs.max,
+        timeout_min: knobs.min(),
+        timeout_max: knobs.max(),
         false_suspicion_cost_s: f64::from(knobs.cost_s),
         probes: d.probes,
         probe_spacing: d.probe_spacing,

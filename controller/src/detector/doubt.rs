@@ -81,7 +81,7 @@ const LAG_MAX: Duration = Duration::from_secs(1);
 /// Why the controller distrusts its own eyes, or its hands are tied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[repr(usize)]
+#[repr(u8)]
 pub enum DoubtReason {
     /// The kernel drops datagrams at a shard's sockets.
     Drops,

@@ -9,7 +9,6 @@ use heartwatch_common::time::{Instant, nanos};
 use heartwatch_common::wire::{LeaveReason, RoundTrip};
 use serde::Serialize;
 
-use super::doubt::DoubtReason;
 use super::knobs::Profile;
 use super::peers::Domain;
 use super::timeout::{GroupId, Histograms, Learned, MarginSource, Patience, U24};
@@ -72,22 +71,6 @@ impl Known {
     }
 }
 
-/// Why a host's silence is not held against it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Excused {
-    pub(crate) since: Instant,
-    /// Looked at again then.
-    pub(crate) until: Instant,
-    pub(crate) why: DoubtReason,
-}
-
-impl Excused {
-    /// How long it has been excused, as of `at`.
-    pub(crate) fn span(&self, at: Instant) -> Duration {
-        self.until.min(at).since(self.since)
-    }
-}
-
 /// An internet address in 24 bytes, of which two are compared in a few instructions: bytes that are written
 /// one by one and then read in one go would keep the processor waiting at every beat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,7 +117,8 @@ impl From<SocketAddr> for Address {
 
 /// Two boots answer under this identity.
 pub(crate) const DUPLICATE: u8 = 1;
-/// [`Rare::excused`] says why its silence is not held against it.
+/// Its silence is not held against it: [`Excuses`](super::excuses::Excuses) says why. Or it was not, until it
+/// was judged.
 pub(crate) const EXCUSED: u8 = 2;
 /// An operator keeps its margin at `frozen_ms`.
 pub(crate) const FROZEN: u8 = 4;
@@ -231,8 +215,6 @@ const _: () = assert!(offset_of!(Host, until) == 128);
 /// What is known of few hosts at a time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rare {
-    /// What excuses its silence, or did before it was judged.
-    pub(crate) excused: Option<Excused>,
     /// What the life before the present one has proved; boot 0: nothing is known of it.
     pub(crate) other_life: Newest,
     /// Where it was heard from before.

@@ -145,8 +145,7 @@ mod tests {
 
     #[test]
     fn the_first_override_that_matches_holds_and_groups_follow_their_labels() {
-        let patience =
-            Patience { cost_s: 1.0, min: Duration::from_millis(50), max: Duration::from_secs(30) };
+        let patience = Patience::new(1.0, Duration::from_millis(50), Duration::from_secs(30));
         let knobs = Knobs { patience, mistakes_per_host_day: None };
         let one = |name: &str, of| Override { name: name.to_owned(), labels: labels(of), knobs };
         let all = AllKnobs {

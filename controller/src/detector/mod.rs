@@ -21,6 +21,7 @@
 pub mod confirm;
 pub mod dice;
 pub mod doubt;
+mod excuses;
 pub mod host;
 mod index;
 pub mod knobs;
@@ -51,9 +52,8 @@ use crate::view::LiveTable;
 use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
-use host::{
-    AWAITED, DUPLICATE, EXCUSED, Evidence, Excused, Host, MISSING_REPORTED, Rare, Transition, Turn,
-};
+use excuses::{Excused, Excuses};
+use host::{AWAITED, DUPLICATE, EXCUSED, Evidence, Host, MISSING_REPORTED, Rare, Transition, Turn};
 use index::Index;
 use knobs::{AllKnobs, Turned};
 use lru::Rows;
@@ -220,6 +220,7 @@ pub struct Detector {
     hashes: DefaultHashBuilder,
     /// What is known of few hosts.
     rare: HashMap<u32, Rare>,
+    excuses: Excuses,
     rows: Rows,
     confirm: Confirm,
     doubt: Doubt,
@@ -261,6 +262,7 @@ impl Detector {
             index: Index::default(),
             hashes: DefaultHashBuilder::default(),
             rare: HashMap::new(),
+            excuses: Excuses::default(),
             rows: Rows::default(),
             confirm: Confirm::new(settings.plan, now),
             doubt: Doubt::new(now, settings.doubt_max),
@@ -404,12 +406,12 @@ impl Detector {
         }
     }
 
-    /// What excuses a host's silence.
+    /// What excuses a host's silence, or did before it was judged.
     fn excused(&self, slot: u32) -> Option<Excused> {
         if !self.host(slot).is(EXCUSED) {
             return None;
         }
-        self.rare.get(&slot).and_then(|rare| rare.excused)
+        self.excuses.get(slot)
     }
 
     fn margin(&self, h: &Host) -> (Duration, MarginSource) {
@@ -652,8 +654,7 @@ impl Detector {
             Excuse::Until(at, why) => {
                 let since = excused.map_or(seen, |e| e.since);
                 self.host_mut(slot).flag(EXCUSED, true);
-                self.rare.entry(slot).or_default().excused =
-                    Some(Excused { since, until: at, why });
+                self.excuses.set(slot, Excused::new(since, at, why));
                 out.push(Judged::Excused);
                 return Some(at);
             }

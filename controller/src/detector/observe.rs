@@ -5,7 +5,6 @@
 //! builds no evidence, asks no side table and changes no count. What such a beat teaches is the same on
 //! both ways: [`Host::learn_from`] and [`Host::follow`] are the only places that do it.
 
-use hashbrown::hash_map::Entry;
 use heartwatch_common::id::Boot;
 use heartwatch_common::time::{Instant, micros, nanos};
 
@@ -23,7 +22,7 @@ impl Host {
     #[inline]
     fn is_usual(&self, proof: &Proof<'_>, from: Address) -> bool {
         self.state == State::Alive
-            && self.flags & (DUPLICATE | EXCUSED | MISSING_REPORTED | AWAITED) == 0
+            && self.flags & (DUPLICATE | MISSING_REPORTED | AWAITED) == 0
             && self.boot == proof.stamp.boot
             && !proof.rebase
             && self.last_arrival().is_some()
@@ -106,6 +105,7 @@ impl Detector {
         let dropped = last.is_some_and(|last| doubt.explains(last, h.expected, lost));
         let lesson = h.learn_from(proof, last, arrival, dropped, gap_us, patience, siblings, dice);
         h.follow(proof, arrival, sent, gap_us);
+        h.flag(EXCUSED, false);
         view::beat(cell, arrival, gap_us, proof.load, &lesson);
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         let expected = h.expected;
@@ -163,15 +163,6 @@ impl Detector {
         }
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         let rekeyed = rare.get(&slot).is_some_and(|r| r.other_until == Instant(0));
-        if h.is(EXCUSED)
-            && let Entry::Occupied(mut of) = rare.entry(slot)
-        {
-            of.get_mut().excused = None;
-            // After a cut these are as many as there are hosts.
-            if of.get().other_until == Instant(0) {
-                of.remove();
-            }
-        }
         h.flag(MISSING_REPORTED | EXCUSED | AWAITED, false);
         let from = Address::from(proof.from);
         let old_address = h.address;

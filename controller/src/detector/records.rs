@@ -209,8 +209,8 @@ impl Detector {
     #[inline]
     pub fn tolerance(&self, slot: u32) -> Duration {
         match self.host(slot).state {
-            State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.patience(slot).max),
-            _ => self.patience(slot).max,
+            State::Suspect | State::Down => SUSPECT_TOLERANCE.min(self.patience(slot).max()),
+            _ => self.patience(slot).max(),
         }
     }
 

@@ -148,9 +148,7 @@ impl Detector {
 
     fn forget_other(&mut self, slot: u32) {
         self.host_mut(slot).flag(DUPLICATE, false);
-        if let Some(excused) = self.rare.remove(&slot).and_then(|r| r.excused) {
-            self.rare.entry(slot).or_default().excused = Some(excused);
-        }
+        self.rare.remove(&slot);
     }
 
     /// Keys of before are believed no more: whichever machine proves itself next is the one that was given a

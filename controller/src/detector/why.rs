@@ -65,7 +65,7 @@ impl Detector {
             excuse: self.excused(slot).map(|e| ExcuseWhy {
                 reason: e.why,
                 since_ms: now.since(e.since).as_millis() as u64,
-                remaining_ms: e.until.since(now).as_millis() as u64,
+                remaining_ms: e.until().since(now).as_millis() as u64,
             }),
             twin: self.twin(slot, now),
             // What other versions are there is known before a host is.
@@ -92,8 +92,8 @@ impl Detector {
             name: knobs.name.clone(),
             false_suspicion_cost_s: f64::from(knobs.patience.cost_s),
             max_mistakes_per_host_day: knobs.target.as_ref().map(|t| t.per_host_day()),
-            timeout_min_ms: knobs.patience.min.as_millis() as u64,
-            timeout_max_ms: knobs.patience.max.as_millis() as u64,
+            timeout_min_ms: knobs.patience.min().as_millis() as u64,
+            timeout_max_ms: knobs.patience.max().as_millis() as u64,
             frozen_ms: h.frozen().map(|f| f.as_millis() as u64),
         }
     }

@@ -93,10 +93,10 @@ mod tests {
                    detector.max_mistakes_per_host_day=1,detector.probes=5";
         let config = changed(&raw, set).unwrap();
         let knobs = config.knobs.default;
-        assert_eq!(knobs.patience.max, Duration::from_secs(5));
+        assert_eq!(knobs.patience.max(), Duration::from_secs(5));
         assert_eq!((knobs.patience.cost_s, knobs.mistakes_per_host_day), (1_000.0, Some(1.0)));
         assert_eq!(config.detector.probes, 5);
-        assert_eq!(knobs.patience.min, raw.check().unwrap().knobs.default.patience.min);
+        assert_eq!(knobs.patience.min(), raw.check().unwrap().knobs.default.patience.min());
     }
 
     #[test]

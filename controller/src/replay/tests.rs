@@ -8,6 +8,7 @@ use super::read::{HEADER, LINE_LEN_MAX, Pace, ReadError, read};
 use super::table::{Named, report};
 use super::*;
 use crate::config::RawConfig;
+use crate::detector::timeout::Patience;
 
 const PACE: Pace = Pace { interval: Duration::from_secs(1), jitter: 0.1, seed: 7 };
 const ALL: Options = Options { seed: 1, skip: Some(Duration::ZERO) };
@@ -29,8 +30,8 @@ fn logs(name: &str, text: &str) -> Vec<HostLog> {
 fn fixed(margin_ms: u64) -> Setting {
     let mut setting = Setting::of(&RawConfig::default().check().unwrap());
     let patience = &mut setting.knobs.patience;
-    patience.min = Duration::from_millis(margin_ms);
-    patience.max = patience.min;
+    let margin = Duration::from_millis(margin_ms);
+    *patience = Patience::new(patience.cost_s, margin, margin);
     setting
 }
 

@@ -4,8 +4,10 @@
 //! | --- | --- |
 //! | 0 | mean and mean deviation of inter-arrival times, microseconds, four bytes each; a mean of 0 = none yet |
 //! | 1 | their 99th percentile, microseconds, four bytes; number of overdue times, one; newest lateness, two |
-//! | 2, 3 | newest overdue times, microseconds, four bytes each |
-//! | 4 | how much of each was the host's own timer's doing, milliseconds, two bytes each |
+//! | 2, 3 | newest overdue times, microseconds, four bytes each, the newest first |
+//! | 4 | how much of each was the host's own timer's doing, milliseconds, two bytes each, likewise |
+//!
+//! What is newest is shifted in, and what is oldest out: that takes fewer steps than a ring.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,11 +42,11 @@ pub(crate) struct Habits {
     pub(crate) p99_us: u32,
     /// How late the host's own timer fired last, milliseconds.
     pub(crate) late_ms: u16,
-    /// Newest overdue times, microseconds, newest at `len − 1` modulo [`RECENT`].
+    /// Newest overdue times, microseconds, the newest first.
     recent_us: [i32; RECENT],
     /// How much of each was its own timer's doing.
     recent_late_ms: [u16; RECENT],
-    /// How many there are; from [`RECENT`] on, only its remainder counts.
+    /// How many there are.
     len: u8,
 }
 
@@ -63,27 +65,22 @@ impl Habits {
         }
     }
 
-    /// Places of the newest overdue times, newest first.
-    fn places(&self) -> impl Iterator<Item = usize> + use<> {
-        let len = usize::from(self.len);
-        (1..=len.min(RECENT)).map(move |back| (len - back) % RECENT)
-    }
-
     /// Newest overdue times, newest first, milliseconds.
     pub(crate) fn recent_ms(&self) -> Vec<f64> {
-        self.places().map(|at| f64::from(self.recent_us[at]) / 1e3).collect()
+        let newest = self.recent_us.iter().take(self.len.into());
+        newest.map(|us| f64::from(*us) / 1e3).collect()
     }
 
     /// How late the host's own timer was each time, newest first, milliseconds.
     pub(crate) fn recent_late_ms(&self) -> Vec<u16> {
-        self.places().map(|at| self.recent_late_ms[at]).collect()
+        self.recent_late_ms.iter().take(self.len.into()).copied().collect()
     }
 }
 
 /// Learns from one beat. Its host's shard is the only one who writes there.
 #[inline(always)]
 pub(super) fn learn(words: &[AtomicU64; WORDS], lesson: &Lesson) {
-    let [inter_arrival, others, recent @ .., lates] = words;
+    let [inter_arrival, others, newest, older, lates] = words;
     let mut rest = others.load(Ordering::Relaxed);
     if lesson.begins {
         inter_arrival.store(0, Ordering::Relaxed);
@@ -97,22 +94,16 @@ pub(super) fn learn(words: &[AtomicU64; WORDS], lesson: &Lesson) {
     let mut len = (rest >> LEN_SHIFT) as u8;
     if let Some(ns) = lesson.overdue_ns {
         let us = (ns / 1_000).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
-        let at = usize::from(len) % RECENT;
-        put(&recent[at / 2], 32 * (at % 2), u64::from(us.cast_unsigned()), u64::from(u32::MAX));
-        put(lates, 16 * at, u64::from(lesson.late_ms), u64::from(u16::MAX));
-        // Before it wraps, back to the same place of the ring.
-        len = len.checked_add(1).unwrap_or(RECENT as u8);
+        let before = newest.load(Ordering::Relaxed);
+        older.store(older.load(Ordering::Relaxed) << 32 | before >> 32, Ordering::Relaxed);
+        newest.store(before << 32 | u64::from(us.cast_unsigned()), Ordering::Relaxed);
+        let before = lates.load(Ordering::Relaxed);
+        lates.store(before << 16 | u64::from(lesson.late_ms), Ordering::Relaxed);
+        len = (len + 1).min(RECENT as u8);
     }
     let late = u64::from(lesson.late_ms) << LATE_SHIFT;
     let rest = rest & u64::from(u32::MAX) | u64::from(len) << LEN_SHIFT | late;
     others.store(rest, Ordering::Relaxed);
-}
-
-/// Puts a value in the place of another.
-#[inline]
-fn put(word: &AtomicU64, shift: usize, value: u64, mask: u64) {
-    let old = word.load(Ordering::Relaxed);
-    word.store(old & !(mask << shift) | value << shift, Ordering::Relaxed);
 }
 
 /// Mean, mean deviation and 99th percentile after one more inter-arrival time, microseconds.

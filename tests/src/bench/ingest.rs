@@ -240,7 +240,7 @@ async fn sink_trial(
 async fn measure(ctx: &Context) -> Result<Figures> {
     let (core, other) = ctx.two_cores();
     let hosts = ctx.fewer_hosts();
-    let span = Duration::from_secs(if ctx.quick { 3 } else { 5 });
+    let span = Duration::from_secs(if ctx.quick { 3 } else { 4 });
     let world = World::new()?;
     let mut stage = Stage::raise(
         &world,

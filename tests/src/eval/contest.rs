@@ -175,7 +175,7 @@ fn ours(fleet: &Fleet, setting: &Setting, cost_s: f32, target: Option<Target>) -
     let mut siblings = Siblings::default();
     let groups: Vec<GroupId> = fleet.members.iter().map(|_| siblings.add_group()).collect();
     let (min, max) = (Duration::from_millis(25), Duration::from_secs(30));
-    let patience = Patience { cost_s, min, max };
+    let patience = Patience::new(cost_s, min, max);
     let common = Rc::new(RefCell::new(Common { siblings, patience, target }));
     let mut point = Point::empty(fleet, setting);
     let mut walks: Vec<_> = fleet

@@ -150,10 +150,26 @@ fn late_bin_of(overdue_us: u64, interval_us: u32) -> Option<usize> {
 pub struct Patience {
     /// C: seconds of later detection that one false suspicion per beat is worth.
     pub cost_s: f32,
+    /// Least and greatest margin, nanoseconds: every beat is held to them.
+    min_ns: u64,
+    max_ns: u64,
+}
+
+impl Patience {
+    /// With the least and the greatest margin (up to 584 years).
+    pub const fn new(cost_s: f32, min: Duration, max: Duration) -> Self {
+        Self { cost_s, min_ns: nanos(min), max_ns: nanos(max) }
+    }
+
     /// Least margin.
-    pub min: Duration,
+    pub const fn min(&self) -> Duration {
+        Duration::from_nanos(self.min_ns)
+    }
+
     /// Greatest margin.
-    pub max: Duration,
+    pub const fn max(&self) -> Duration {
+        Duration::from_nanos(self.max_ns)
+    }
 }
 
 /// What set a margin.
@@ -453,10 +469,10 @@ impl Learned {
     /// How much later than expected a beat may come, and what says so.
     pub fn margin(&self, patience: &Patience) -> (Duration, MarginSource) {
         let raw = self.chosen(self.context());
-        if raw < patience.min {
-            (patience.min, MarginSource::Floor)
-        } else if raw > patience.max {
-            (patience.max, MarginSource::Ceiling)
+        if raw < patience.min() {
+            (patience.min(), MarginSource::Floor)
+        } else if raw > patience.max() {
+            (patience.max(), MarginSource::Ceiling)
         } else if self.beats() < OWN_BEATS_MIN {
             (raw, MarginSource::Prior)
         } else {
@@ -468,7 +484,7 @@ impl Learned {
     #[inline]
     pub fn margin_ns(&self, patience: &Patience) -> u64 {
         let j = usize::from(self.margins[self.context() as usize]);
-        (edge_us(j, self.interval_us) * 1_000).min(nanos(patience.max)).max(nanos(patience.min))
+        (edge_us(j, self.interval_us) * 1_000).min(patience.max_ns).max(patience.min_ns)
     }
 
     /// The margin that costs least in a context, before the operator's bounds.

@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 const PATIENCE: Patience =
-    Patience { cost_s: 100_000.0, min: Duration::from_millis(50), max: Duration::from_secs(30) };
+    Patience::new(100_000.0, Duration::from_millis(50), Duration::from_secs(30));
 const SECOND: Duration = Duration::from_secs(1);
 const GROUP: GroupId = GroupId(0);
 

@@ -42,11 +42,8 @@ impl World {
         let metrics = Arc::new(ShardMetrics::default());
         let watch = Watch { factor: 4.0, span: Duration::from_secs(600) };
         let assigned = Arc::new(Assigned::fixed(Duration::ZERO, 10).watching(watch));
-        let plain = AllKnobs::plain(Patience {
-            cost_s: 1e5,
-            min: Duration::from_millis(500),
-            max: Duration::from_secs(30),
-        });
+        let (min, max) = (Duration::from_millis(500), Duration::from_secs(30));
+        let plain = AllKnobs::plain(Patience::new(1e5, min, max));
         let zone_a = [("zone".to_owned(), "a".to_owned())].into();
         let identity = Identity {
             shard: 0,
