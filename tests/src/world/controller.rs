@@ -499,7 +499,12 @@ impl Api {
             .with_context(|| format!("cannot read {}", token_file.display()))?;
         // An error means that it is installed already.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let mut builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20));
+        // A connection that idles is closed by the controller after 20 s: a request sent in that very moment
+        // would meet a closed door, which once ended a benchmark.
+        let mut builder = reqwest::Client::builder()
+            .no_proxy()
+            .pool_idle_timeout(Duration::from_secs(10))
+            .timeout(Duration::from_secs(20));
         if let Some(path) = certificate {
             let pem =
                 std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
