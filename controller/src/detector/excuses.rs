@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(excused.span(ms(1_200)), Duration::from_millis(200));
         assert_eq!(excused.span(ms(60_000)), Duration::from_millis(500));
         assert_eq!(excused.span(ms(10)), Duration::ZERO);
-        // Rounded up: whoever reads "0 ms left" may rely on its having been looked at.
+        // Rounded up to whole milliseconds.
         let odd = Excused::new(Instant(1), Instant(2), DoubtReason::Drops);
         assert_eq!(odd.until(), Instant(1_000_001));
         let far = Excused::new(Instant(0), Instant::FAR, DoubtReason::Cut);

@@ -18,7 +18,7 @@ use crate::event::State;
 use crate::view::{self, Lesson};
 
 impl Host {
-    /// Whether a proof of life can neither make a turn nor end anything.
+    /// Whether a proof of life can neither make a turn nor end anything but an excuse.
     #[inline]
     fn is_usual(&self, proof: &Proof<'_>, from: Address) -> bool {
         self.state == State::Alive

@@ -394,7 +394,7 @@ fn a_beat_ends_an_excuse_and_leaves_nothing_behind() {
     w.detector.check();
 }
 
-/// One that was excused and then judged says so, and so does its recovery: people ask why it took so long.
+/// One that was excused and then judged says so until it is heard: people ask why it took so long.
 #[test]
 fn what_excused_a_suspect_is_told_with_it() {
     let mut w = World::new();

@@ -83,9 +83,9 @@ const MUTANTS: [Mutant; 27] = [
     },
     Mutant {
         name: "learning from own pause: a cut of the own link makes hosts look unreliable",
-        file: "controller/src/detector/observe.rs",
-        from: "h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));",
-        to: "h.last_arrival().is_some_and(|last| last > h.expected && lost > 9_999);",
+        file: "controller/src/detector/doubt.rs",
+        from: "|| self.deaf.is_some_and(|d| d.end > last && d.end > expected)",
+        to: "|| self.deaf.is_some_and(|d| d.end > last && d.end > expected && lost > 9_999)",
     },
     Mutant {
         name: "doubt never ending: own losses excuse a host for ever",
