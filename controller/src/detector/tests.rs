@@ -358,8 +358,8 @@ fn nothing_is_learned_from_a_gap_that_own_drops_explain() {
 }
 
 /// Excuses stood in a map of rare things, and the beat that ended one took the dear way and took it out: in
-/// an overload, when every third beat was dropped, half of the shard's time went there, so that more was
-/// dropped. Now it is a beat like any other.
+/// an overload, when every third beat was dropped, half of what our own code cost went there, so that more
+/// was dropped. Now it is a beat like any other.
 #[test]
 fn a_beat_ends_an_excuse_and_leaves_nothing_behind() {
     let mut w = World::new();
