@@ -77,10 +77,8 @@ pub const RUNTIME_FILE: &str = "runtime.json";
 const DELIVERY_END_MAX: Duration = Duration::from_secs(5);
 /// How long the policy may take to write what it decided.
 const DRIVER_END_MAX: Duration = Duration::from_secs(8);
-/// How often what is past its retention is thrown away, and memory that nobody uses given back.
+/// How often what is past its retention is thrown away.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
-/// When that is done for the second time: what a start leaves behind is free by then.
-const PRUNE_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why the controller could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -421,6 +419,7 @@ impl App {
             tokio::spawn(drills.run()),
             tokio::spawn(tls::watch::watch(Arc::clone(&tls), Arc::clone(&clock))),
             tokio::spawn(prune(Arc::clone(&store), config.retention, Arc::clone(&clock))),
+            tokio::spawn(memory::give_back_for_ever()),
         ];
         background.extend(pacing.map(|pacing| tokio::spawn(pacing.run())));
         for (receiver, every) in resend::receivers(&config.receivers) {
@@ -762,7 +761,6 @@ async fn watchdog(shards: Vec<ShardHandle>, pulse: Arc<Pulse>, clock: Arc<dyn Cl
 }
 
 async fn prune(store: Arc<SqliteStore>, retention: Retention, clock: Arc<dyn Clock>) {
-    let mut wait = PRUNE_AGAIN;
     loop {
         // A bounded amount per call: go on until there is nothing more.
         loop {
@@ -778,9 +776,7 @@ async fn prune(store: Arc<SqliteStore>, retention: Retention, clock: Arc<dyn Clo
         if let Err(e) = store.slim().await {
             log::debug!("the store keeps its caches: {e}");
         }
-        tokio::task::spawn_blocking(memory::give_back);
-        tokio::time::sleep(wait).await;
-        wait = PRUNE_EVERY;
+        tokio::time::sleep(PRUNE_EVERY).await;
     }
 }
 
