@@ -60,8 +60,9 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn resident() -> usize {
-        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-        text.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4_096
+        let text = std::fs::read_to_string("/proc/self/statm").expect("every process has one");
+        let pages = text.split_whitespace().nth(1).and_then(|n| n.parse::<usize>().ok());
+        pages.expect("resident pages come second") * 4_096
     }
 
     /// A storm of suspicions left 61 MiB behind, for up to a minute: memory was given back once a minute.
