@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use heartwatch_common::id::HostId;
 use heartwatch_common::time::{Clock, Instant, SystemClock};
 use tokio::sync::oneshot;
@@ -23,7 +23,7 @@ use super::stage::{Stage, StageSetup, sum};
 use super::{Context, Figures, quantile};
 use crate::fleet::Act;
 use crate::machine;
-use crate::world::{Answer, Call, Plan, Receiver, World, now, text, webhook_secret};
+use crate::world::{Answer, Api, Call, Plan, Receiver, World, now, text, webhook_secret};
 
 /// Time between two beats of a host.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +34,8 @@ const SPREAD_QUICK: Duration = Duration::from_secs(12);
 const TICK: Duration = Duration::from_millis(100);
 /// How long after the last has died all must have arrived.
 const ARRIVED_MAX: Duration = Duration::from_secs(60);
+/// How often a receiver's books are looked at before they must have stood still.
+const BOOKS_TRIES: usize = 200;
 /// One in so many hosts dies, at most [`DEAD_MAX`].
 const DEAD_SHARE: usize = 50;
 const DEAD_MAX: usize = 10_000;
@@ -125,6 +127,29 @@ async fn kill_some(stage: &Stage<'_>, dead: usize, spread: Duration) {
     }
 }
 
+/// What a receiver's deliveries are at one moment: delivered, in the outbox, dead letters.
+///
+/// They come in two answers. A delivery that ended between them stood in neither, and two that a slow
+/// receiver was taking were told as lost: so both are asked for until they say the same twice.
+async fn still_books(api: &Api, name: &str) -> Result<[f64; 3]> {
+    let label = format!("receiver=\"{name}\"");
+    let mut before = None;
+    for _ in 0..BOOKS_TRIES {
+        let status = api.get("/v1/status").await?;
+        let waiting = |key: &str| status["deliveries"][name][key].as_f64();
+        let pending = waiting("pending").context("no deliveries that are pending in the status")?;
+        let dead_letters = waiting("dead").context("no dead letters in the status")?;
+        let scrape = api.metrics().await?;
+        let delivered = sum(&scrape, "heartwatch_deliveries_delivered_total", &label);
+        let books = [delivered, pending, dead_letters];
+        if before == Some(books) {
+            return Ok(books);
+        }
+        before = Some(books);
+    }
+    bail!("{name}: deliveries never stand still for two looks")
+}
+
 async fn measure(ctx: &Context) -> Result<Vec<(&'static str, f64)>> {
     let world = World::new()?;
     let secret = webhook_secret(7);
@@ -181,14 +206,9 @@ async fn measure(ctx: &Context) -> Result<Vec<(&'static str, f64)>> {
             (first, last) = (first.min(at), last.max(at));
         }
     }
-    let scrape = stage.api.metrics().await?;
     let mut backlog = Vec::new();
     for name in SICK {
-        let label = format!("receiver=\"{name}\"");
-        let delivered = sum(&scrape, "heartwatch_deliveries_delivered_total", &label);
-        let status = stage.api.get("/v1/status").await?;
-        let pending = status["deliveries"][name]["pending"].as_f64().unwrap_or(0.0);
-        let dead_letters = status["deliveries"][name]["dead"].as_f64().unwrap_or(0.0);
+        let [delivered, pending, dead_letters] = still_books(&stage.api, name).await?;
         let known = delivered + pending + dead_letters;
         lost += (dead as f64 - known).max(0.0) as usize;
         backlog.push(format!("{name} {delivered} delivered, {pending} in the outbox"));
