@@ -2,8 +2,7 @@
 //!
 //! A start with a million hosts, or a storm of news about them, passes through many small allocations. The
 //! C library keeps what is freed, in a heap for nearly each thread; on a small machine the rest of it may
-//! need that memory more: 20 to 60 MB after 100,000 of a million hosts died, most of it for as long as the
-//! process runs if nobody asks.
+//! need that memory more: 20 to 60 MB after 100,000 of a million hosts died.
 #![expect(unsafe_code, reason = "mallopt and malloc_trim have no safe wrappers")]
 
 use std::time::Duration;
