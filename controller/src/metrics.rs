@@ -199,7 +199,7 @@ counters! {
         downs,
         /// Downs that proved alive with the same boot: false downs, or long cuts.
         false_downs,
-        /// Deadlines that passed while own losses excused the host.
+        /// Deadlines that passed while own losses, or a moment in which nobody was heard, excused the host.
         excused,
         /// Lines of `--record` that did not fit its queue; those that the disk refused, with shard 0.
         record_dropped,

@@ -294,7 +294,7 @@ const SHARD_COUNTERS: [(&str, &str, Read); 25] = [
     ),
     (
         "excused_deadlines_total",
-        "Deadlines that passed while the controller's own losses excused the host.",
+        "Deadlines that passed while own losses, or a moment in which nobody was heard, excused the host.",
         |m| get(&m.excused),
     ),
     (

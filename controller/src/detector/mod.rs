@@ -23,6 +23,7 @@ pub mod dice;
 pub mod doubt;
 mod excuses;
 pub mod host;
+mod hush;
 mod index;
 pub mod knobs;
 pub mod lru;
@@ -54,6 +55,7 @@ use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
 use excuses::{Excused, Excuses};
 use host::{AWAITED, DUPLICATE, EXCUSED, Evidence, Host, MISSING_REPORTED, Rare, Transition, Turn};
+use hush::Hush;
 use index::Index;
 use knobs::{AllKnobs, Turned};
 use lru::Rows;
@@ -81,6 +83,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const JUDGE_AHEAD: usize = 6;
 /// Hosts that are judged in one pass, and steps towards suspects: a few milliseconds' worth.
 const JUDGED_MAX: usize = 1_024;
+/// Between two looks at a host whose time stands still.
+const HUSH_LOOK: Duration = Duration::from_millis(10);
 /// Hosts looked at to find one by which to try a silent link.
 const TRY_LINK_LOOKS: usize = 256;
 
@@ -224,6 +228,7 @@ pub struct Detector {
     rows: Rows,
     confirm: Confirm,
     doubt: Doubt,
+    hush: Hush,
     /// When we began to listen.
     begun: Instant,
     siblings: Siblings,
@@ -266,6 +271,7 @@ impl Detector {
             rows: Rows::default(),
             confirm: Confirm::new(settings.plan, now),
             doubt: Doubt::new(now, settings.doubt_max),
+            hush: Hush::new(now),
             begun: now,
             siblings: Siblings::default(),
             groups: HashMap::new(),
@@ -321,6 +327,7 @@ impl Detector {
     pub fn begin(&mut self, now: Instant) {
         self.begun = now;
         self.doubt = Doubt::new(now, self.settings.doubt_max);
+        self.hush = Hush::new(now);
     }
 
     /// Takes note of how time went by while the shell waited; before any mail is read.
@@ -333,6 +340,7 @@ impl Detector {
     /// Something that was sent just now arrived: a proof of life, or an answer to a nonce of ours. What
     /// might be a recording does not count, or somebody who replays could hide that the link is cut.
     pub fn hear(&mut self, from: SocketAddr, arrival: Instant) {
+        self.hush.hear(arrival);
         if !self.is_local(from) {
             self.doubt.hear(arrival);
         }
@@ -343,6 +351,7 @@ impl Detector {
     pub fn heard(&mut self, now: Instant, seen: Instant, received: u64, dropped: u64) {
         let alive = self.knobs.iter().map(|k| k.alive).sum();
         self.doubt.record(now, &Pass { seen, received, dropped, alive });
+        self.hush.pass(now);
     }
 
     /// Says which addresses are the controller's own machine's: hosts there say nothing about its link,
@@ -649,7 +658,16 @@ impl Detector {
             excused_since: excused.map(|e| e.since),
         };
         let in_doubt = match self.doubt.judge(&overdue, seen) {
-            Excuse::None => false,
+            Excuse::None => {
+                // While nobody is heard, nobody's time runs.
+                let stopped = self.hush.stopped(expected, seen);
+                let fair = expected + margin + stopped;
+                if !stopped.is_zero() && fair > seen {
+                    out.push(Judged::Excused);
+                    return Some(fair.max(seen + HUSH_LOOK));
+                }
+                false
+            }
             Excuse::Exhausted(_) => true,
             Excuse::Until(at, why) => {
                 let since = excused.map_or(seen, |e| e.since);

@@ -93,7 +93,7 @@ impl Detector {
         let dice = self.roll();
         let sent = Instant(proof.stamp.sent.0.wrapping_sub(self.asleep_ns));
         let gap_us = micros(proof.stamp.gap).min(self.gap_max_us);
-        let Self { hosts, siblings, knobs, doubt, .. } = self;
+        let Self { hosts, siblings, knobs, doubt, hush, .. } = self;
         let (h, cell) = hosts.get_both(slot).expect("slot is live: the index owns it");
         if !h.is_usual(proof, Address::from(proof.from)) {
             return self.observe_unusual(slot, proof, sent, dice, turns);
@@ -102,7 +102,9 @@ impl Detector {
         let last = h.last_arrival();
         let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
         let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
-        let dropped = last.is_some_and(|last| doubt.explains(last, h.expected, lost));
+        let dropped = last.is_some_and(|last| {
+            doubt.explains(last, h.expected, lost) || hush.explains(h.expected)
+        });
         let lesson = h.learn_from(proof, last, arrival, dropped, gap_us, patience, siblings, dice);
         h.follow(proof, arrival, sent, gap_us);
         h.flag(EXCUSED, false);
@@ -129,9 +131,12 @@ impl Detector {
         };
         let h = self.host(slot);
         let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
-        // A gap that our own pause, cut or drops made teaches nothing about the host.
-        let dropped =
-            h.last_arrival().is_some_and(|last| self.doubt.explains(last, h.expected, lost));
+        // A gap that our own pause, cut, hush or drops made teaches nothing about the host.
+        let last = h.last_arrival();
+        let expected = h.expected;
+        let dropped = last.is_some_and(|last| {
+            self.doubt.explains(last, expected, lost) || self.hush.explains(expected)
+        });
         let gap_us = micros(proof.stamp.gap).min(self.gap_max_us);
         let Self { hosts, siblings, knobs, rare, .. } = self;
         let (h, cell) = hosts.get_both(slot).expect("slot is live: the index owns it");

@@ -121,6 +121,7 @@ impl World {
     }
 }
 
+mod hush;
 mod leaving;
 mod twins;
 

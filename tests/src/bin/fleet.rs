@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -157,6 +158,9 @@ struct Run {
     before: Vec<(&'static str, u64)>,
 }
 
+/// What the controller counts of suspicions that proved wrong.
+const MISTAKES: &str = "heartwatch_mistakes_total";
+
 const STATES: [&str; 4] = ["alive", "suspect", "down", "left"];
 
 impl Run {
@@ -212,18 +216,19 @@ impl Run {
     /// One line of progress.
     async fn progress(&mut self, since: heartwatch_common::time::Instant) {
         let all = self.mass.counts().all();
+        let late_us = self.mass.counts().late_us.swap(0, Ordering::Relaxed);
         let of =
             |name: &str, rows: &[(&str, u64)]| rows.iter().find(|r| r.0 == name).map_or(0, |r| r.1);
         let grown = |name: &str| of(name, &all).saturating_sub(of(name, &self.before));
         print!(
-            "{:>4} s  {} known; {} beats, {} acks, {} probes answered in 1 s; {:.1} ms late, {:.0} ns CPU \
-             a beat",
+            "{:>4} s  {} known; {} beats, {} acks, {} probes answered in 1 s; up to {:.1} ms late, {:.0} ns \
+             CPU a beat",
             now().since(since).as_secs(),
             of("settled", &all),
             grown("beats"),
             grown("acks"),
             grown("probes_answered"),
-            of("late_us", &all) as f64 / 1e3,
+            late_us as f64 / 1e3,
             grown("cpu_us") as f64 * 1e3 / grown("beats").max(1) as f64,
         );
         self.before = all;
@@ -232,6 +237,9 @@ impl Run {
         {
             let of = |s: &str| format!("{} {s}", number(&status, &format!("/hosts/{s}")));
             print!("; controller: {}", STATES.map(of).join(", "));
+            if let Ok(scrape) = api.metrics().await {
+                print!(", {} suspected wrongly so far", sum(&scrape, MISTAKES, ""));
+            }
         }
         if let Some((sink, before)) = &mut self.sink {
             let is = sink.counted();
@@ -262,7 +270,8 @@ impl Run {
                 "after {JOIN_MAX:?} only {} of {hosts} hosts are known to the controller",
                 count(&self.mass.counts().settled)
             );
-            self.wait(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.progress(begin).await;
         }
         if self.sink.is_none() {
             println!("all {hosts} hosts are known after {:.1} s", now().since(begin).as_secs_f64());

@@ -70,8 +70,6 @@ pub(super) struct Engine {
     epoch: Epoch,
     /// The socket that is read next.
     read_next: usize,
-    /// How late the newest beats were, microseconds.
-    late: u64,
 }
 
 fn millis(d: Duration) -> u32 {
@@ -95,7 +93,6 @@ impl Engine {
             start: SystemClock.boottime(),
             epoch: Epoch(0),
             read_next: 0,
-            late: 0,
             unsealed: Vec::with_capacity(GROUP),
             post,
             shuffle,
@@ -151,7 +148,6 @@ impl Engine {
             self.read_all(&mut batch);
             self.post.flush();
             self.counts.send_errors.store(self.post.errors, Ordering::Relaxed);
-            self.counts.late_us.store(self.late, Ordering::Relaxed);
             let cpu = machine::thread_time().as_micros() as u64;
             self.counts.cpu_us.store(cpu, Ordering::Relaxed);
             if !behind && acts.is_empty() {
@@ -234,7 +230,7 @@ impl Engine {
                 std::hint::black_box(touched);
                 now = SystemClock.boottime();
                 let late = now.since(self.time_of(tick));
-                self.late = late.as_micros() as u64;
+                let late_us = late.as_micros() as u64;
                 let (mut beats, mut asked) = (0, 0);
                 let load = LoadSample {
                     cpu_busy: Share::from_ratio(f64::from(self.draws.below(100)) / 100.0),
@@ -250,7 +246,8 @@ impl Engine {
                 if late > LATE {
                     self.counts.beats_late.fetch_add(beats, Ordering::Relaxed);
                 }
-                self.counts.late_max_us.fetch_max(self.late, Ordering::Relaxed);
+                self.counts.late_max_us.fetch_max(late_us, Ordering::Relaxed);
+                self.counts.late_us.fetch_max(late_us, Ordering::Relaxed);
             }
             self.wheel.give_back(due);
         }

@@ -167,7 +167,7 @@ counts! {
     late_max_us,
     /// CPU time of its thread, microseconds.
     cpu_us,
-    /// Gauge: how late the newest beats were, microseconds.
+    /// Gauge: how late the latest beat was since somebody set this to 0, microseconds.
     late_us,
     /// Gauge: hosts that have sent a beat with the newest epoch of the controller: proof of life.
     shown,

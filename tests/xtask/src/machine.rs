@@ -18,9 +18,18 @@ pub(crate) fn target_dir() -> PathBuf {
     }
 }
 
-/// The cargo that started us.
+/// The cargo that started us, as if it had been started by hand.
+///
+/// What it told us of ourselves is not passed on: build scripts that look at their own `CARGO_PKG_…` run
+/// again whenever those change, so a build by hand and one from here would each undo the other's minutes.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let ours = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+        if name.to_str().is_some_and(|n| ours.iter().any(|o| n.starts_with(o))) {
+            cargo.env_remove(&name);
+        }
+    }
     cargo.current_dir(root());
     cargo
 }
