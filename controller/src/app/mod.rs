@@ -75,8 +75,11 @@ use surroundings::Surroundings;
 pub const RUNTIME_FILE: &str = "runtime.json";
 /// How long attempts under way may take at the end.
 const DELIVERY_END_MAX: Duration = Duration::from_secs(5);
-/// How long the policy may take to write what it decided.
-const DRIVER_END_MAX: Duration = Duration::from_secs(8);
+/// How long shards may take to tell what they know, and the policy to write what it decided. After a mass
+/// death that is much; the service manager waits for half a minute in all.
+const DRIVER_END_MAX: Duration = Duration::from_secs(12);
+/// How long shards may take to end once nobody listens to them.
+const SHARDS_END_MAX: Duration = Duration::from_secs(2);
 /// How often what is past its retention is thrown away.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
@@ -500,17 +503,18 @@ impl App {
                 all_told = false;
             }
         }
+        // While they tell the rest, the policy takes it.
+        self.end_driver(all_told).await;
         if all_told {
             let threads = std::mem::take(&mut self.threads);
             let joined = tokio::task::spawn_blocking(move || {
                 threads.into_iter().try_for_each(std::thread::JoinHandle::join)
             });
-            match tokio::time::timeout(Duration::from_secs(3), joined).await {
+            match tokio::time::timeout(SHARDS_END_MAX, joined).await {
                 Ok(Ok(Ok(()))) => {}
                 _ => log::error!("a shard did not stop in order"),
             }
         }
-        self.end_driver(all_told).await;
         if !self.api.is_finished()
             && let Err(e) = (&mut self.api).await
         {
@@ -540,6 +544,8 @@ impl App {
             Err(_) => {
                 log::error!("stopping: the policy did not end in time; it is left behind");
                 self.driver.abort();
+                // Not before it is gone does anybody who tells it something learn that.
+                drop(tokio::time::timeout(SHARDS_END_MAX, &mut self.driver).await);
             }
         }
     }

@@ -122,15 +122,15 @@ impl Hush {
     }
 
     /// For how long, from `from` on, clocks stand still, as of `seen`: all that arrived before has been heard.
+    /// A silence that goes on counts as one that ends now.
     pub(super) fn stopped(&self, from: Instant, seen: Instant) -> Duration {
-        let silence = seen.since(self.heard);
-        let goes_on = silence >= self.least && self.share <= USUAL_SHARE;
-        let goes_on = goes_on.then(|| self.heard + silence.min(HUSH_MAX));
-        let past =
-            self.past.iter().map(|&(start, end)| (start, end + end.since(start).min(HUSH_MAX)));
-        past.map(|(start, end)| end.since(start.max(from)).min(HUSH_MAX * 2))
-            .chain(goes_on.map(|end| end.since(self.heard.max(from))))
-            .sum()
+        let goes_on = seen.since(self.heard) >= self.least && self.share <= USUAL_SHARE;
+        let last = goes_on.then_some((self.heard, seen));
+        let stop = |(start, end): (Instant, Instant)| {
+            let silence = end.since(start).min(HUSH_MAX);
+            (end + silence).since(start.max(from)).min(silence * 2)
+        };
+        self.past.iter().copied().chain(last).map(stop).sum()
     }
 }
 
@@ -166,8 +166,8 @@ mod tests {
         let mut hush = heard_well();
         assert_eq!(hush.stopped(ms(9_000), ms(10_010)), Duration::ZERO, "10 beats may be missing");
         // At 9,999 ms the last was heard.
-        assert_eq!(hush.stopped(ms(9_000), ms(10_039)), Duration::from_millis(40));
-        assert_eq!(hush.stopped(ms(10_019), ms(10_039)), Duration::from_millis(20));
+        assert_eq!(hush.stopped(ms(9_000), ms(10_039)), Duration::from_millis(80));
+        assert_eq!(hush.stopped(ms(10_019), ms(10_039)), Duration::from_millis(60));
         run(&mut hush, 10_039, 10_100, 1, |_| false);
         assert_eq!(hush.stopped(ms(9_000), ms(10_100)), Duration::from_millis(80));
         assert_eq!(hush.stopped(ms(10_059), ms(10_100)), Duration::from_millis(20));
@@ -196,13 +196,13 @@ mod tests {
         for q in 80..160 {
             run(&mut hush, q * 250, (q + 1) * 250, 1, |_| false);
         }
-        assert_eq!(hush.stopped(ms(39_500), ms(40_039)), Duration::from_millis(40));
+        assert_eq!(hush.stopped(ms(39_500), ms(40_039)), Duration::from_millis(80));
     }
 
     #[test]
     fn no_silence_stops_clocks_for_ever() {
         let mut hush = heard_well();
-        assert_eq!(hush.stopped(ms(9_000), ms(60_000)), HUSH_MAX);
+        assert_eq!(hush.stopped(ms(9_000), ms(60_000)), HUSH_MAX * 2);
         hush.hear(ms(60_000));
         assert_eq!(hush.stopped(ms(9_000), ms(60_000)), HUSH_MAX * 2);
         for n in 0..1_000 {

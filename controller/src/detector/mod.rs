@@ -83,8 +83,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const JUDGE_AHEAD: usize = 6;
 /// Hosts that are judged in one pass, and steps towards suspects: a few milliseconds' worth.
 const JUDGED_MAX: usize = 1_024;
-/// Between two looks at a host whose time stands still.
-const HUSH_LOOK: Duration = Duration::from_millis(10);
 /// Hosts looked at to find one by which to try a silent link.
 const TRY_LINK_LOOKS: usize = 256;
 
@@ -664,7 +662,7 @@ impl Detector {
                 let fair = expected + margin + stopped;
                 if !stopped.is_zero() && fair > seen {
                     out.push(Judged::Excused);
-                    return Some(fair.max(seen + HUSH_LOOK));
+                    return Some(fair);
                 }
                 false
             }

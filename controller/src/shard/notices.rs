@@ -143,6 +143,17 @@ impl Notices {
         self.hosts.entry(host).and_modify(|waiting| *waiting = Waiting::default());
     }
 
+    /// Puts hosts that said goodbye first: nobody will hear them again, while all else that is told of hosts
+    /// is found anew by who begins to listen to them.
+    pub fn goodbyes_first(&mut self) {
+        let is_goodbye = |t: &Transition| matches!(t.turn, Turn::Left { .. });
+        let left =
+            |host: &HostId| self.hosts.get(host).is_some_and(|w| w.turns.iter().any(is_goodbye));
+        let (first, then): (VecDeque<_>, VecDeque<_>) = self.order.iter().partition(|h| left(h));
+        self.order = first;
+        self.order.extend(then);
+    }
+
     /// Takes the next piece of news: a shard's blindness first, then host by host, facts before turns.
     pub fn pop(&mut self) -> Option<Notice> {
         if let Some((shard, blind)) = self.blind.take() {
@@ -220,6 +231,33 @@ mod tests {
         };
         assert_eq!((notices.len(), at(notices.pop()), at(notices.pop())), (2, 3, 2));
         assert!(notices.pop().is_none() && notices.is_empty());
+    }
+
+    /// A shard that is stopped while news of a mass death waits has no time for all of it. What a goodbye
+    /// told is known to nobody else, and a host of which it is not known is called down.
+    #[test]
+    fn at_the_end_goodbyes_come_before_what_will_be_found_anew() {
+        let left = |host: u8| match turn(host, 9) {
+            Notice::Turn(t) => {
+                let reason = heartwatch_common::wire::LeaveReason::Shutdown;
+                let expected = std::time::Duration::ZERO;
+                Notice::Turn(Transition { turn: Turn::Left { reason, expected }, ..t })
+            }
+            other => panic!("{other:?}"),
+        };
+        let mut notices = Notices::default();
+        for host in [1, 2, 3] {
+            notices.push(turn(host, 1));
+        }
+        notices.push(left(3));
+        notices.push(left(4));
+        notices.goodbyes_first();
+        let mut order = Vec::new();
+        while let Some(Notice::Turn(t)) = notices.pop() {
+            order.push((t.host.0[0], t.at.0));
+        }
+        assert_eq!(order, [(3, 1), (3, 9), (4, 9), (1, 1), (2, 1)]);
+        assert!(notices.is_empty());
     }
 
     #[test]

@@ -419,11 +419,16 @@ impl Worker {
         Ok(false)
     }
 
-    /// Hands on all that is left, waiting for room: who stops us waits for this thread a few seconds.
+    /// Hands on all that is left, waiting for room, until the policy takes no more.
     fn tell_the_rest(&mut self, mut carried: Option<Notice>) {
+        self.core.notices().goodbyes_first();
         while let Some(notice) = carried.take().or_else(|| self.core.notices().pop()) {
             if self.notices.blocking_send(notice).is_err() {
-                return;
+                let (shard, hosts) = (self.shard, self.core.notices().len());
+                return log::warn!(
+                    "shard {shard}: for news of {hosts} hosts there was no time left; they are judged anew \
+                     after the start"
+                );
             }
         }
     }
