@@ -14,13 +14,15 @@ struct Senders {
     due: BinaryHeap<Reverse<(Instant, u32)>>,
     free: Instant,
     suspects: BTreeMap<HostId, Instant>,
+    /// How often somebody was looked at and not suspected.
+    excused: u32,
 }
 
 impl Senders {
     fn new() -> Self {
         let mut fleet = Fleet::new(HOSTS);
         let due = std::mem::take(&mut fleet.next);
-        Self { fleet, due, free: ms(0), suspects: BTreeMap::new() }
+        Self { fleet, due, free: ms(0), suspects: BTreeMap::new(), excused: 0 }
     }
 
     /// Passes of a millisecond; the sender stands still during `pause`. Hosts below `dead` are dead.
@@ -68,6 +70,7 @@ impl Senders {
             self.fleet.detector.heard(now, now, received, 0);
             self.fleet.detector.judge(now, now, now, &mut out);
             for judged in out.drain(..) {
+                self.excused += u32::from(judged == Judged::Excused);
                 if let Judged::Turn(Transition { turn: Turn::Suspect, host, .. }) = judged {
                     self.suspects.insert(host, now);
                 }
@@ -101,4 +104,15 @@ fn a_moment_in_which_nobody_is_heard_is_held_against_nobody() {
     let last = *senders.suspects.values().max().unwrap();
     let latest = ms(at + 500 + 1_200 + 2 * 100 + after as u64 + 15);
     assert!(last <= latest, "{last:?}, but {latest:?} at the latest; margin {after} ms");
+}
+
+/// Looked at anew every 10 ms, a fleet that is silent as a whole would cost more than one that beats.
+#[test]
+fn while_nobody_is_heard_each_host_is_looked_at_a_few_times() {
+    let mut senders = Senders::new();
+    senders.run(0, 60_000, (0, 0), 0);
+    senders.run(60_000, 64_000, (60_000, 99_000), 0);
+    assert_eq!(senders.suspects.len() as u32, HOSTS);
+    println!("{} looks", senders.excused);
+    assert!(senders.excused <= 8 * HOSTS, "{} looks", senders.excused);
 }
