@@ -121,8 +121,8 @@ impl Hush {
         expected < self.until
     }
 
-    /// For how long, from `from` on, clocks stand still, as of `seen`: all that arrived before has been heard.
-    /// A silence that goes on counts as one that ends now.
+    /// For how long, from `from` on, clocks stand still, as of `seen`: all that arrived before has been
+    /// heard. A silence that goes on counts as one that ends now.
     pub(super) fn stopped(&self, from: Instant, seen: Instant) -> Duration {
         let goes_on = seen.since(self.heard) >= self.least && self.share <= USUAL_SHARE;
         let last = goes_on.then_some((self.heard, seen));
