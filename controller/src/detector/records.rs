@@ -18,13 +18,18 @@ use crate::ingest::admit::{Newest, Past};
 use crate::intervals::CLASSES_MAX;
 use crate::view::LiveId;
 
-/// Datagrams whose lines are fetched together: those of the index two such groups ahead, then what they lead
-/// to, which stands in one page but for the time of the next look.
+/// Datagrams whose records' pages are found together, one such group ahead.
 ///
 /// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table
 /// of pages, and a fetch is not over for it before the page is found. Fetches between which there are
-/// hundreds of instructions wait for that one after the other; these wait side by side.
-const GROUP: usize = 32;
+/// hundreds of instructions wait for that one after the other; these wait side by side. But no more of them,
+/// and one line of each: a processor has some twenty lines on their way at a time, and there are those that
+/// drop what is asked of them beyond that.
+const GROUP: usize = 16;
+/// So many datagrams ahead is fetched what else a beat needs: by then its page is known.
+const NEAR: usize = 8;
+/// So many ahead is a line of the index fetched: what it says is read for a group, up to two groups ahead.
+const LINES: usize = 2 * GROUP + NEAR;
 
 /// What is known ahead of a batch of datagrams; see [`Detector::look_at`].
 #[derive(Clone, Debug, Default)]
@@ -32,6 +37,8 @@ pub struct Ahead {
     hashes: Vec<u64>,
     /// Guesses, as far as they were made.
     slots: Vec<u32>,
+    /// Datagrams of which all is fetched that a beat needs.
+    near: usize,
 }
 
 /// A number from 0 to 1 that is a host's own.
@@ -120,40 +127,40 @@ impl Detector {
         ahead.hashes.clear();
         ahead.slots.clear();
         ahead.hashes.extend(ids.map(|id| id.map_or(0, |id| self.hash(id))));
-        self.fetch_lines(0..2 * GROUP, ahead);
-        self.fetch_hosts(GROUP, ahead);
+        ahead.near = 0;
+        for hash in some(&ahead.hashes, 0..LINES) {
+            self.index.prefetch(*hash);
+        }
+        self.find_pages(GROUP, ahead);
     }
 
-    /// Has fetched what datagrams after number `i` of the batch will need.
+    /// Has fetched what datagrams after number `i` of the batch will need. To be called for each in turn.
     #[inline]
     pub fn look_ahead(&self, i: usize, ahead: &mut Ahead) {
         if i.is_multiple_of(GROUP) {
-            self.look_at_groups(i, ahead);
+            self.find_pages(i + 2 * GROUP, ahead);
         }
-    }
-
-    #[inline(never)]
-    fn look_at_groups(&self, i: usize, ahead: &mut Ahead) {
-        self.fetch_lines(i + 2 * GROUP..i + 3 * GROUP, ahead);
-        self.fetch_hosts(i + 2 * GROUP, ahead);
-    }
-
-    /// Has lines of the index fetched.
-    fn fetch_lines(&self, of: Range<usize>, ahead: &Ahead) {
-        for hash in some(&ahead.hashes, of) {
+        if let Some(hash) = ahead.hashes.get(i + LINES) {
             self.index.prefetch(*hash);
         }
+        // The first of a batch are not all fetched at once, either.
+        let end = (2 * i + 2).min(i + NEAR);
+        for slot in some(&ahead.slots, ahead.near..end) {
+            self.hosts.prefetch_beat(*slot);
+            self.rows.prefetch(*slot);
+        }
+        ahead.near = end;
     }
 
-    /// Guesses slots and has fetched what beats need of them, up to datagram number `end`.
-    fn fetch_hosts(&self, end: usize, ahead: &mut Ahead) {
+    /// Guesses slots, and has their records' pages found, up to datagram number `end`.
+    #[inline(never)]
+    fn find_pages(&self, end: usize, ahead: &mut Ahead) {
         let first = ahead.slots.len();
         for hash in some(&ahead.hashes, first..end) {
             ahead.slots.push(self.index.candidate(*hash).unwrap_or(u32::MAX));
         }
         for slot in some(&ahead.slots, first..end) {
-            self.hosts.prefetch_beat(*slot);
-            self.rows.prefetch(*slot);
+            self.hosts.find_page(*slot);
         }
     }
 

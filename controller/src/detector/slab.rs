@@ -70,12 +70,20 @@ impl Slab {
         self.chunks.get_mut(slot as usize / CHUNK_LEN)?.get_mut(slot as usize % CHUNK_LEN)
     }
 
-    /// Has what a beat needs of a host fetched.
+    /// Has the page of a host's record found, by its first line.
     #[inline]
-    pub(crate) fn prefetch_beat(&self, slot: u32) {
+    pub(crate) fn find_page(&self, slot: u32) {
         // Not a look at it: that would wait for what is to be fetched.
         if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_LEN) {
-            chunk.prefetch(slot as usize % CHUNK_LEN, 0, CELL_LINES + BEAT_LINES);
+            chunk.prefetch(slot as usize % CHUNK_LEN, 0, 1);
+        }
+    }
+
+    /// Has what a beat needs of a host fetched, after [`Self::find_page`].
+    #[inline]
+    pub(crate) fn prefetch_beat(&self, slot: u32) {
+        if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_LEN) {
+            chunk.prefetch(slot as usize % CHUNK_LEN, 1, CELL_LINES + BEAT_LINES - 1);
         }
     }
 
