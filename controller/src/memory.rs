@@ -68,3 +68,17 @@ fn prefetch_at(begin: *const i8, from: usize, lines: usize) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (begin, from, lines, LINE);
 }
+
+/// Has one cache line fetched into the second cache, and no further: of those a processor has more on their
+/// way than of those for the first.
+#[inline(always)]
+fn prefetch_second(line: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}

@@ -22,9 +22,9 @@ use crate::view::LiveId;
 ///
 /// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table
 /// of pages, and a fetch is not over for it before the page is found. Fetches between which there are
-/// hundreds of instructions wait for that one after the other; these wait side by side. But no more of them,
-/// and one line of each: a processor has some twenty lines on their way at a time, and there are those that
-/// drop what is asked of them beyond that.
+/// hundreds of instructions wait for that one after the other; these wait side by side. But one line of each,
+/// and into the second cache: a processor has some twenty lines on their way to the first at a time, and
+/// there are those that drop what is asked of them beyond that.
 const GROUP: usize = 16;
 /// So many datagrams ahead is fetched what else a beat needs: by then its page is known.
 const NEAR: usize = 8;

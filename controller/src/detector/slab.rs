@@ -75,7 +75,7 @@ impl Slab {
     pub(crate) fn find_page(&self, slot: u32) {
         // Not a look at it: that would wait for what is to be fetched.
         if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_LEN) {
-            chunk.prefetch(slot as usize % CHUNK_LEN, 0, 1);
+            chunk.find_page(slot as usize % CHUNK_LEN);
         }
     }
 
@@ -83,7 +83,7 @@ impl Slab {
     #[inline]
     pub(crate) fn prefetch_beat(&self, slot: u32) {
         if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_LEN) {
-            chunk.prefetch(slot as usize % CHUNK_LEN, 1, CELL_LINES + BEAT_LINES - 1);
+            chunk.prefetch(slot as usize % CHUNK_LEN, 0, CELL_LINES + BEAT_LINES);
         }
     }
 

@@ -192,6 +192,15 @@ impl<R> Owned<R> {
             super::prefetch_at(unsafe { self.first.as_ptr().add(at) }.cast(), from, lines);
         }
     }
+
+    /// Has the page of a place found, and the first line of it fetched into the second cache.
+    #[inline(always)]
+    pub(crate) fn find_page(&self, at: usize) {
+        if at < self.ready {
+            // SAFETY: `ready` is at most the number of places.
+            super::prefetch_second(unsafe { self.first.as_ptr().add(at) }.cast());
+        }
+    }
 }
 
 /// `len` places, of which the first `small` bytes stand in usual pages and the others, if the kernel gives
