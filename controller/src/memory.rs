@@ -69,16 +69,16 @@ fn prefetch_at(begin: *const i8, from: usize, lines: usize) {
     let _ = (begin, from, lines, LINE);
 }
 
-/// Has one cache line fetched into the second cache, and no further: of those a processor has more on their
-/// way than of those for the first.
+/// Has `lines` cache lines from `begin` on fetched into the second cache, and no further: of those a
+/// processor has more on their way than of those for the first.
 #[inline(always)]
-fn prefetch_second(line: *const i8) {
+fn prefetch_second(begin: *const i8, lines: usize) {
     #[cfg(target_arch = "x86_64")]
-    {
+    for i in 0..lines {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(begin.wrapping_add(i * LINE)) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
+    let _ = (begin, lines);
 }

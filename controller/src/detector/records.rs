@@ -18,15 +18,15 @@ use crate::ingest::admit::{Newest, Past};
 use crate::intervals::CLASSES_MAX;
 use crate::view::LiveId;
 
-/// Datagrams whose records' pages are found together, one such group ahead.
+/// Datagrams whose records are fetched together, one such group ahead.
 ///
 /// Together, in a loop that does nothing else: of a million hosts hardly a page is in the processor's table
 /// of pages, and a fetch is not over for it before the page is found. Fetches between which there are
-/// hundreds of instructions wait for that one after the other; these wait side by side. But one line of each,
-/// and into the second cache: a processor has some twenty lines on their way to the first at a time, and
-/// there are those that drop what is asked of them beyond that.
+/// hundreds of instructions wait for that one after the other; these wait side by side. And into the second
+/// cache: a processor has some twenty lines on their way to the first at a time, and there are those that
+/// drop what is asked of them beyond that.
 const GROUP: usize = 16;
-/// So many datagrams ahead is fetched what else a beat needs: by then its page is known.
+/// So many datagrams ahead its record is fetched into the first cache, and what else a beat needs.
 const NEAR: usize = 8;
 /// So many ahead is a line of the index fetched: what it says is read for a group, up to two groups ahead.
 const LINES: usize = 2 * GROUP + NEAR;
@@ -131,14 +131,14 @@ impl Detector {
         for hash in some(&ahead.hashes, 0..LINES) {
             self.index.prefetch(*hash);
         }
-        self.find_pages(GROUP, ahead);
+        self.fetch_records(GROUP, ahead);
     }
 
     /// Has fetched what datagrams after number `i` of the batch will need. To be called for each in turn.
     #[inline]
     pub fn look_ahead(&self, i: usize, ahead: &mut Ahead) {
         if i.is_multiple_of(GROUP) {
-            self.find_pages(i + 2 * GROUP, ahead);
+            self.fetch_records(i + 2 * GROUP, ahead);
         }
         if let Some(hash) = ahead.hashes.get(i + LINES) {
             self.index.prefetch(*hash);
@@ -152,15 +152,15 @@ impl Detector {
         ahead.near = end;
     }
 
-    /// Guesses slots, and has their records' pages found, up to datagram number `end`.
+    /// Guesses slots, and has their records fetched, up to datagram number `end`.
     #[inline(never)]
-    fn find_pages(&self, end: usize, ahead: &mut Ahead) {
+    fn fetch_records(&self, end: usize, ahead: &mut Ahead) {
         let first = ahead.slots.len();
         for hash in some(&ahead.hashes, first..end) {
             ahead.slots.push(self.index.candidate(*hash).unwrap_or(u32::MAX));
         }
         for slot in some(&ahead.slots, first..end) {
-            self.hosts.find_page(*slot);
+            self.hosts.prefetch_far(*slot);
         }
     }
 

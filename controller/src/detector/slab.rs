@@ -70,16 +70,16 @@ impl Slab {
         self.chunks.get_mut(slot as usize / CHUNK_LEN)?.get_mut(slot as usize % CHUNK_LEN)
     }
 
-    /// Has the page of a host's record found, by its first line.
+    /// Has what a beat needs of a host fetched, but not into the first cache yet: that is for many hosts.
     #[inline]
-    pub(crate) fn find_page(&self, slot: u32) {
+    pub(crate) fn prefetch_far(&self, slot: u32) {
         // Not a look at it: that would wait for what is to be fetched.
         if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_LEN) {
-            chunk.find_page(slot as usize % CHUNK_LEN);
+            chunk.prefetch_second(slot as usize % CHUNK_LEN, CELL_LINES + BEAT_LINES);
         }
     }
 
-    /// Has what a beat needs of a host fetched, after [`Self::find_page`].
+    /// Has what a beat needs of a host fetched, after [`Self::prefetch_far`].
     #[inline]
     pub(crate) fn prefetch_beat(&self, slot: u32) {
         if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_LEN) {

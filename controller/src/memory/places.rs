@@ -193,12 +193,12 @@ impl<R> Owned<R> {
         }
     }
 
-    /// Has the page of a place found, and the first line of it fetched into the second cache.
+    /// Has the first `lines` lines of a place fetched into the second cache.
     #[inline(always)]
-    pub(crate) fn find_page(&self, at: usize) {
+    pub(crate) fn prefetch_second(&self, at: usize, lines: usize) {
         if at < self.ready {
             // SAFETY: `ready` is at most the number of places.
-            super::prefetch_second(unsafe { self.first.as_ptr().add(at) }.cast());
+            super::prefetch_second(unsafe { self.first.as_ptr().add(at) }.cast(), lines);
         }
     }
 }
