@@ -259,6 +259,8 @@ pub struct Overdue {
     /// Since when it has been excused. That, not its deadline, is where `doubt_max` counts from: after
     /// a long stop every deadline is long past, and everybody deserves a chance to be heard again.
     pub excused_since: Option<Instant>,
+    /// It was judged before for the same missing beat.
+    pub again: bool,
 }
 
 /// What doubt says about a host whose deadline has passed.
@@ -507,9 +509,9 @@ impl Doubt {
     /// Judges a host whose deadline has passed, as of the watermark `seen`: everything up to it has been
     /// read.
     pub fn judge(&mut self, host: &Overdue, seen: Instant) -> Excuse {
-        let &Overdue { expected, gap, margin, last, local, excused_since } = host;
-        // Counted once: an excused host is judged again and again.
-        let first = excused_since.is_none();
+        let &Overdue { expected, gap, margin, last, local, excused_since, again } = host;
+        // Counted once: who is excused, or late in a hush, is judged again and again.
+        let first = excused_since.is_none() && !again;
         if first && !local && self.cut.is_none() && self.heard < expected {
             self.silent_hosts += 1;
             if self.silent_hosts >= CUT_HOSTS {

@@ -130,6 +130,8 @@ pub(crate) const HELLO_WANTED: u8 = 16;
 pub(crate) const MISSING_REPORTED: u8 = 32;
 /// It left, and said when it would be back.
 pub(crate) const AWAITED: u8 = 64;
+/// The beat that is missing of it was judged before, in a moment in which nobody at all was heard.
+pub(crate) const HUSHED: u8 = 128;
 
 /// A moment in an eighth of a second, rounded up: what is not done again before then need not be exact. The
 /// far end is 17 years after the origin; everything later is that.

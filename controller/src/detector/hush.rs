@@ -114,11 +114,24 @@ impl Hush {
         (self.window, self.count, self.silent) = (now, 0, Duration::ZERO);
     }
 
-    /// Whether a hush may have made a beat late that was expected at `expected` and has come now: it teaches
-    /// nothing about the host.
+    /// Whether hushes made a beat late that was expected at `expected` and has come now, at `arrival`: it
+    /// teaches nothing about the host. What is later than they account for does.
     #[inline]
-    pub(super) fn explains(&self, expected: Instant) -> bool {
-        expected < self.until
+    pub(super) fn explains(&self, expected: Instant, arrival: Instant) -> bool {
+        expected < self.until && self.accounts_for(expected, arrival)
+    }
+
+    #[cold]
+    fn accounts_for(&self, expected: Instant, arrival: Instant) -> bool {
+        arrival.since(expected) <= self.stopped(expected, arrival) + HUSH_MIN
+    }
+
+    /// Whether unanswered probes prove nothing as of `seen`: nobody is heard, or was until just now. Not
+    /// beyond [`HUSH_MAX`], nor for longer than that after it.
+    pub(super) fn holds(&self, seen: Instant) -> bool {
+        let silence = seen.since(self.heard);
+        let goes_on = silence >= self.least && silence < HUSH_MAX && self.share <= USUAL_SHARE;
+        goes_on || seen < self.until
     }
 
     /// For how long, from `from` on, clocks stand still, as of `seen`: all that arrived before has been
@@ -209,5 +222,33 @@ mod tests {
             hush.hear(ms(60_000 + n * 50));
         }
         assert_eq!(hush.past.len(), PAST_MAX);
+    }
+
+    /// Ten milliseconds of every hundred were silent, and no beat that was more than 90 ms late was ever learned
+    /// from, whatever had made it so.
+    #[test]
+    fn what_is_later_than_hushes_account_for_is_learned() {
+        let mut hush = heard_well();
+        run(&mut hush, 10_000, 10_150, 1, |at| at < 10_030);
+        // Silent from 9,999 to 10,030 ms: clocks stood until 10,061.
+        assert!(hush.explains(ms(10_000), ms(10_035)));
+        assert!(hush.explains(ms(9_990), ms(10_036)));
+        assert!(!hush.explains(ms(9_990), ms(10_140)), "150 ms late, 62 of them by a hush");
+        assert!(!hush.explains(ms(10_062), ms(10_063)));
+    }
+
+    /// A suspect's probes fell into a silence of 0.7 s on the controller's own machine, and it was called down.
+    #[test]
+    fn verdicts_wait_while_nobody_is_heard_and_as_long_again_but_not_for_ever() {
+        let mut hush = heard_well();
+        assert!(!hush.holds(ms(10_005)));
+        assert!(hush.holds(ms(10_040)));
+        assert!(hush.holds(ms(10_998)));
+        assert!(!hush.holds(ms(10_999)), "beyond a second it is a cut, or all are dead");
+        hush.hear(ms(10_699));
+        assert!(hush.holds(ms(10_700)));
+        assert!(hush.holds(ms(11_398)));
+        run(&mut hush, 10_700, 11_400, 1, |_| false);
+        assert!(!hush.holds(ms(11_400)));
     }
 }

@@ -54,7 +54,9 @@ use confirm::{Confirm, ProbePlan, Step, Tally};
 use dice::Dice;
 use doubt::{Doubt, Excuse, Overdue, Pass, Waking};
 use excuses::{Excused, Excuses};
-use host::{AWAITED, DUPLICATE, EXCUSED, Evidence, Host, MISSING_REPORTED, Rare, Transition, Turn};
+use host::{
+    AWAITED, DUPLICATE, EXCUSED, Evidence, HUSHED, Host, MISSING_REPORTED, Rare, Transition, Turn,
+};
 use hush::Hush;
 use index::Index;
 use knobs::{AllKnobs, Turned};
@@ -578,6 +580,10 @@ impl Detector {
             // What was unanswered while nothing could be heard proves nothing.
             self.confirm.restart(now);
         }
+        if self.hush.holds(seen) {
+            // Nor do answers come now; but what was asked before stands, lest hush after hush begin it anew.
+            return more;
+        }
         for _ in 0..JUDGED_MAX {
             let heard = seen.min(seen_probes);
             let Some(step) = self.confirm.step(now, heard, &mut self.dice) else { return more };
@@ -654,6 +660,7 @@ impl Detector {
             last: h.last_arrival(),
             local: h.address.get().is_some_and(|a| self.is_local(a)),
             excused_since: excused.map(|e| e.since),
+            again: h.is(HUSHED),
         };
         let in_doubt = match self.doubt.judge(&overdue, seen) {
             Excuse::None => {
@@ -661,6 +668,7 @@ impl Detector {
                 let stopped = self.hush.stopped(expected, seen);
                 let fair = expected + margin + stopped;
                 if !stopped.is_zero() && fair > seen {
+                    self.host_mut(slot).flag(HUSHED, true);
                     out.push(Judged::Excused);
                     return Some(fair);
                 }

@@ -9,8 +9,8 @@ use heartwatch_common::id::Boot;
 use heartwatch_common::time::{Instant, micros, nanos};
 
 use super::host::{
-    AWAITED, Address, DUPLICATE, EXCUSED, Evidence, HELLO_WANTED, Host, MISSING_REPORTED, OneLeft,
-    Transition, Turn,
+    AWAITED, Address, DUPLICATE, EXCUSED, Evidence, HELLO_WANTED, HUSHED, Host, MISSING_REPORTED,
+    OneLeft, Transition, Turn,
 };
 use super::timeout::{LEARN_MAX, Patience, Siblings};
 use super::{DUPLICATE_WINDOW, Detector, Observed, Proof, TWINS_TURNS};
@@ -103,11 +103,11 @@ impl Detector {
         let arrival = last.map_or(proof.arrival, |last| last.max(proof.arrival));
         let lost = proof.stamp.seq.0.saturating_sub(h.seq.0).saturating_sub(1);
         let dropped = last.is_some_and(|last| {
-            doubt.explains(last, h.expected, lost) || hush.explains(h.expected)
+            doubt.explains(last, h.expected, lost) || hush.explains(h.expected, proof.arrival)
         });
         let lesson = h.learn_from(proof, last, arrival, dropped, gap_us, patience, siblings, dice);
         h.follow(proof, arrival, sent, gap_us);
-        h.flag(EXCUSED, false);
+        h.flag(EXCUSED | HUSHED, false);
         view::beat(cell, arrival, gap_us, proof.load, &lesson);
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         let expected = h.expected;
@@ -135,7 +135,7 @@ impl Detector {
         let last = h.last_arrival();
         let expected = h.expected;
         let dropped = last.is_some_and(|last| {
-            self.doubt.explains(last, expected, lost) || self.hush.explains(expected)
+            self.doubt.explains(last, expected, lost) || self.hush.explains(expected, proof.arrival)
         });
         let gap_us = micros(proof.stamp.gap).min(self.gap_max_us);
         let Self { hosts, siblings, knobs, rare, .. } = self;
@@ -168,7 +168,7 @@ impl Detector {
         }
         let deadline = Instant(h.expected.0.saturating_add(h.margin_ns(patience)));
         let rekeyed = rare.get(&slot).is_some_and(|r| r.other_until == Instant(0));
-        h.flag(MISSING_REPORTED | EXCUSED | AWAITED, false);
+        h.flag(MISSING_REPORTED | EXCUSED | HUSHED | AWAITED, false);
         let from = Address::from(proof.from);
         let old_address = h.address;
         observed.moved = old_address != from;

@@ -38,6 +38,7 @@ fn overdue(expected: Instant) -> Overdue {
         last: Some(expected - SECOND),
         local: true,
         excused_since: None,
+        again: false,
     }
 }
 
@@ -344,4 +345,19 @@ fn after_a_suspend_everybody_gets_a_fresh_chance() {
     assert_eq!(doubt.judge(&host, s(22)), Excuse::None);
     assert_eq!(doubt.since(DoubtReason::Suspend), Some(s(20)));
     assert!(doubt.explains(ms(19_200), ms(20_200), 0));
+}
+
+/// Three hosts that died together while nobody else beat were looked at again and again, and counted each
+/// time: they made a cut, which would have excused them for as long as doubt lasts.
+#[test]
+fn looked_at_again_a_host_is_no_other_silent_one() {
+    let mut doubt = Doubt::new(s(0), Duration::from_secs(90));
+    for again in [false, true, true] {
+        for _ in 0..3 {
+            doubt.judge(&Overdue { again, ..remote(s(10)) }, s(20));
+        }
+    }
+    assert!(!doubt.holds_verdicts(s(20)));
+    doubt.judge(&remote(s(10)), s(20));
+    assert!(doubt.holds_verdicts(s(20)), "a fourth one does");
 }

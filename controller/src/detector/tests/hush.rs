@@ -116,3 +116,20 @@ fn while_nobody_is_heard_each_host_is_looked_at_a_few_times() {
     println!("{} looks", senders.excused);
     assert!(senders.excused <= 8 * HOSTS, "{} looks", senders.excused);
 }
+
+/// See `looked_at_again_a_host_is_no_other_silent_one` of doubt, which is told of it by this mark.
+#[test]
+fn who_was_looked_at_in_a_hush_is_marked_until_it_is_heard() {
+    let mut senders = Senders::new();
+    senders.run(0, 60_000, (0, 0), 0);
+    senders.run(60_000, 60_500, (60_000, 99_000), 0);
+    let looked = (0..HOSTS).filter(|n| {
+        let slot = senders.fleet.detector.slot(Fleet::id(*n)).unwrap();
+        senders.fleet.detector.host(slot).is(HUSHED)
+    });
+    assert!(looked.count() > 100, "their missing beats were judged");
+    senders.run(60_500, 63_000, (60_500, 60_501), 0);
+    let slots = (0..HOSTS).map(|n| senders.fleet.detector.slot(Fleet::id(n)).unwrap());
+    let marked = slots.filter(|s| senders.fleet.detector.host(*s).is(HUSHED)).count();
+    assert_eq!(marked, 0, "a beat ends it");
+}
