@@ -224,8 +224,8 @@ mod tests {
         assert_eq!(hush.past.len(), PAST_MAX);
     }
 
-    /// Ten milliseconds of every hundred were silent, and no beat that was more than 90 ms late was ever learned
-    /// from, whatever had made it so.
+    /// Ten milliseconds of every hundred were silent, and no beat that was more than 90 ms late was ever
+    /// learned from, whatever had made it so.
     #[test]
     fn what_is_later_than_hushes_account_for_is_learned() {
         let mut hush = heard_well();
@@ -237,7 +237,8 @@ mod tests {
         assert!(!hush.explains(ms(10_062), ms(10_063)));
     }
 
-    /// A suspect's probes fell into a silence of 0.7 s on the controller's own machine, and it was called down.
+    /// A suspect's probes fell into a silence of 0.7 s of hosts of the controller's own machine, and it was
+    /// called down.
     #[test]
     fn verdicts_wait_while_nobody_is_heard_and_as_long_again_but_not_for_ever() {
         let mut hush = heard_well();
